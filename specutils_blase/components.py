@@ -1,0 +1,96 @@
+"""The two components of a fit: from whatever the user gives to emulators that cover the data.
+
+Does not live here: the fit (`fitting`), cloning itself (`cloning`).
+"""
+
+from __future__ import annotations
+
+import math
+
+import astropy.units as u
+import numpy as np
+import torch
+from astropy.table import Table
+from specutils import Spectrum
+from torch import Tensor
+
+from .cloning import CloneResult, clone
+from .grids import SPEED_OF_LIGHT
+from .ledger import emulator_from_ledger
+from .lines import LineEmulator
+from .profiles import voigt_fwhm
+
+VELOCITY_MARGIN = 60.0
+"""km/s by which a stellar template must exceed the data at both ends, beyond the starting velocity."""
+
+REACHING_OPACITY = 1e-3
+"""A line centred outside the data is free if its opacity inside them exceeds this."""
+
+
+def source_of(component) -> str:
+    if isinstance(component, CloneResult):
+        return str(component.settings.get("template", ""))
+    return "" if component is None else type(component).__name__
+
+
+def component_emulator(given, name, span, flux_scale, rv, resolving_power, progress) -> LineEmulator:
+    """The component as an emulator whose parameters are its own, covering the data."""
+    if isinstance(given, Spectrum):
+        given = _clone_template(given, name, span, flux_scale, progress)
+    if isinstance(given, CloneResult):
+        given = given.emulator
+    elif isinstance(given, Table):
+        given = emulator_from_ledger(given, component=name, law=flux_scale)
+    if not isinstance(given, LineEmulator):
+        raise TypeError(
+            f"{name} must be a CloneResult, a LineEmulator, a ledger table or a template Spectrum, "
+            f"got {type(given).__name__}"
+        )
+    low, high = given.wavelength_range
+    margin = VELOCITY_MARGIN + abs(rv or 0.0) if name == "star" else 0.0
+    need_low, need_high = span[0] * (1 - margin / SPEED_OF_LIGHT), span[1] * (1 + margin / SPEED_OF_LIGHT)
+    # A line list ends at its outermost lines: up to one typical gap short of what its template covered.
+    slack = 2.0 * float(np.median(np.diff(given.center.cpu().numpy()))) if len(given) > 1 else 1.0
+    if low > need_low + slack or high < need_high - slack:
+        raise ValueError(
+            f"the {name} template covers {low:.2f}-{high:.2f} Å, the data need {need_low:.2f}-{need_high:.2f} Å "
+            f"(±{margin:.0f} km/s margin): extend the template or trim the data"
+        )
+    return given
+
+
+def _clone_template(template: Spectrum, name: str, span, flux_scale, progress: bool) -> CloneResult:
+    margin = 3.0 * VELOCITY_MARGIN / SPEED_OF_LIGHT + 10.0 / span[0]
+    first = template.spectral_axis.to_value(u.AA, u.spectral())
+    low, high = max(span[0] * (1 - margin), first.min()), min(span[1] * (1 + margin), first.max())
+    if not low < high:
+        raise ValueError(
+            f"the {name} template covers {first.min():.2f}-{first.max():.2f} Å, the data {span[0]:.2f}-{span[1]:.2f} Å: "
+            "they do not overlap"
+        )
+    options = {} if flux_scale is None else {"flux_scale": flux_scale}
+    if name == "telluric" and template.meta.get("resolving_power"):
+        options["resolving_power"] = template.meta["resolving_power"]
+    return clone(template, region=(low, high), progress=progress, **options)
+
+
+def _opacity_inside(emulator: LineEmulator, span, rv: float) -> Tensor:
+    """Largest opacity of each line within the data: its Lorentz wing at the nearest end, or anything if inside."""
+    center = emulator.shifted_center.detach() * (1.0 + rv / SPEED_OF_LIGHT)
+    distance = torch.maximum(span[0] - center, center - span[1]).clamp(min=0.0)
+    area, sigma, gamma = (t.detach().double() for t in (emulator.area, emulator.sigma, emulator.gamma))
+    fwhm = voigt_fwhm(sigma, gamma)
+    wing = area * gamma / (math.pi * distance.square().clamp(min=1e-12))
+    return torch.where(distance < 2.0 * fwhm, torch.inf, wing)
+
+
+def lines_reaching(emulator: LineEmulator, name: str, span, rv: float) -> Tensor:
+    """Lines that the data can see at all, the velocity margin included."""
+    margin = (VELOCITY_MARGIN if name == "star" else 1.0) / SPEED_OF_LIGHT
+    wide = span[0] * (1 - margin), span[1] * (1 + margin)
+    return (_opacity_inside(emulator, wide, rv) > 1e-7).nonzero().squeeze(-1)
+
+
+def lines_inside(emulator: LineEmulator, span, rv: float) -> Tensor:
+    """Lines that the data may change."""
+    return (_opacity_inside(emulator, span, rv) > REACHING_OPACITY).nonzero().squeeze(-1)

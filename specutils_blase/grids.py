@@ -1,0 +1,176 @@
+"""Wavelength grids: uniform velocity, the nested coarse grids behind sparse evaluation, and pixel overlap.
+
+Does not live here: which pixels a spectrum has (`data`), what is evaluated on a grid (`lines`).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from .kernels import lagrange_weights
+
+SPEED_OF_LIGHT = 299792.458
+"""km/s, exact."""
+
+_PAD = 4  # coarse nodes beyond each end; must be even, and reach as far as the six-point stencil
+_STENCIL = 6
+_MIDPOINT = (3.0 / 256.0, -25.0 / 256.0, 150.0 / 256.0, 150.0 / 256.0, -25.0 / 256.0, 3.0 / 256.0)
+
+
+def velocity_grid(low: float, high: float, step: float) -> Tensor:
+    """Wavelengths [Å] from `low` to at least `high` in equal steps of `step` km/s: λ_k = low exp(k step / c)."""
+    n_node = math.ceil(math.log(high / low) * SPEED_OF_LIGHT / step) + 1
+    return low * torch.exp(torch.arange(n_node, dtype=torch.float64) * (step / SPEED_OF_LIGHT))
+
+
+class DoublePrecision(nn.Module):
+    """Module whose buffers and parameters named in `double` stay float64 through `.float()` and `.to(dtype)`.
+
+    In float32 a wavelength near 10,000 Å has quanta of 1e-3 Å (30 m/s), and 1 + v/c quanta of 18-36 m/s: wavelengths
+    and velocities must be differenced in float64 first. Devices change as usual.
+    """
+
+    double: tuple[str, ...] = ()
+
+    def _apply(self, fn, recurse=True):
+        kept = {name: getattr(self, name).detach() for name in self.double}
+        super()._apply(fn, recurse)
+        for name, before in kept.items():
+            after = getattr(self, name)
+            if after.dtype != torch.float64:
+                after.data = before.to(after.device)
+        return self
+
+
+class Sampling(DoublePrecision):
+    """Wavelengths at which lines are summed, with nested coarse grids for their wings.
+
+    Level 0 holds the wavelengths asked for, in any ascending sampling. Level ℓ ≥ 1 is uniform in ln λ with step
+    2^ℓ h, h being the median step of level 0, and is carried down by six-point Lagrange interpolation, level by
+    level. Smooth contributions can so be evaluated on few nodes and still reach every wavelength.
+
+    Parameters
+    ----------
+    wavelength : Tensor, (n,)
+        Ascending wavelengths in Å.
+    """
+
+    double = ("wavelength", "coarse", "weight")
+
+    def __init__(self, wavelength: Tensor):
+        super().__init__()
+        wavelength = torch.as_tensor(wavelength, dtype=torch.float64)
+        if wavelength.ndim != 1 or wavelength.numel() < 2 or not bool((wavelength.diff() > 0).all()):
+            raise ValueError("sampling needs at least two strictly ascending wavelengths in one dimension")
+        ln = wavelength.log()
+        self.step = float(ln.diff().median())  # in ln λ
+        span = float(ln[-1] - ln[0])
+        sizes = [math.ceil(span / (2 * self.step)) + 2 * _PAD + 2]
+        steps = [2 * self.step]
+        while sizes[-1] > 64:
+            sizes.append((sizes[-1] + _PAD) // 2 + _PAD + 2)
+            steps.append(2 * steps[-1])
+        self.sizes = tuple(sizes)
+        coarse = [
+            ln[0] + step * torch.arange(-_PAD, n - _PAD, dtype=torch.float64)
+            for n, step in zip(sizes, steps, strict=True)
+        ]
+        position = (ln - ln[0]) / steps[0] + _PAD
+        index = position.floor().clamp(2, sizes[0] - 4)
+        self.register_buffer("wavelength", wavelength)
+        self.register_buffer("coarse", torch.cat(coarse).exp())
+        self.register_buffer("index", index.long())
+        self.register_buffer("weight", _six_point_weights(position - index))
+
+    @property
+    def n_level(self) -> int:
+        return len(self.sizes) + 1
+
+    def __len__(self) -> int:
+        return self.wavelength.numel()
+
+    def level(self, level: int) -> Tensor:
+        """Wavelengths of one level."""
+        if level == 0:
+            return self.wavelength
+        start = sum(self.sizes[: level - 1])
+        return self.coarse[start : start + self.sizes[level - 1]]
+
+    def collapse(self, values: list[Tensor | None]) -> Tensor:
+        """Sum per-level values (..., n_level) on level 0, interpolating every coarse one down."""
+        carried = None
+        for level in range(self.n_level - 1, 0, -1):
+            if carried is not None:
+                carried = _refine(carried, self.sizes[level - 1])
+            if values[level] is not None:
+                carried = values[level] if carried is None else carried + values[level]
+        if carried is None:
+            return values[0]
+        windows = carried.unfold(-1, _STENCIL, 1)[..., self.index - 2, :]
+        fine = (windows * self.weight.to(carried.dtype)).sum(-1)
+        return fine if values[0] is None else values[0] + fine
+
+
+def _six_point_weights(fraction: Tensor) -> Tensor:
+    """Lagrange weights on the nodes -2 … 3 for a point at `fraction` between nodes 0 and 1, (n, 6)."""
+    nodes = range(-2, 4)
+    columns = []
+    for node in nodes:
+        column = torch.ones_like(fraction)
+        for other in nodes:
+            if other != node:
+                column = column * (fraction - other) / (node - other)
+        columns.append(column)
+    return torch.stack(columns, dim=-1)
+
+
+def _refine(coarse: Tensor, n_fine: int) -> Tensor:
+    """Values on the next finer level: every other node is shared, the rest are six-point midpoints."""
+    shared = coarse[..., _PAD // 2 :]
+    midpoint = coarse.unfold(-1, _STENCIL, 1) @ coarse.new_tensor(_MIDPOINT)
+    n_pair = (n_fine + 1) // 2
+    pairs = torch.stack([shared[..., :n_pair], midpoint[..., _PAD // 2 - 2 :][..., :n_pair]], dim=-1)
+    return pairs.flatten(-2)[..., :n_fine]
+
+
+def pixel_overlap(edges: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Weights that average a function sampled on a uniform-velocity grid over pixels.
+
+    The mean flux density of pixel p between its own edges, :math:`\frac1{Δλ_p}\int F\,dλ`, with F λ (the density in
+    ln λ) interpolated by cubic Lagrange polynomials: fractional overlap is exact, pixels finer than the grid
+    included, and Σ_p F_p Δλ_p equals the integral of the interpolant to rounding.
+
+    Parameters
+    ----------
+    edges : Tensor, (n_pixel, 2)
+        Lower and upper edges in Å. They need not touch.
+    grid : Tensor, (n_node,)
+        Uniform-velocity wavelengths in Å that contain all edges, two nodes to spare at each end.
+
+    Returns
+    -------
+    start : Tensor, (n_pixel,)
+        First node that each pixel uses.
+    weight : Tensor, (n_pixel, n_tap)
+        Weights of the nodes from `start` on; each row sums to one (to the interpolation error of λ itself, 1e-20).
+    """
+    edges, grid = edges.to(torch.float64), grid.to(torch.float64)
+    step = torch.log(grid[-1] / grid[0]) / (grid.numel() - 1)
+    position = torch.log(edges / grid[0]) / step
+    if bool((position[:, 0] < 1).any()) or bool((position[:, 1] > grid.numel() - 3).any()):
+        raise ValueError("the grid does not reach two nodes beyond all pixel edges")
+    low, high = position[:, 0], position[:, 1]
+    first = low.floor()
+    n_cell = int((high.ceil() - first).max())
+    cell = first.unsqueeze(1) + torch.arange(n_cell, dtype=torch.float64, device=edges.device)
+    begin = (low.unsqueeze(1) - cell).clamp(0.0, 1.0)
+    end = (high.unsqueeze(1) - cell).clamp(0.0, 1.0)
+    power_integrals = torch.stack([(end**p - begin**p) / p for p in range(1, 5)], dim=-1)
+    cell_weights = lagrange_weights(power_integrals)  # (n_pixel, n_cell, 4)
+    weight = sum(torch.nn.functional.pad(cell_weights[..., node], (node, 3 - node)) for node in range(4))
+    start = (first - 1).long()
+    node = (start.unsqueeze(1) + torch.arange(weight.shape[1], device=edges.device)).clamp(max=grid.numel() - 1)
+    return start, weight * grid[node] * step / (edges[:, 1] - edges[:, 0]).unsqueeze(1)

@@ -1,0 +1,178 @@
+"""Levenberg-Marquardt on structured normal equations.
+
+Does not live here: the equations and their factor (`normal_equations`), what the residuals are (`problem`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .normal_equations import NormalEquations
+
+
+class Problem(Protocol):
+    """What `levenberg_marquardt` needs to know of a problem."""
+
+    n_datum: int
+    """Number of data that count."""
+
+    limit: Tensor
+    """Largest step of each parameter in one iteration."""
+
+    def read(self) -> Tensor:
+        """Present parameter vector."""
+
+    def evaluate(self, vector: Tensor) -> tuple[Tensor, Tensor]:
+        """Terms of the cost at a parameter vector: one a datum, one a parameter."""
+
+    def curvature(self, vector: Tensor, step: Tensor) -> Tensor:
+        """Second derivative of the model along a step."""
+
+    def linearize(self, vector: Tensor) -> NormalEquations:
+        """Normal equations at a parameter vector."""
+
+    def project(self, vector: Tensor) -> Tensor:
+        """Nearest allowed parameter vector."""
+
+
+@dataclass
+class Solution:
+    """Outcome of `levenberg_marquardt`: failure is data, not an exception.
+
+    `normal` are the undamped normal equations at the solution, from which covariances follow.
+    """
+
+    vector: Tensor
+    cost: float
+    success: bool
+    message: str
+    normal: NormalEquations
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+GENTLE_BEND = 0.75
+"""Second-order correction of a line, relative to its step, above which the expansion is not trusted."""
+
+FIRST_DAMPING, LEAST_DAMPING, MOST_DAMPING = 1e-3, 1e-8, 1e6
+
+MOST_REJECTIONS = 25
+"""Steps rejected in a row after which the iteration gives up."""
+
+MESSAGES = {
+    "converged": "converged: the predicted further decrease of the cost is below the tolerance",
+    "stalled": "stopped: no step decreases the cost any more although more decrease is predicted",
+    "iterations": "not converged: the limit on iterations was reached",
+    "not_finite": "not converged: the cost is not finite",
+}
+
+
+def levenberg_marquardt(
+    problem: Problem,
+    *,
+    max_iterations: int = 50,
+    absolute_tolerance: float = 1e-2,
+    callback: Callable[[dict[str, float]], None] | None = None,
+) -> Solution:
+    r"""Minimise a problem's cost by damped Gauss-Newton steps with *local* gain-ratio control.
+
+    Thousands of lines are thousands of nearly independent problems; with one damping for all, the worst of them at any
+    moment slows every other. Here each line has its own: after a step, the actual decrease of the cost over the
+    line's own window is compared with what the quadratic model predicted there, and the line's damping follows that
+    ratio (Nielsen 1999). Parameters that touch everything follow the total. A step is taken if the total decreases.
+
+    The iteration stops once the predicted decrease is below `absolute_tolerance` × max(1, cost / n_datum). In units of
+    χ² scaled so that its reduced value is one, a predicted decrease of ε bounds every parameter's remaining step by
+    √ε of its standard error.
+    """
+    vector = problem.read()
+    terms = problem.evaluate(vector)
+    cost = _total(terms)
+    normal = problem.linearize(vector)
+    damping = torch.full_like(vector, FIRST_DAMPING)
+    history = [{"iteration": 0, "cost": cost, "damping": FIRST_DAMPING}]
+    status, quiet = "iterations", 0
+    for iteration in range(1, max_iterations + 1):
+        if not math.isfinite(cost):
+            status = "not_finite"
+            break
+        tolerance = absolute_tolerance * max(1.0, cost / problem.n_datum)
+        for rejection in range(MOST_REJECTIONS):
+            step, predicted, promised = _propose(problem, normal, vector, damping, tolerance)
+            trial = problem.project(vector + step)
+            trial_terms = problem.evaluate(trial)
+            trial_cost = _total(trial_terms)
+            accepted = math.isfinite(trial_cost) and trial_cost < cost
+            if math.isfinite(trial_cost):
+                actual = normal.by_line(terms[0] - trial_terms[0], terms[1] - trial_terms[1])
+                damping = _adapt(damping, actual, promised, tolerance, accepted, patient=rejection < 3)
+            else:
+                damping = damping * 10.0
+            if accepted or predicted < tolerance or bool((damping > MOST_DAMPING).all()):
+                break
+        if accepted:
+            vector, terms, cost = trial, trial_terms, trial_cost
+            normal = problem.linearize(vector)
+        entry = {"iteration": iteration, "cost": cost, "damping": float(damping.median()), "predicted": predicted}
+        history.append(entry)
+        if callback is not None:
+            callback(entry)
+        # A heavily damped line promises little: two small promises in a row are needed, or an undamped small one.
+        quiet = quiet + 1 if predicted < tolerance else 0
+        if quiet == 2 or (quiet and (not accepted or float(damping.max()) < 1e-2)):
+            status = "converged"
+            break
+        if not accepted:
+            status = "stalled"
+            break
+    problem.evaluate(vector)  # leave the model at the solution, not at the last trial
+    return Solution(vector, cost, status == "converged", MESSAGES[status], normal, history)
+
+
+def _total(terms: tuple[Tensor, Tensor]) -> float:
+    return float(terms[0].sum() + terms[1].sum())
+
+
+def _propose(problem, normal: NormalEquations, vector, damping, tolerance) -> tuple[Tensor, float, Tensor]:
+    """Step, the decrease of the cost that the quadratic model promises for it, and the same by line."""
+    step, factor = normal.step(damping)
+    predicted, _ = _promise(normal, step)
+    step = step.clamp(-problem.limit, problem.limit)
+    _, promised = _promise(normal, step)
+    if predicted > tolerance:
+        # Geodesic acceleration (Transtrum & Sethna 2012): follow the curved valley of near-degenerate lines.
+        bend = 0.5 * factor.solve(normal.pull_back(problem.curvature(vector, step)))
+        nothing = torch.zeros_like(normal.residual)
+        size = normal.by_line(nothing, step.square() * normal.diagonal)
+        gentle = normal.by_line(nothing, bend.square() * normal.diagonal) < (0.5 * GENTLE_BEND) ** 2 * size
+        step = (step - bend * gentle).clamp(-problem.limit, problem.limit)
+    return step, predicted, promised
+
+
+def _promise(normal: NormalEquations, step: Tensor) -> tuple[float, Tensor]:
+    change = normal.push_forward(step)
+    stiffness = normal.prior_precision * step.square()
+    total = 2.0 * normal.gradient @ step - change.square().sum() - stiffness.sum()
+    rows = change * (2.0 * normal.residual - change)
+    return float(total), normal.by_line(rows, 2.0 * step * normal.prior_pull - stiffness)
+
+
+def _adapt(
+    damping: Tensor, actual: Tensor, promised: Tensor, tolerance: float, accepted: bool, patient: bool
+) -> Tensor:
+    """New damping of every parameter from its line's gain ratio."""
+    gain = actual / promised.clamp(min=1e-12 + 1e-3 * tolerance)
+    change = (1.0 - (2.0 * gain.clamp(-0.5, 1.5) - 1.0) ** 3).clamp(0.2, 8.0)
+    # A line whose step was cut at its limits may promise nothing at all: shorten it the regular way.
+    change = torch.where(promised < 0.0, torch.full_like(change, 8.0), change)
+    idle = promised.abs() < 1e-3 * tolerance  # a line that has arrived: rounding decides its ratio
+    change = torch.where(idle, torch.full_like(change, 0.5 if accepted else 1.0), change)
+    if not accepted:
+        # First blame the lines whose own cost rose; if that does not help, the rest must shorten their steps too.
+        change = torch.where(gain > 0.25, 1.0 if patient else 4.0, 8.0)
+    return (damping * change).clamp(LEAST_DAMPING, 10.0 * MOST_DAMPING)

@@ -1,0 +1,300 @@
+"""The line emulator: a ragged, sparse sum of Voigt lines.
+
+One class serves star and Earth. Each line is evaluated only where it matters: its core on the wavelengths asked for,
+its wings on ever coarser grids (`grids.Sampling`), out to where the neglected opacity falls below a tolerance. The
+windows come from each line's own current parameters and are rebuilt outside autograd.
+
+Does not live here: motion and rotation (`extrinsic`), the saturation laws themselves (`saturation`).
+"""
+
+from __future__ import annotations
+
+import math
+from copy import deepcopy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .grids import SPEED_OF_LIGHT, DoublePrecision, Sampling
+from .profiles import voigt, voigt_fwhm
+from .saturation import SaturationLaw, saturation_law
+
+TOLERANCE = 3e-8
+"""Opacity of one line below which its wings are neglected."""
+
+REACH = 64
+"""Nodes on each side of a line that a level covers; the next level takes over between REACH/2 and REACH.
+
+The contribution on level ℓ is smooth on a scale of at least REACH/4 nodes, where six-point interpolation is exact to
+about 1e-8 of the opacity there.
+"""
+
+CORE_NODES = 24.0
+"""Nodes per half width at half maximum from which on a line core may live on a coarser level."""
+
+_CHUNK = 1 << 18  # profile evaluations held at once
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Where every line is evaluated: for each level, contiguous runs of nodes.
+
+    Each entry of `levels` is None or a tuple (line, start, count, inner): line index, first node, number of nodes, and
+    whether a finer level already covers the inner part.
+    """
+
+    levels: tuple[tuple[Tensor, Tensor, Tensor, Tensor] | None, ...]
+
+    def to(self, device) -> Windows:
+        return Windows(tuple(None if runs is None else tuple(t.to(device) for t in runs) for runs in self.levels))
+
+
+class LineEmulator(DoublePrecision):
+    r"""Spectrum of many Voigt lines, S(λ) = law(Σ_j a_j V(λ - λ_j; σ_j, γ_j)).
+
+    Learnable: `ln_area`, `ln_sigma`, `ln_gamma` (natural logarithms of Å) and `rv_offset`, a shift of each centre in
+    km/s; all of shape (n_line,). Emission lines multiply the result by 1 + Σ a V.
+
+    Parameters
+    ----------
+    center, area, sigma, gamma : array_like, (n_line,)
+        Vacuum wavelength, integrated opacity (or depth), Gaussian standard deviation and Lorentzian half width at
+        half maximum, all in Å and at rest. Sorted by centre on the way in.
+    rv_offset : array_like, optional
+        Shift of each centre in km/s.
+    sign : array_like of int, optional
+        +1 absorption (default), -1 emission.
+    law : SaturationLaw or str
+        "log", "linear", "minnaert", or an object.
+    wavelength_range : (float, float), optional
+        Range in Å over which the line list is complete; the outermost centres when not given.
+
+    References
+    ----------
+    Gully-Santiago & Morley (2022), ApJ 941, 200.
+    """
+
+    double = ("center",)
+
+    def __init__(self, center, area, sigma, gamma, *, rv_offset=None, sign=None, law="log", wavelength_range=None):
+        super().__init__()
+        center, area, sigma, gamma = (
+            torch.as_tensor(values, dtype=torch.float64).reshape(-1) for values in (center, area, sigma, gamma)
+        )
+        if not center.shape == area.shape == sigma.shape == gamma.shape:
+            raise ValueError(
+                "center, area, sigma and gamma must have one value a line, got "
+                f"{center.numel()}, {area.numel()}, {sigma.numel()} and {gamma.numel()}"
+            )
+        for name, values, lowest in (("center", center, 0), ("area", area, 0), ("sigma", sigma, 0)):
+            if not bool((torch.isfinite(values) & (values > lowest)).all()):
+                raise ValueError(f"every {name} must be finite and positive (in Å)")
+        if not bool((torch.isfinite(gamma) & (gamma >= 0)).all()):
+            raise ValueError("every gamma must be finite and not negative (in Å)")
+        order = torch.argsort(center)
+        if wavelength_range is None:
+            wavelength_range = (float(center.min()), float(center.max())) if center.numel() else (0.0, 0.0)
+        self.wavelength_range = (float(wavelength_range[0]), float(wavelength_range[1]))
+        self.law: SaturationLaw = saturation_law(law, self.wavelength_range)
+        sign = torch.ones(center.shape) if sign is None else torch.as_tensor(sign).reshape(-1)
+        rv_offset = torch.zeros_like(center) if rv_offset is None else torch.as_tensor(rv_offset).double().reshape(-1)
+        self.register_buffer("center", center[order])
+        self.register_buffer("sign", sign.to(torch.int8)[order])
+        self.has_emission = bool((self.sign < 0).any())
+        self.ln_area = nn.Parameter(area[order].log())
+        self.ln_sigma = nn.Parameter(sigma[order].log())
+        # ln γ = -inf has no gradient; 1e-8 Å is 1e-6 of the narrowest line there is.
+        self.ln_gamma = nn.Parameter(gamma[order].clamp(min=1e-8).log())
+        self.rv_offset = nn.Parameter(rv_offset[order])
+
+    def __len__(self) -> int:
+        return self.center.numel()
+
+    @property
+    def area(self) -> Tensor:
+        """Areas a_j [Å]."""
+        return self.ln_area.exp()
+
+    @property
+    def sigma(self) -> Tensor:
+        """Gaussian standard deviations σ_j [Å]."""
+        return self.ln_sigma.exp()
+
+    @property
+    def gamma(self) -> Tensor:
+        """Lorentzian half widths at half maximum γ_j [Å]."""
+        return self.ln_gamma.exp()
+
+    @property
+    def shifted_center(self) -> Tensor:
+        """Centres with their offsets applied, λ_j (1 + v_j/c) [Å], float64."""
+        return self.center * (1.0 + self.rv_offset.to(torch.float64) / SPEED_OF_LIGHT)
+
+    def line_parameters(self) -> Tensor:
+        """ln area, ln σ, ln γ and centre offset stacked, (n_line, 4); the order that Jacobians use."""
+        return torch.stack([self.ln_area, self.ln_sigma, self.ln_gamma, self.rv_offset], dim=-1)
+
+    def set_line_parameters(self, values: Tensor) -> None:
+        """Overwrite the parameters from the stack of `line_parameters`."""
+        with torch.no_grad():
+            for parameter, column in zip(
+                (self.ln_area, self.ln_sigma, self.ln_gamma, self.rv_offset), values.unbind(-1), strict=True
+            ):
+                parameter.copy_(column)
+
+    def subset(self, index: Tensor) -> LineEmulator:
+        """New emulator of some of the lines, sharing nothing with this one."""
+        part = LineEmulator(
+            self.center[index],
+            self.area.detach()[index],
+            self.sigma.detach()[index],
+            self.gamma.detach()[index],
+            rv_offset=self.rv_offset.detach()[index],
+            sign=self.sign[index],
+            law=deepcopy(self.law),  # its parameters may be fitted: not those of the emulator this came from
+            wavelength_range=self.wavelength_range,
+        )
+        return part
+
+    @torch.no_grad()
+    def reach(self, tolerance: float = TOLERANCE) -> Tensor:
+        """Distance [Å] from each centre beyond which the opacity of the line stays below `tolerance`."""
+        area, sigma, gamma = self.area.double(), self.sigma.double(), self.gamma.double()
+        lorentz = (area * gamma / (math.pi * tolerance)).sqrt()
+        gauss = sigma * (2.0 * (area / (sigma * tolerance * math.sqrt(2.0 * math.pi))).clamp(min=1.0).log()).sqrt()
+        return torch.maximum(lorentz, gauss)
+
+    @torch.no_grad()
+    def windows(self, sampling: Sampling, doppler_factor: Tensor | float = 1.0) -> Windows:
+        """Runs of nodes on every level of `sampling` from the lines' current parameters."""
+        center = self.shifted_center * doppler_factor
+        factor = float(doppler_factor)
+        half_width = 0.5 * voigt_fwhm(self.sigma.double(), self.gamma.double()) * factor
+        relative = self.reach() * factor / center  # in units of ln λ
+        top = sampling.n_level - 1
+        core = (half_width / center / (CORE_NODES * sampling.step)).clamp(min=1.0).log2().floor().clamp(max=top)
+        last = (2.0 * relative / (REACH * sampling.step)).clamp(min=1.0).log2().ceil().clamp(max=top)
+        last = torch.maximum(core, last)
+        levels = []
+        for level in range(sampling.n_level):
+            nodes = sampling.level(level)
+            outer = REACH * sampling.step * 2**level
+            line = ((core <= level) & (level <= last)).nonzero().squeeze(-1)
+            if not line.numel():
+                levels.append(None)
+                continue
+            middle, inner = center[line], core[line] < level
+            # On the top level nothing takes over: the line runs on to its own reach.
+            extent = outer if level < top else torch.maximum(relative[line], torch.full_like(middle, outer))
+            low = torch.searchsorted(nodes, middle * (1.0 - extent))
+            high = torch.searchsorted(nodes, middle * (1.0 + extent))
+            hole_low = torch.searchsorted(nodes, middle * (1.0 - outer / 4.0))
+            hole_high = torch.searchsorted(nodes, middle * (1.0 + outer / 4.0))
+            hole_low, hole_high = torch.where(inner, hole_low, high), torch.where(inner, hole_high, high)
+            runs = (
+                torch.cat([line, line]),
+                torch.cat([low, hole_high]),
+                torch.cat([hole_low - low, high - hole_high]),
+                torch.cat([inner, inner]),
+            )
+            filled = (runs[2] > 0).nonzero().squeeze(-1)
+            levels.append(tuple(t[filled] for t in runs) if filled.numel() else None)
+        return Windows(tuple(levels))
+
+    def opacity(
+        self, sampling: Sampling, doppler_factor: Tensor | float = 1.0, windows: Windows | None = None
+    ) -> Tensor:
+        """Summed opacity on the sampling, (1, n); a second row holds Σ a V of emission lines where there are any.
+
+        Parameters
+        ----------
+        sampling : Sampling
+            Observed wavelengths.
+        doppler_factor : Tensor or float
+            1 + v/c. Observed λ is rest λ times this, so lines are evaluated at λ / factor: centres, widths and areas
+            all scale with it, and equivalent widths grow as 1 + v/c.
+        windows : Windows, optional
+            From `windows`; built here when not given.
+        """
+        if windows is None:
+            windows = self.windows(sampling, doppler_factor)
+        n_row = 2 if self.has_emission else 1
+        top = sampling.n_level - 1
+        totals: list[Tensor | None] = []
+        for level, runs in enumerate(windows.levels):
+            if runs is None:
+                totals.append(None)
+                continue
+            nodes = sampling.level(level) / doppler_factor
+            total = self.ln_area.new_zeros(n_row * nodes.numel())
+            for part in _chunks(runs):
+                total = total + self._partial(part, nodes, level, level == top, sampling.step, n_row)
+            totals.append(total.reshape(n_row, -1))
+        if all(total is None for total in totals):
+            return self.ln_area.new_zeros(n_row, len(sampling))
+        return sampling.collapse(totals)
+
+    def _partial(self, runs, nodes: Tensor, level: int, is_top: bool, step: float, n_row: int) -> Tensor:
+        line, node, inner = _entries(*runs)
+        center = self.shifted_center[line]
+        x = nodes[node] - center
+        share = _share((x.detach() / center.detach()).abs() / step, level, inner, is_top).to(self.ln_area.dtype)
+        x = x.to(self.ln_area.dtype)
+        y = self.area[line] * voigt(x, self.sigma[line], self.gamma[line])
+        target = node
+        opacity = self.law.opacity(y)[0]
+        if n_row == 2:
+            emitting = self.sign[line] < 0
+            opacity = torch.where(emitting, y, opacity)
+            target = node + emitting * nodes.numel()
+        return self.ln_area.new_zeros(n_row * nodes.numel()).index_add(0, target, opacity * share)
+
+    def flux(self, opacity: Tensor, wavelength: Tensor) -> tuple[Tensor, Tensor]:
+        """Flux from summed opacity, and its derivatives to both rows of `opacity`, at rest wavelengths."""
+        flux, slope = self.law.flux(opacity[0], wavelength)
+        if opacity.shape[0] == 1:
+            return flux, slope.unsqueeze(0)
+        emission = 1.0 + opacity[1]
+        return flux * emission, torch.stack([slope * emission, flux])
+
+    def forward(
+        self, sampling: Sampling, doppler_factor: Tensor | float = 1.0, windows: Windows | None = None
+    ) -> Tensor:
+        """Flux on the sampling, (n,)."""
+        opacity = self.opacity(sampling, doppler_factor, windows)
+        return self.flux(opacity, sampling.wavelength / doppler_factor)[0]
+
+
+def _chunks(runs):
+    """Split runs so that each part holds about `_CHUNK` entries."""
+    if runs[0].is_meta:
+        return [runs]
+    total = torch.cumsum(runs[2], 0)
+    n_part = int(total[-1]) // _CHUNK + 1
+    bounds = torch.searchsorted(total, torch.arange(1, n_part, device=total.device) * _CHUNK).tolist()
+    return [tuple(t[a:b] for t in runs) for a, b in zip([0, *bounds], [*bounds, len(total)], strict=True) if b > a]
+
+
+def _entries(line: Tensor, start: Tensor, count: Tensor, inner: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Line, node and `inner` of every entry of the runs."""
+    if line.is_meta:  # counts are values; a stand-in of the right kind is all that shape inference can have
+        return line, start, inner
+    run = torch.repeat_interleave(count)
+    before = torch.cumsum(count, 0) - count
+    node = torch.arange(run.numel(), device=line.device) - before[run] + start[run]
+    return line[run], node, inner[run]
+
+
+def _cutoff(ratio: Tensor) -> Tensor:
+    """1 up to ratio 1/2, 0 from ratio 1 on, with four continuous derivatives in between."""
+    r = (2.0 * ratio - 1.0).clamp(0.0, 1.0)
+    return 1.0 - r**5 * (126.0 - r * (420.0 - r * (540.0 - r * (315.0 - 70.0 * r))))
+
+
+def _share(distance: Tensor, level: int, inner: Tensor, is_top: bool) -> Tensor:
+    """Part of a line that a level carries at `distance` (in level-0 steps); over the levels these add up to one."""
+    outer = torch.ones_like(distance) if is_top else _cutoff(distance / (REACH * 2.0**level))
+    if level == 0:
+        return outer
+    return outer - _cutoff(distance / (REACH * 2.0 ** (level - 1))) * inner

@@ -1,0 +1,233 @@
+"""The forward model of one order: from line parameters to data pixels.
+
+``star → Doppler → rotation → × sky → line spread → pixels → continuum``. Every stage is a module with one physical
+name and may be absent. The same model clones a template: one emulator on the template's own sampling, nothing else.
+
+Does not live here: derivatives for the solver (`jacobian`), data and weights (`data`, `fitting`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .extrinsic import DopplerShift, RotationalBroadening
+from .grids import SPEED_OF_LIGHT, Sampling, velocity_grid
+from .instrument import Continuum, LineSpreadFunction, PixelBinning
+from .kernels import FWHM_PER_SIGMA, GAUSSIAN_REACH
+from .lines import LineEmulator, Windows
+from .profiles import voigt_fwhm
+
+MIN_STEP, MAX_STEP = 0.1, 1.0
+"""km/s; bounds of the automatic grid step."""
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Every intermediate spectrum of one evaluation; None where the stage is absent.
+
+    `star` and `sky` are on the sampling, before rotation; `product` is rotated star × sky, `smeared` is after the line
+    spread; `binned` and `flux` are on the output pixels, before and after the continuum.
+    """
+
+    star_opacity: Tensor | None
+    star: Tensor | None
+    rotated: Tensor | None
+    sky_opacity: Tensor | None
+    sky: Tensor | None
+    product: Tensor
+    smeared: Tensor
+    binned: Tensor
+    flux: Tensor
+
+
+class ForwardModel(nn.Module):
+    """Star and sky, through motion and instrument, onto the pixels of one order.
+
+    Parameters
+    ----------
+    sampling : Sampling
+        Wavelengths at which the two emulators are summed. Uniform in velocity if any kernel is present.
+    star, telluric : LineEmulator, optional
+        At least one of them.
+    doppler, rotation, line_spread, pixels, continuum : nn.Module, optional
+        Stages; an absent one is skipped. Doppler and rotation act on the star only.
+
+    See Also
+    --------
+    for_order : builds all of this from the pixels of an order.
+    """
+
+    def __init__(
+        self,
+        sampling: Sampling,
+        *,
+        star: LineEmulator | None = None,
+        telluric: LineEmulator | None = None,
+        doppler: DopplerShift | None = None,
+        rotation: RotationalBroadening | None = None,
+        line_spread: LineSpreadFunction | None = None,
+        pixels: PixelBinning | None = None,
+        continuum: Continuum | None = None,
+    ):
+        super().__init__()
+        if star is None and telluric is None:
+            raise ValueError("a forward model needs a star, a telluric component, or both")
+        self.sampling = sampling
+        self.star, self.telluric = star, telluric
+        self.doppler, self.rotation = doppler, rotation
+        self.line_spread, self.pixels, self.continuum = line_spread, pixels, continuum
+        self._windows: dict[str, Windows] = {}
+
+    @classmethod
+    def for_order(
+        cls,
+        wavelength: Tensor,
+        edges: Tensor,
+        *,
+        star: LineEmulator | None = None,
+        telluric: LineEmulator | None = None,
+        rv: float = 0.0,
+        vsini: float = 0.0,
+        limb_darkening: tuple[float, float] = (0.0, 0.0),
+        resolving_power=None,
+        continuum_degree: int | None = 2,
+        velocity_step: float | None = None,
+    ) -> ForwardModel:
+        """Build the model of one order.
+
+        Parameters
+        ----------
+        wavelength : Tensor, (n,)
+            Pixel centres, vacuum Å, ascending.
+        edges : Tensor, (n, 2)
+            Pixel edges in Å.
+        star, telluric : LineEmulator, optional
+            The two components.
+        rv, vsini : float
+            Starting values in km/s.
+        limb_darkening : (float, float)
+            Quadratic coefficients.
+        resolving_power : float, sequence or None
+            See `LineSpreadFunction`; None for no line spread.
+        continuum_degree : int or None
+            Degree of the continuum polynomial; None for none.
+        velocity_step : float, optional
+            Grid step in km/s; see `grid_step`.
+        """
+        first = resolving_power[0] if isinstance(resolving_power, (list, tuple)) else resolving_power
+        if velocity_step is None:
+            velocity_step = grid_step(wavelength, star, telluric, rv)
+        doppler = rotation = line_spread = continuum = None
+        margin = 8.0 * velocity_step
+        if star is not None:
+            doppler = DopplerShift(rv)
+            rotation = RotationalBroadening(vsini, velocity_step, limb_darkening=limb_darkening)
+            margin += rotation.max_vsini
+        if resolving_power is not None:
+            margin += 1.5 * GAUSSIAN_REACH * SPEED_OF_LIGHT / (float(first) * FWHM_PER_SIGMA)
+        low = float(edges.min()) * (1.0 - margin / SPEED_OF_LIGHT)
+        high = float(edges.max()) * (1.0 + margin / SPEED_OF_LIGHT)
+        grid = velocity_grid(low, high, velocity_step)
+        if resolving_power is not None:
+            line_spread = LineSpreadFunction(resolving_power, grid)
+        if continuum_degree is not None:
+            continuum = Continuum(wavelength, continuum_degree)
+        return cls(
+            Sampling(grid),
+            star=star,
+            telluric=telluric,
+            doppler=doppler,
+            rotation=rotation,
+            line_spread=line_spread,
+            pixels=PixelBinning(edges, grid),
+            continuum=continuum,
+        )
+
+    @property
+    def components(self) -> dict[str, LineEmulator]:
+        """The emulators present, by name."""
+        found = {"star": self.star, "telluric": self.telluric}
+        return {name: emulator for name, emulator in found.items() if emulator is not None}
+
+    def doppler_factor(self, component: str) -> Tensor | float:
+        """1 + v/c of a component; the sky does not move."""
+        return self.doppler.factor if component == "star" and self.doppler is not None else 1.0
+
+    def freeze_windows(self) -> None:
+        """Keep the lines' present windows for all further evaluations, until `thaw_windows`.
+
+        For use where windows cannot be built, such as the meta device, or where lines are known to stay put.
+        """
+        self._windows = {
+            name: emulator.windows(self.sampling, self.doppler_factor(name))
+            for name, emulator in self.components.items()
+        }
+
+    def thaw_windows(self) -> None:
+        """Build windows afresh at every evaluation again."""
+        self._windows = {}
+
+    def _apply(self, fn, recurse=True):
+        super()._apply(fn, recurse)
+        device = self.sampling.wavelength.device
+        self._windows = {name: windows.to(device) for name, windows in self._windows.items()}
+        return self
+
+    def _component(self, name: str) -> tuple[Tensor, Tensor]:
+        emulator = self.components[name]
+        factor = self.doppler_factor(name)
+        opacity = emulator.opacity(self.sampling, factor, self._windows.get(name))
+        return opacity, emulator.flux(opacity, self.sampling.wavelength / factor)[0]
+
+    def stages(self) -> Stages:
+        """Evaluate the model and keep every intermediate spectrum."""
+        star_opacity = star = rotated = sky_opacity = sky = None
+        if self.star is not None:
+            star_opacity, star = self._component("star")
+            rotated = star if self.rotation is None else self.rotation(star)
+        if self.telluric is not None:
+            sky_opacity, sky = self._component("telluric")
+        product = sky if rotated is None else rotated if sky is None else rotated * sky
+        smeared = product if self.line_spread is None else self.line_spread(product)
+        binned = smeared if self.pixels is None else self.pixels(smeared)
+        flux = binned if self.continuum is None else self.continuum(binned)
+        return Stages(star_opacity, star, rotated, sky_opacity, sky, product, smeared, binned, flux)
+
+    def forward(self) -> Tensor:
+        """Model flux on the output pixels, (n,)."""
+        return self.stages().flux
+
+    @torch.no_grad()
+    def observed(self, component: str) -> Tensor:
+        """One component alone as the instrument would see it, continuum 1, (n,)."""
+        flux = self._component(component)[1]
+        if component == "star" and self.rotation is not None:
+            flux = self.rotation(flux)
+        if self.line_spread is not None:
+            flux = self.line_spread(flux)
+        return flux if self.pixels is None else self.pixels(flux)
+
+
+def grid_step(wavelength: Tensor, star: LineEmulator | None, telluric: LineEmulator | None, rv: float) -> float:
+    """Velocity step [km/s] that resolves pixels and lines: a quarter pixel, a third of the narrowest FWHM.
+
+    Sampled at three nodes a FWHM, a Gaussian's (Voigt's) content beyond the Nyquist frequency is below 1e-6 of its
+    depth, and everything downstream is smoother. The narrowest percentile of the lines in reach counts, so that one
+    stray line of no width does not set the cost of the whole order.
+    """
+    pixel = float((wavelength.diff() / wavelength[1:]).median()) * SPEED_OF_LIGHT
+    step = min(pixel / 4.0, MAX_STEP)
+    for emulator, velocity in ((star, rv), (telluric, 0.0)):
+        if emulator is None:
+            continue
+        factor = 1.0 + velocity / SPEED_OF_LIGHT
+        center = emulator.center * factor
+        near = (center > wavelength[0]) & (center < wavelength[-1])
+        if bool(near.any()):
+            with torch.no_grad():
+                fwhm = voigt_fwhm(emulator.sigma, emulator.gamma)[near] / emulator.center[near] * SPEED_OF_LIGHT
+            step = min(step, float(fwhm.quantile(0.01)) / 3.0)
+    return max(step, MIN_STEP)

@@ -1,0 +1,60 @@
+"""Widths of the Gaussian priors that anchor parameters, and the steps that each may take in one iteration.
+
+Does not live here: which parameters are free by default (`fitting`, `cloning`), the cost itself (`problem`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class LinePriors:
+    """Widths of the priors on line parameters, anchored at their starting values.
+
+    `ln_area`, `ln_sigma`, `ln_gamma` are in natural logarithms, `rv_offset` in km/s. They say how far a line of a
+    good template is expected to be from the real one: that is the transfer of what the template knows.
+
+    The priors are Student's t with `degrees_of_freedom`; infinity makes them Gaussian. Templates have many lines that
+    are nearly right and some that are wrong altogether. A Gaussian must be wide enough for the latter and then holds
+    nothing, or it spreads their misfit over all their neighbours and over the radial velocity. On WASP-69 (HPF order
+    5, PHOENIX 4700 K) Gaussians reach RMS 0.66 % at these widths and 0.59 % at three times these, with the radial
+    velocity drifting by 0.2 km/s; with four degrees of freedom 0.53 %, and it stays.
+    """
+
+    ln_area: float = 0.3
+    ln_sigma: float = 0.15
+    ln_gamma: float = 0.3
+    rv_offset: float = 0.1
+    degrees_of_freedom: float = 4.0
+
+    def __post_init__(self):
+        for name in ("ln_area", "ln_sigma", "ln_gamma", "rv_offset", "degrees_of_freedom"):
+            value = getattr(self, name)
+            if not value > 0.0:
+                raise ValueError(
+                    f"{name} of a prior must be positive, got {value}; to fix a parameter, hold it instead"
+                )
+
+
+GLOBAL_PRIORS = {
+    # Wide enough to say nothing, except where data rarely say anything: limb darkening, and ln R, which lines of
+    # unknown width cannot tell from their own broadening.
+    "rv": 1e3,
+    "vsini": 1e4,  # of (v sin i)², km²/s²
+    "limb_darkening": 0.1,
+    "resolving_power": 0.1,
+    "continuum": 1e2,
+    "star_law": 1.0,
+    "telluric_law": 1.0,
+}
+
+LINE_LIMITS = {"ln_area": 1.0, "ln_sigma": 0.7, "ln_gamma": 0.7, "rv_offset": 1.5}
+GLOBAL_LIMITS = {
+    "rv": 5.0,
+    "limb_darkening": 0.2,
+    "resolving_power": 0.1,
+    "continuum": 1e3,
+    "star_law": 0.7,
+    "telluric_law": 0.7,
+}

@@ -1,0 +1,119 @@
+"""The least-squares problem: data against a forward model, with priors that anchor its parameters.
+
+Does not live here: the solver (`least_squares`), prior widths (`priors`), units and masks (`spectrum`).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .jacobian import linearize
+from .normal_equations import NormalEquations
+from .parameters import FreeParameters
+from .priors import GLOBAL_LIMITS, GLOBAL_PRIORS, LINE_LIMITS, LinePriors
+
+
+class AnchoredProblem:
+    """χ² of data against a forward model, plus priors anchored at the parameters' values on construction.
+
+    Parameters
+    ----------
+    free : FreeParameters
+        The model and what is free in it.
+    flux, weight : Tensor, (n,)
+        Data, and inverse variances that are zero where a pixel does not count.
+    line_priors : dict
+        Component name to its `LinePriors`.
+    """
+
+    def __init__(self, free: FreeParameters, flux: Tensor, weight: Tensor, line_priors: dict[str, LinePriors]):
+        self.free, self.flux, self.weight = free, flux, weight
+        self.n_datum = int((weight > 0).sum())
+        self.anchor = free.read()
+        self.precision = torch.zeros_like(self.anchor)
+        self.freedom = torch.full_like(self.anchor, torch.inf)
+        self.limit = torch.zeros_like(self.anchor)
+        for name in free.model.components:
+            columns = free.columns(name)
+            for position, kind in enumerate(free.kinds[name]):
+                self.precision[columns[:, position]] = getattr(line_priors[name], kind) ** -2
+                self.limit[columns[:, position]] = LINE_LIMITS[kind]
+            self.freedom[columns] = line_priors[name].degrees_of_freedom
+        self.loosen(None)
+        self.lower = torch.full_like(self.anchor, -torch.inf)
+        self.upper = torch.full_like(self.anchor, torch.inf)
+        for name, columns in free.global_slices.items():
+            self.precision[columns] = GLOBAL_PRIORS[name] ** -2
+            if name == "vsini":
+                rotation = free.model.rotation
+                self.lower[columns], self.upper[columns] = rotation.floor**2, rotation.max_vsini**2
+                self.limit[columns] = 0.5 * self.anchor[columns] + 10.0
+            else:
+                self.limit[columns] = GLOBAL_LIMITS[name]
+
+    def loosen(self, factors: dict[str, float] | None) -> None:
+        """Widen the line priors by a factor for each kind of parameter; None puts them back."""
+        self.slack = torch.ones_like(self.anchor)
+        for name in self.free.model.components if factors else ():
+            columns = self.free.columns(name)
+            for position, kind in enumerate(self.free.kinds[name]):
+                self.slack[columns[:, position]] = factors[kind]
+
+    def read(self) -> Tensor:
+        return self.free.read()
+
+    def project(self, vector: Tensor) -> Tensor:
+        return torch.minimum(torch.maximum(vector, self.lower), self.upper)
+
+    def chi_square(self) -> float:
+        """Σ weight (data - model)² at the model's present state."""
+        with torch.no_grad():
+            return float((self.weight * (self.flux - self.free.model()).square()).sum())
+
+    def evaluate(self, vector: Tensor) -> tuple[Tensor, Tensor]:
+        """χ² of every pixel and prior term of every parameter; their total is the cost."""
+        self.free.write(vector)
+        with torch.no_grad():
+            return self.weight * (self.flux - self.free.model()).square(), self.prior_cost(vector)
+
+    def prior_cost(self, vector: Tensor) -> Tensor:
+        """-2 ln prior of each parameter, up to a constant.
+
+        d²/s² for a Gaussian, (ν + 1) ln(1 + d²/(ν s²)) for Student's t.
+        """
+        square = self.precision * ((vector - self.anchor) / self.slack).square()
+        heavy = self.freedom.isfinite()
+        freedom = torch.where(heavy, self.freedom, 1.0)
+        return torch.where(heavy, (freedom + 1.0) * torch.log1p(square / freedom), square)
+
+    def prior_precision(self, vector: Tensor) -> Tensor:
+        """Inverse variance of each prior at `vector`: for Student's t that of the Gaussian which bounds it there."""
+        square = self.precision * ((vector - self.anchor) / self.slack).square()
+        heavy = self.freedom.isfinite()
+        freedom = torch.where(heavy, self.freedom, 1.0)
+        return self.precision / self.slack.square() * torch.where(heavy, (freedom + 1.0) / (freedom + square), 1.0)
+
+    def curvature(self, vector: Tensor, step: Tensor) -> Tensor:
+        """Second derivative of the model flux along `step`, (n,), by central differences over a tenth of it."""
+        h = 0.1
+        with torch.no_grad():
+            self.free.write(vector)
+            result = -2.0 * self.free.model()
+            for sign in (h, -h):
+                self.free.write(self.project(vector + sign * step))
+                result += self.free.model()
+        return result / h**2
+
+    def linearize(self, vector: Tensor) -> NormalEquations:
+        self.free.write(vector)
+        jacobian = linearize(self.free)
+        precision = self.prior_precision(vector)
+        pull = precision * (self.anchor - vector)
+        residual = self.flux - jacobian.flux
+        normal = NormalEquations(jacobian, residual, self.weight, precision, pull)
+        # Windows cut the Jacobian, not the gradient: at the minimum of the true cost, it vanishes.
+        normal.gradient = self.free.pull_back(self.weight * residual) + pull
+        outward = (vector <= self.lower) & (normal.gradient < 0) | (vector >= self.upper) & (normal.gradient > 0)
+        normal.pinned = outward[normal.border]
+        return normal
