@@ -41,6 +41,9 @@ LOOSE = {"ln_area": 3.0, "ln_sigma": 3.0, "ln_gamma": 3.0, "rv_offset": 2.0}
 
 LOOSE_ITERATIONS = 15
 
+NOISE_ROUNDS = 3
+"""Fits repeated with the noise that the residuals show, where the data bring none."""
+
 MOST_LINES_PER_PIXEL = 0.6
 """Lines per pixel beyond which a template is too fine for the data to say anything about."""
 
@@ -184,6 +187,15 @@ def fit(
             bar.set_postfix_str(f"χ² {entry['cost']:.1f}")
 
         solution = _solve(problem, max_iterations, report)
+        for _ in range(0 if spectrum.noise_known else NOISE_ROUNDS):
+            # Data and priors must weigh against each other as they should: the scatter has to be right in the fit.
+            reduced = _reduced_chi_square(problem, solution)
+            if abs(reduced - 1.0) < 0.02:
+                break
+            problem.weight = problem.weight / reduced
+            history = solution.history
+            solution = levenberg_marquardt(problem, max_iterations=max_iterations, callback=report)
+            solution.history = history + [e | {"iteration": len(history) + k} for k, e in enumerate(solution.history)]
     settings = {
         "free": list(free),
         "star_lines": list(kinds["star"]),
@@ -200,7 +212,7 @@ def fit(
 
 
 def _solve(problem: AnchoredProblem, max_iterations: int, report) -> Solution:
-    """Minimise first with loose, then with the true priors.
+    """Minimise first with loose priors, then with the true ones.
 
     Student's t is not convex: from its narrow centre a line that is far off finds its way out only by chance of the
     starting point. Where the priors are loose first, lines go where the data want them; the true priors then pull
@@ -272,15 +284,19 @@ def _start_continuum(model: ForwardModel, flux: Tensor, weight: Tensor) -> None:
     model.continuum.coefficients.copy_(solution)
 
 
+def _reduced_chi_square(problem: AnchoredProblem, solution: Solution) -> float:
+    """χ² per degree of freedom; a parameter counts as used up as far as the data, not its prior, determine it."""
+    variance = solution.normal.factor().variance()
+    effective = len(variance) - float((solution.normal.prior_precision * variance).sum())
+    return problem.chi_square() / max(problem.n_datum - effective, 1.0)
+
+
 def _result(
     problem, solution: Solution, spectrum: SpectralData, frame: SpectrumFrame, scale, lines, start_area, settings
 ):
     model = problem.free.model
     factor = solution.normal.factor()
-    n_good = spectrum.n_good
-    effective = float(len(problem.anchor) - (solution.normal.prior_precision * factor.variance()).sum())
-    chi_square = problem.chi_square()
-    reduced = chi_square / max(n_good - effective, 1.0)
+    reduced = _reduced_chi_square(problem, solution)
     inflation = 1.0 if spectrum.noise_known else reduced
     components, ranges = {}, {}
     for name, emulator in model.components.items():

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .grids import SPEED_OF_LIGHT
-from .kernels import convolve
+from .kernels import convolve, correlate
 from .lines import LineEmulator
 from .model import ForwardModel, Stages
 from .parameters import FreeParameters
@@ -86,7 +86,8 @@ def linearize(free: FreeParameters) -> Jacobian:
             blocks.append(
                 context.local_block(emulator, name, lines[part], columns[part], kinds, first[part], count[part])
             )
-        for index in (~narrow & (count > 0)).nonzero().squeeze(-1).split(16):
+        wide = (~narrow & (count > 0)).nonzero().squeeze(-1)
+        for index in wide.split(16) if wide.numel() else ():
             everywhere = torch.zeros_like(first[index]), torch.full_like(first[index], len(model.sampling))
             tangents = context.line_tangents(emulator, name, lines[index], kinds, *everywhere, len(model.sampling))
             tangents = context.through_star(tangents) if name == "star" else context.through_sky(tangents)
@@ -295,10 +296,10 @@ class _Context:
 
 def _convolve_at(windows: Tensor, taps: Tensor, node: Tensor) -> Tensor:
     """Convolve (n_line, n_kind, width) windows that are zero outside, with taps that may differ from node to node."""
-    if taps.ndim == 1:
-        flat = windows.reshape(-1, 1, windows.shape[-1])
-        kernel = taps.to(windows.dtype).flip(0).reshape(1, 1, -1)
-        return torch.nn.functional.conv1d(flat, kernel, padding=taps.numel() // 2).reshape(windows.shape)
     n_half = taps.shape[-1] // 2
-    padded = torch.nn.functional.pad(windows, (n_half, n_half)).unfold(-1, taps.shape[-1], 1)
+    padded = torch.nn.functional.pad(windows, (n_half, n_half))
+    if taps.ndim == 1:
+        rows = correlate(padded.reshape(-1, padded.shape[-1]), taps.to(windows.dtype).flip(0))
+        return rows.reshape(windows.shape)
+    padded = padded.unfold(-1, taps.shape[-1], 1)
     return torch.einsum("bpnt,bnt->bpn", padded, taps.to(windows.dtype).flip(-1)[node])

@@ -26,6 +26,9 @@ FWHM_PER_SIGMA = 2.0 * math.sqrt(2.0 * math.log(2.0))
 GAUSSIAN_REACH = 6.0
 """Standard deviations at which the line-spread kernel is cut; what lies beyond is 2e-9 of its area."""
 
+LONGEST_DIRECT = 100
+"""Taps up to which a direct sum is cheaper than Fourier transforms."""
+
 # Cubic Lagrange basis on the nodes -1, 0, 1, 2: rows are nodes, columns the powers of u in [0, 1].
 _LAGRANGE = torch.tensor(
     [
@@ -188,11 +191,19 @@ def convolve(flux: Tensor, taps: Tensor) -> Tensor:
     """
     n_half = taps.shape[-1] // 2
     flat = flux.reshape(-1, 1, flux.shape[-1])
-    padded = torch.nn.functional.pad(flat, (n_half, n_half), mode="replicate")
+    padded = torch.nn.functional.pad(flat, (n_half, n_half), mode="replicate").squeeze(1)
     if taps.ndim == 1:
-        result = torch.nn.functional.conv1d(padded, taps.to(flux.dtype).flip(0).reshape(1, 1, -1))
+        result = correlate(padded, taps.to(flux.dtype).flip(0))
     else:
-        result = torch.einsum(
-            "bnt,nt->bn", padded.squeeze(1).unfold(-1, taps.shape[-1], 1), taps.to(flux.dtype).flip(-1)
-        )
+        result = torch.einsum("bnt,nt->bn", padded.unfold(-1, taps.shape[-1], 1), taps.to(flux.dtype).flip(-1))
     return result.reshape(flux.shape)
+
+
+def correlate(padded: Tensor, taps: Tensor) -> Tensor:
+    """Sums Σ_t taps_t x_{i + t} of each row of (n_row, n + n_tap - 1), by Fourier transform where that is less work."""
+    if taps.numel() <= LONGEST_DIRECT or not padded.numel():
+        return torch.nn.functional.conv1d(padded.unsqueeze(1), taps.view(1, 1, -1)).squeeze(1)
+    n_sample, n_tap = padded.shape[-1], taps.numel()
+    size = 2 ** math.ceil(math.log2(n_sample))  # wrapped products land where fewer than n_tap samples exist
+    spectrum = torch.fft.rfft(padded, size) * torch.fft.rfft(taps.flip(0), size)
+    return torch.fft.irfft(spectrum, size)[..., n_tap - 1 : n_sample]

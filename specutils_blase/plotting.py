@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import math
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import astropy.units as u
@@ -36,6 +37,9 @@ COLOURS = {
 """Of Okabe & Ito's (2008) kind: told apart by colour-blind readers, and in grey by their lightness."""
 
 NAMES = {"star": "star", "telluric": "atmosphere"}
+TICK_COLOURS = {"star lines": COLOURS["star"], "atmosphere lines": COLOURS["telluric"], "lines": COLOURS["star"]}
+MOST_TICKS = 60
+"""In a row, of each component: beyond that nobody can tell one from the next."""
 
 PIXELS_PER_ROW = 700
 MOST_ROWS = 4
@@ -96,18 +100,18 @@ def plot_fit(
     ranges = _rows(pixels.wavelength, region, rows, pixels.unit)
     figure, panels = _panels(figure, len(ranges), (1.75, 0.85, 0.65))
     limits = _limits(pixels, ranges[0][0], ranges[-1][1])
-    ticks = {name: _tick_positions(result, name, tick_depth, pixels) for name in pixels.components}
+    ticks = {f"{NAMES[name]} lines": _ticks(result, name, tick_depth, pixels) for name in pixels.components}
     for (low, high), (main, alone, residual) in zip(ranges, panels, strict=True):
         _draw_data(main, pixels)
         main.set_ylim(limits)
-        _draw_ticks(main, ticks)
+        _draw_ticks(main, ticks, low, high)
         _draw_components(alone, pixels)
         _draw_residuals(residual, pixels)
         for panel in (main, alone, residual):
             _shade(panel, pixels.missing)
             panel.set_xlim(low, high)
     _label(panels, (pixels.flux_label, "Components", pixels.residual_label), pixels.axis_label)
-    handles, labels = _legend(panels[0][0], ("data", "model", "continuum", *(f"{NAMES[name]} lines" for name in ticks)))
+    handles, labels = _legend(panels[0][0], ("data", "model", "continuum", *ticks))
     if pixels.missing:
         handles.append(panels[0][0].patches[0])
         labels.append("masked or no data")
@@ -147,16 +151,17 @@ def plot_clone(
     ranges = _rows(wavelength, region, rows, u.AA)
     figure, panels = _panels(figure, len(ranges), (1.75, 0.75))
     limits = _around(np.concatenate([template, clone, [1.0]]))
-    deep = np.abs(result.ledger["depth"]) > tick_depth
-    ticks = {"star": result.ledger["center"].to_value(u.AA)[deep]}
+    depth = np.abs(np.asarray(result.ledger["depth"]))
+    deep = depth > tick_depth
+    ticks = {"lines": (result.ledger["center"].to_value(u.AA)[deep], depth[deep])}
     percent = 100.0 * (template - clone)
     reach = 1.1 * np.nanquantile(np.abs(percent), 0.999) + 1e-6
     for (low, high), (main, residual) in zip(ranges, panels, strict=True):
-        shown = slice(*np.searchsorted(wavelength, [low, high]))
+        shown = slice(np.searchsorted(wavelength, low), np.searchsorted(wavelength, high, side="right"))
         main.plot(wavelength[shown], template[shown], color=COLOURS["data"], lw=2.2, label="template")
         main.plot(wavelength[shown], clone[shown], color=COLOURS["model"], lw=0.7, label="clone")
         main.set_ylim(limits)
-        _draw_ticks(main, ticks, names={"star": "lines"})
+        _draw_ticks(main, ticks, low, high)
         residual.axhline(0.0, color=COLOURS["continuum"], lw=0.6)
         residual.plot(wavelength[shown], percent[shown], color=COLOURS["model"], lw=0.5)
         residual.set_ylim(-reach, reach)
@@ -236,7 +241,7 @@ def _rows(wavelength: np.ndarray, region, rows: int | None, unit: u.UnitBase) ->
     if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
         raise ValueError(f"rows must be a positive number of rows, got {rows!r}")
     ends = np.linspace(low, high, rows + 1)
-    return list(zip(ends[:-1], ends[1:], strict=True))
+    return list(pairwise(ends))
 
 
 def _panels(figure: Figure | None, n_row: int, heights: tuple[float, ...]):
@@ -280,18 +285,21 @@ def _around(values: np.ndarray) -> tuple[float, float]:
     return bottom - 0.06 * span, top + 0.22 * span
 
 
-def _draw_ticks(panel, ticks: dict[str, np.ndarray], names: dict[str, str] | None = None) -> None:
-    for tier, (name, positions) in enumerate(ticks.items()):
+def _draw_ticks(panel, ticks: dict[str, tuple[np.ndarray, np.ndarray]], low: float, high: float) -> None:
+    """Ticks at the deepest lines of the row; `ticks` is label to positions and depths."""
+    for tier, (label, (position, depth)) in enumerate(ticks.items()):
+        inside = (position > low) & (position < high)
+        position, depth = position[inside], depth[inside]
+        position = position[np.argsort(-depth)[:MOST_TICKS]]
         top = 0.975 - 0.075 * tier
-        label = f"{(names or NAMES)[name]}{'' if names else ' lines'}"
         panel.vlines(
-            positions, top - 0.055, top, transform=panel.get_xaxis_transform(), color=COLOURS[name], lw=0.8,
+            position, top - 0.055, top, transform=panel.get_xaxis_transform(), color=TICK_COLOURS[label], lw=0.8,
             label=label,
         )  # fmt: skip
 
 
-def _tick_positions(result: FitResult, name: str, tick_depth: float, pixels: _Pixels) -> np.ndarray:
-    """Observed positions of a component's lines whose depth at the detector exceeds `tick_depth`."""
+def _ticks(result: FitResult, name: str, tick_depth: float, pixels: _Pixels) -> tuple[np.ndarray, np.ndarray]:
+    """Observed positions and depths of a component's lines whose depth at the detector exceeds `tick_depth`."""
     lines = result.ledger[result.ledger["component"] == name]
     center, fwhm = lines["center"].to_value(u.AA), lines["fwhm"].to_value(u.AA)
     velocity = result.value("rv") if name == "star" else 0.0
@@ -301,8 +309,9 @@ def _tick_positions(result: FitResult, name: str, tick_depth: float, pixels: _Pi
         spread = SPEED_OF_LIGHT / result.value("resolving_power")
     # Rotation's profile is about 1.7 v sin i wide at half its depth; widths in quadrature are near enough for a choice.
     width = np.sqrt(fwhm**2 + (center / SPEED_OF_LIGHT) ** 2 * (spread**2 + (1.7 * rotation) ** 2))
-    seen = np.abs(lines["equivalent_width"].to_value(u.AA)) / (1.06 * width) > tick_depth
-    return pixels.shown(center[seen] * (1.0 + velocity / SPEED_OF_LIGHT))
+    depth = np.abs(lines["equivalent_width"].to_value(u.AA)) / (1.06 * width)
+    seen = depth > tick_depth
+    return pixels.shown(center[seen] * (1.0 + velocity / SPEED_OF_LIGHT)), depth[seen]
 
 
 def _draw_components(panel, pixels: _Pixels) -> None:
@@ -311,7 +320,7 @@ def _draw_components(panel, pixels: _Pixels) -> None:
     lowest = min(float(values.min()) for values in pixels.components.values())
     highest = max(float(values.max()) for values in pixels.components.values())
     panel.set_ylim(min(lowest, 0.9) - 0.08, max(highest + 0.03, 1.1))
-    panel.yaxis.set_major_locator(FixedLocator([0.0, 0.5, 1.0]) if lowest < 0.6 else MaxNLocator(3, prune="lower"))
+    panel.yaxis.set_major_locator(FixedLocator([0.5, 1.0]) if lowest < 0.6 else MaxNLocator(3, prune="lower"))
 
 
 def _draw_residuals(panel, pixels: _Pixels) -> None:
@@ -321,9 +330,8 @@ def _draw_residuals(panel, pixels: _Pixels) -> None:
     panel.plot(pixels.wavelength, pixels.residual, ".", ms=2.2, mew=0.0, color="0.25")
     for sign, marker in ((1, "^"), (-1, "v")):
         beyond = sign * pixels.residual > limit
-        panel.plot(
-            pixels.wavelength[beyond], np.full(beyond.sum(), 0.93 * sign * limit), marker, ms=4.0, mew=0.0, color="#b00020"
-        )  # fmt: skip
+        edge = np.full(int(beyond.sum()), 0.93 * sign * limit)
+        panel.plot(pixels.wavelength[beyond], edge, marker, ms=4.0, mew=0.0, color="#b00020")
     panel.set_ylim(-limit, limit)
     panel.set_yticks([-3, 0, 3])
 
@@ -336,7 +344,7 @@ def _shade(panel, missing: list[tuple[float, float]]) -> None:
 def _label(panels, labels: tuple[str, ...], axis_label: str) -> None:
     for row in panels:
         for panel, label in zip(row, labels, strict=True):
-            panel.set_ylabel(label, fontsize=9.5)
+            panel.set_ylabel(label, fontsize=10 if panel is row[0] else 8.5)
             panel.tick_params(direction="in", top=True, right=True, labelbottom=panel is row[-1])
             panel.margins(x=0)
             panel.ticklabel_format(axis="x", useOffset=False)

@@ -80,8 +80,8 @@ def load_hpf(path, order: int) -> Spectrum:
         raise ValueError(f"order must lie between 0 and {HPF_ORDERS - 1} for HPF, got {order}")
     if not is_hpf(path):
         raise ValueError(
-            f"{path} is not a reduced HPF spectrum: expected FITS with INSTRUME = HPF and the extensions Sci Flux, ..., "
-            "Sci Error (Goldilocks) or Sci Variance (Slope)"
+            f"{path} is not a reduced HPF spectrum: expected FITS with INSTRUME = HPF and the extensions Sci Flux, "
+            "..., Sci Error (Goldilocks) or Sci Variance (Slope)"
         )
     with quiet_muler(), fits.open(path, memmap=False) as units:
         from muler.hpf import HPFSpectrum

@@ -1,0 +1,350 @@
+"""The command line: ``specutils-blase demo | clone | fit``.
+
+Results are printed as a few lines; the full ones go to the files asked for. Exit code 0: done; 1: done, but the
+iteration did not converge (files are written all the same); 2: bad input, with one line on stderr that says why.
+
+Does not live here: reading spectra from files (`adapters`), what the demonstration simulates (`demo`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+import warnings
+from contextlib import contextmanager
+from pathlib import Path
+
+NAMED_TEMPLATES = {
+    "arcturus": {},
+    "telfit_hpf": {},
+    "psg_hk": {},
+    "phoenix_10000K": {"continuum": 4, "teff": 10_000.0},
+}
+"""Embedded templates, and what cloning them needs beyond the defaults."""
+
+MARGINS = {"star": 300.0, "telluric": 30.0}
+"""km/s by which a template's clone exceeds the data, where the template reaches so far."""
+
+CONVERGED, NOT_CONVERGED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    argv : list of str, optional
+        Arguments after the program's name; those of the process by default.
+
+    Returns
+    -------
+    int
+        Exit code, see the module.
+    """
+    parser = _parser()
+    args = parser.parse_args(argv)
+    try:
+        with _threads(args.threads), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="the fit did not converge")  # printed, with everything else
+            return args.run(args)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        if args.debug:
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        print(f"specutils-blase {args.command}: error: {reason}", file=sys.stderr)
+        return BAD_INPUT
+
+
+def run_demo(args) -> int:
+    """Simulate an order, fit it, compare with the truth, leave demo.asdf, demo_ledger.ecsv and demo.png."""
+    from . import demo
+
+    folder = Path(args.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    targets = {name: folder / file for name, file in demo.FILES.items()}
+    start = time.perf_counter()
+    shown = demo.run(progress=_progress(args))
+    print(shown.report())
+    print()
+    _write(shown.fit, targets["fit"], targets["ledger"], targets["plot"], overwrite=True)
+    print(f"{time.perf_counter() - start:.0f} s in all")
+    return _status(shown.fit)
+
+
+def run_clone(args) -> int:
+    """Clone a template and write the clone."""
+    import specutils_blase as sb
+
+    _check_targets(args)
+    template, named = _template(args.file, order=args.order, format=args.format)
+    options = {
+        "prominence": args.prominence,
+        "flux_scale": args.flux_scale,
+        "continuum": args.continuum,
+        "teff": args.teff,
+        "resolving_power": args.resolving_power,
+        "region": args.region,
+        "free": args.free,
+        "max_iterations": args.max_iterations,
+    }
+    options = named | {name: value for name, value in options.items() if value is not None}
+    result = sb.clone(template, medium=args.medium, emission=args.emission, progress=_progress(args), **options)
+    low, high = result.template.spectral_axis.value[[0, -1]]
+    print(f"{args.file}: {len(result.ledger)} lines in {low:.1f}-{high:.1f} Å, RMS {100 * result.rms:.2f} %")
+    print(f"medium of the template: {args.medium} (as declared)")
+    _write(result, args.out, args.ledger, args.plot, overwrite=args.overwrite)
+    return _status(result)
+
+
+def run_fit(args) -> int:
+    """Fit one spectrum and write the result."""
+    import specutils_blase as sb
+
+    from .adapters.files import load_spectrum
+
+    if args.star is None and args.telluric is None:
+        raise ValueError("fit needs --star, --telluric, or both")
+    _check_targets(args)
+    data = load_spectrum(args.file, order=args.order, format=args.format)
+    components = {
+        name: None if given is None else _component(given, name, data, args)
+        for name, given in (("star", args.star), ("telluric", args.telluric))
+    }
+    options = {
+        "rv": args.rv,
+        "vsini": args.vsini,
+        "limb_darkening": args.limb_darkening,
+        "resolving_power": args.resolving_power,
+        "continuum": args.continuum,
+        "free": args.free,
+        "star_lines": args.star_lines,
+        "telluric_lines": args.telluric_lines,
+        "flux_scale": args.flux_scale,
+        "velocity_step": args.velocity_step,
+        "max_iterations": args.max_iterations,
+    }
+    options = {name: value for name, value in options.items() if value is not None}
+    result = sb.fit(data, **components, medium=args.medium, progress=_progress(args), **options)
+    print(result)
+    header = result.frame.meta.get("header")
+    if result.model.star is not None:
+        known = isinstance(header, dict) and "BRVCORR" in header
+        barycentre = f"; header BRVCORR = {header['BRVCORR'] / 1000.0:+.3f} km/s, not applied" if known else ""
+        print(f"  rv is in the frame of the data's wavelengths{barycentre}")
+    _write(result, args.out, args.ledger, args.plot, overwrite=args.overwrite)
+    return _status(result)
+
+
+def _status(result) -> int:
+    if not result.success:
+        print(result.message, file=sys.stderr)
+    return CONVERGED if result.success else NOT_CONVERGED
+
+
+def _progress(args) -> bool:
+    return sys.stderr.isatty() and not args.quiet
+
+
+@contextmanager
+def _threads(number: int):
+    """A block with this many threads of torch's.
+
+    One order is too small to share out: two threads are no faster on a free machine, and far slower on a busy one.
+    """
+    if number < 1:
+        raise ValueError(f"--threads must be at least 1, got {number}")
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _template(given: str, **choice):
+    """A template spectrum by name or from a file, and the options that cloning it needs."""
+    if given in NAMED_TEMPLATES:
+        import specutils_blase as sb
+
+        spectrum = getattr(sb.templates, given)()
+        named = dict(NAMED_TEMPLATES[given])
+        if spectrum.meta.get("resolving_power"):
+            named["resolving_power"] = spectrum.meta["resolving_power"]
+        return spectrum, named
+    if not Path(given).exists():
+        raise FileNotFoundError(f"{given} is neither a file nor an embedded template ({', '.join(NAMED_TEMPLATES)})")
+    from .adapters.files import load_spectrum
+
+    return load_spectrum(given, **choice), {}
+
+
+def _component(given: str, name: str, data, args):
+    """What `fit` takes as its star or telluric: a clone, an emulator, a ledger, or a template cloned here."""
+    import specutils_blase as sb
+
+    path = Path(given)
+    if given not in NAMED_TEMPLATES and path.suffix == ".asdf":
+        found = sb.read(path)
+        if isinstance(found, sb.FitResult):
+            found = found.model
+        if isinstance(found, sb.ForwardModel):
+            if name not in found.components:
+                raise ValueError(f"{path} holds a fit without a {name} component")
+            found = found.components[name]
+        return found
+    if given not in NAMED_TEMPLATES and path.suffix == ".ecsv":
+        ledger = _ledger(path, name)
+        if ledger is not None:
+            return ledger
+    spectrum, options = _template(given)
+    if args.flux_scale is not None:
+        options["flux_scale"] = args.flux_scale
+    from .grids import SPEED_OF_LIGHT
+    from .spectrum import vacuum_wavelength
+
+    wavelength = vacuum_wavelength(data.spectral_axis, args.medium).value
+    margin = (MARGINS[name] + abs(args.rv or 0.0)) / SPEED_OF_LIGHT
+    region = (wavelength.min() * (1.0 - margin), wavelength.max() * (1.0 + margin))
+    clone = sb.clone(spectrum, region=region, progress=_progress(args), **options)
+    print(f"{name}: cloned {given}, {len(clone.ledger)} lines, RMS {100 * clone.rms:.2f} %")
+    return clone
+
+
+def _ledger(path: Path, name: str):
+    """A line ledger, its rows taken for this component whatever it was called when cloned; None for a spectrum."""
+    from astropy.table import QTable
+
+    table = QTable.read(path, format="ascii.ecsv")
+    if not {"center", "area"} & set(table.colnames):
+        return None
+    if "component" in table.colnames and name not in (present := set(table["component"])) and len(present) == 1:
+        scale = table.meta.get("flux_scale")
+        table.meta["flux_scale"] = {name: scale.get(present.pop(), "log") if isinstance(scale, dict) else scale}
+        table.remove_column("component")
+    return table
+
+
+def _targets(args) -> list[str]:
+    return [path for path in (args.out, args.ledger, args.plot) if path is not None]
+
+
+def _check_targets(args) -> None:
+    """Before minutes of work: can the results be written at all?"""
+    for path in _targets(args):
+        folder = Path(path).resolve().parent
+        if not folder.is_dir() or not os.access(folder, os.W_OK):
+            raise OSError(f"cannot write {path}: {folder} is not a folder that may be written to")
+        if Path(path).exists() and not args.overwrite:
+            raise FileExistsError(f"{path} exists already: choose another name, or give --overwrite")
+    if len(set(_targets(args))) < len(_targets(args)):
+        raise ValueError("--out, --ledger and --plot need a file each")
+
+
+def _write(result, out, ledger, plot, *, overwrite: bool) -> None:
+    if out is not None:
+        result.write(out, overwrite=overwrite)
+    if ledger is not None:
+        result.ledger.write(ledger, format="ascii.ecsv", overwrite=overwrite)
+    if plot is not None:
+        import specutils_blase.plotting as plotting
+
+        draw = plotting.plot_fit if hasattr(result, "parameters") else plotting.plot_clone
+        draw(result).savefig(plot)
+    written = [str(path) for path in (out, ledger, plot) if path is not None]
+    if written:
+        print(f"wrote {', '.join(written)}")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what was wrong with the arguments."""
+
+    def error(self, message: str):
+        self.exit(BAD_INPUT, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def _degree(text: str):
+    return text if text == "none" else int(text)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name for name in text.replace(",", " ").split() if name != "none")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="specutils-blase",
+        description="Every line of a high-resolution spectrum, star and Earth's atmosphere fitted together.",
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="demo | clone | fit", parser_class=_Parser)
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--quiet", action="store_true", help="no progress bars")
+    common.add_argument("--threads", type=int, default=1, help="of the computation (default: 1, enough for one order)")
+    common.add_argument("--debug", action="store_true", help="show where in the code an error arose")
+    files = argparse.ArgumentParser(add_help=False)
+    files.add_argument("--ledger", metavar="ECSV", help="write the line ledger, a table with one row a line")
+    files.add_argument("--plot", metavar="IMAGE", help="draw the result (png, pdf, svg, ...)")
+    files.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    files.add_argument("--format", help="specutils' format of the spectrum, where it is not recognised")
+    files.add_argument("--medium", choices=("vacuum", "air"), default="vacuum", help="of FILE's wavelengths")
+    files.add_argument("--flux-scale", choices=("log", "linear", "minnaert"), help="law from opacity to flux")
+    files.add_argument("--max-iterations", type=int, metavar="N")
+    files.add_argument("--order", type=int, metavar="N", help="which spectrum of a file with several (HPF: 0 to 27)")
+    names = ", ".join(NAMED_TEMPLATES)
+
+    show = commands.add_parser("demo", parents=[common], help="fit a simulated order and compare with the truth")
+    show.add_argument("--out", default=".", metavar="DIR", help="folder for demo.asdf, demo_ledger.ecsv and demo.png")
+    show.set_defaults(run=run_demo)
+
+    make = commands.add_parser("clone", parents=[common, files], help="turn a template spectrum into Voigt lines")
+    make.add_argument("file", metavar="FILE", help=f"template spectrum, or one of {names}")
+    make.add_argument("--out", required=True, metavar="ASDF", help="where to write the clone")
+    make.add_argument("--prominence", type=float, help="smallest prominence of a line (default 0.01)")
+    make.add_argument("--continuum", type=_degree, metavar="none|DEGREE", help="continuum to divide out (default none)")
+    make.add_argument("--teff", type=float, metavar="K", help="black body to divide out first")
+    make.add_argument("--resolving-power", type=float, metavar="R", help="at which the template itself is broadened")
+    make.add_argument("--region", type=float, nargs=2, metavar=("LOW", "HIGH"), help="vacuum Å to clone")
+    make.add_argument("--free", type=_names, metavar="NAMES", help="among ln_area,ln_sigma,ln_gamma,rv_offset")
+    make.add_argument("--emission", action="store_true", help="look for emission lines too")
+    make.set_defaults(run=run_clone)
+
+    work = commands.add_parser("fit", parents=[common, files], help="fit star and atmosphere to a spectrum")
+    work.add_argument("file", metavar="FILE", help="observed spectrum: HPF's FITS, or anything that specutils reads")
+    source = f"clone or earlier fit (.asdf), ledger (.ecsv), template spectrum, or one of {names}"
+    work.add_argument("--star", metavar="FILE|NAME", help=source)
+    work.add_argument("--telluric", metavar="FILE|NAME", help="likewise")
+    work.add_argument("--rv", type=float, metavar="KM/S", help="start of the radial velocity; found if not given")
+    work.add_argument("--vsini", type=float, metavar="KM/S", help="start of v sin i (default 2)")
+    work.add_argument("--limb-darkening", type=float, nargs=2, metavar=("U1", "U2"))
+    work.add_argument("--resolving-power", type=float, metavar="R", help="of the instrument (HPF's is known)")
+    work.add_argument("--continuum", type=int, metavar="DEGREE", help="of the continuum polynomial (default 2)")
+    work.add_argument("--free", type=_names, metavar="NAMES", help="free parameters (default rv,vsini,continuum)")
+    work.add_argument(
+        "--star-lines", type=_names, metavar="NAMES", help="free line parameters, or none to hold the star"
+    )
+    work.add_argument("--telluric-lines", type=_names, metavar="NAMES", help="likewise for the atmosphere")
+    work.add_argument("--velocity-step", type=float, metavar="KM/S", help="of the model's grid")
+    work.add_argument("--out", metavar="ASDF", help="write the whole result")
+    work.set_defaults(run=run_fit)
+    return parser
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when asked."""
+
+    def __call__(self, parser, *rest):
+        import specutils_blase as sb
+
+        print(f"specutils-blase {sb.__version__}")
+        parser.exit()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

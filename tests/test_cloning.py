@@ -1,0 +1,151 @@
+"""Cloning: exact recovery where the truth is Voigt, real templates, finite resolution, continua, bad input."""
+
+import astropy.units as u
+import numpy as np
+import pytest
+from scipy.special import voigt_profile
+from specutils import Spectrum
+
+import specutils_blase as sb
+from specutils_blase import templates
+from specutils_blase.cloning import clone, find_lines
+
+CENTER = np.array([8603.1, 8606.0, 8606.35, 8610.4, 8614.0])
+AREA = np.array([0.03, 0.08, 0.02, 0.3, 0.01])
+SIGMA = np.array([0.05, 0.06, 0.05, 0.08, 0.05])
+GAMMA = np.array([0.03, 0.04, 0.03, 0.12, 0.02])
+WAVELENGTH = np.arange(8596.0, 8622.0, 0.01)
+
+
+def template(flux_scale="log", continuum=1.0, wavelength=WAVELENGTH, **options):
+    y = AREA * voigt_profile(wavelength[:, None] - CENTER, SIGMA, GAMMA)
+    flux = np.exp(-y.sum(1)) if flux_scale == "log" else np.prod(1.0 - y, axis=1)
+    return Spectrum(flux=flux * continuum * u.one, spectral_axis=wavelength * u.AA, **options)
+
+
+@pytest.mark.parametrize("flux_scale", ["log", "linear"])
+def test_voigt_lines_come_back_exactly(flux_scale):
+    result = clone(template(flux_scale), flux_scale=flux_scale, prominence=0.005, max_iterations=80, progress=False)
+    assert result.success, result.message
+    assert result.rms < 2e-4
+    ledger = result.ledger
+    assert len(ledger) == len(CENTER)
+    assert np.allclose(ledger["center"].value, CENTER, atol=0.004)
+    assert np.allclose(ledger["area"].value, AREA, rtol=0.05)
+    assert np.allclose(
+        ledger["fwhm"].value, 1.0692 * GAMMA + np.sqrt(0.86639 * GAMMA**2 + 5.545177 * SIGMA**2), rtol=0.05
+    )
+    residual = result.template.flux.value - result.model_spectrum.flux.value
+    assert np.sqrt(np.mean(residual**2)) == pytest.approx(result.rms, rel=1e-9)
+
+
+def test_a_clone_keeps_no_velocity_and_no_held_parameter():
+    result = clone(template(), free=("ln_area",), progress=False)
+    first = find_lines(WAVELENGTH, template().flux.value, 0.01)
+    assert (result.emulator.rv_offset == 0).all()
+    assert np.allclose(result.emulator.sigma.detach().numpy(), first["sigma"], rtol=1e-12)
+    assert np.allclose(result.emulator.center.numpy(), first["center"], rtol=1e-15)
+
+
+def test_arcturus_order():
+    result = clone(templates.arcturus(), region=(8680 * u.AA, 8720 * u.AA), progress=False)
+    assert result.success, result.message
+    assert result.rms < 0.012  # LTE lines are no Voigt profiles: 0.9 % is what the log law reaches here
+    assert 60 < len(result.ledger) < 130
+    history = [entry["cost"] for entry in result.history]
+    assert (np.diff(history) <= 0).all()
+
+
+def test_prominence_finds_more_lines_and_a_better_clone():
+    coarse, fine = (
+        clone(templates.arcturus(), region=(8690, 8710), prominence=p, progress=False) for p in (0.05, 0.005)
+    )
+    assert len(fine.ledger) > len(coarse.ledger)
+    assert fine.rms < coarse.rms
+
+
+def test_finite_resolution_gives_intrinsic_lines():
+    """Seen through R = 55,000, narrow lines keep their area and are not broadened twice."""
+    rng = np.random.default_rng(0)
+    center = np.linspace(10505.0, 10545.0, 14) + rng.uniform(-0.5, 0.5, 14)
+    lines = {
+        "center": center,
+        "area": rng.uniform(0.005, 0.06, 14),
+        "sigma": np.full(14, 0.02),
+        "gamma": np.full(14, 0.03),
+    }
+    pixels = np.linspace(10500.0, 10550.0, 770)
+    seen = sb.simulate.simulate(pixels, telluric=lines, resolving_power=55_000.0, snr=None)
+    through = clone(seen, resolving_power=55_000, prominence=0.002, progress=False, max_iterations=60)
+    plain = clone(seen, prominence=0.002, progress=False, max_iterations=60)
+    assert through.rms < 5e-4
+    order = np.argsort(center)
+    strong = lines["area"][order] > 0.02
+    instrument = np.median(center) / 55_000
+    true_width = 1.0692 * 0.03 + np.sqrt(0.86639 * 0.03**2 + 5.545177 * 0.02**2)
+    assert np.allclose(through.ledger["area"].value[strong], lines["area"][order][strong], rtol=0.05)
+    assert np.median(through.ledger["fwhm"].value[strong]) == pytest.approx(true_width, rel=0.25)
+    assert np.median(plain.ledger["fwhm"].value[strong]) > 0.9 * instrument
+
+
+def test_polynomial_and_black_body_continuum_are_divided_out():
+    x = np.linspace(-1, 1, WAVELENGTH.size)
+    result = clone(template(continuum=1e-15 * (3.0 + 0.5 * x - 0.3 * x**2)), continuum=2, progress=False)
+    assert np.quantile(result.template.flux.value, 0.9) == pytest.approx(1.0, abs=0.01)
+    assert result.rms < 5e-3
+    from astropy.modeling.models import BlackBody
+
+    planck = BlackBody(4700 * u.K, scale=1 * u.erg / (u.s * u.cm**2 * u.AA * u.sr))(WAVELENGTH * u.AA).value
+    result = clone(template(continuum=planck), continuum=0, teff=4700 * u.K, progress=False)
+    assert result.rms < 5e-3
+
+
+def test_emission_lines_are_found_on_request():
+    flux = (
+        1.0
+        + 0.05 * voigt_profile(WAVELENGTH - 8609.0, 0.05, 0.03)
+        - 0.03 * voigt_profile(WAVELENGTH - 8601.0, 0.05, 0.03)
+    )
+    spectrum = Spectrum(flux=flux * u.one, spectral_axis=WAVELENGTH * u.AA)
+    result = clone(spectrum, emission=True, prominence=0.02, progress=False)
+    assert list(np.sign(result.ledger["depth"])) == [1.0, -1.0]
+    assert result.ledger["equivalent_width"].value[1] == pytest.approx(-0.05, rel=0.03)
+    assert result.rms < 1e-3
+
+
+def test_short_template_and_unnormalised_nan_pixels():
+    spectrum = template()
+    flux = spectrum.flux.value.copy()
+    flux[500] = np.nan
+    broken = Spectrum(flux=flux * u.one, spectral_axis=spectrum.spectral_axis)
+    whole, holed = (clone(s, region=(8600, 8618), progress=False) for s in (spectrum, broken))
+    assert np.allclose(whole.ledger["area"].value, holed.ledger["area"].value, rtol=1e-2)
+
+
+def test_clone_of_phoenix_with_paschen_lines():
+    result = clone(templates.phoenix_10000K(), region=(9950, 10250), continuum=3, progress=False, max_iterations=15)
+    assert result.rms < 0.02
+    assert result.ledger["fwhm"].value.max() > 5.0  # a hydrogen line, tens of ångströms wide
+
+
+def test_bad_input_is_named():
+    good = template()
+    cases = [
+        (dict(prominence=0.9), r"no line of prominence 0\.9.*lower prominence"),
+        (dict(prominence=-1.0), "prominence must lie between 0 and 1"),
+        (dict(flux_scale="cubic"), "flux_scale must be"),
+        (dict(continuum="spline"), "polynomial degree"),
+        (dict(continuum=-1), "polynomial degree"),
+        (dict(resolving_power=0), "resolving_power"),
+        (dict(teff=-5), "teff"),
+        (dict(medium="water"), "medium"),
+        (dict(free=("ln_depth",)), "free must be among"),
+        (dict(region=(100, 200)), "region .* holds 0 pixels of the template"),
+    ]
+    for options, message in cases:
+        with pytest.raises(ValueError, match=message):
+            clone(good, progress=False, **options)
+    with pytest.raises(ValueError, match=r'continuum="none" says that the template is normalised'):
+        clone(template(continuum=1e-12), progress=False)
+    with pytest.raises(TypeError, match="unexpected keyword"):
+        clone(good, depth=3)

@@ -1,0 +1,273 @@
+"""Fits: injection and recovery, what is held, bad pixels, unknown noise, bad input."""
+
+import warnings
+
+import astropy.units as u
+import numpy as np
+import pytest
+import torch
+from astropy.nddata import InverseVariance, StdDevUncertainty
+from astropy.table import QTable, Table
+from specutils import Spectrum
+
+import specutils_blase as sb
+from specutils_blase.fitting import fit
+from specutils_blase.priors import LinePriors
+from specutils_blase.simulate import perturbed, simulate
+
+WAVELENGTH = np.linspace(10500.0, 10530.0, 500)
+RESOLVING_POWER = 55_000.0
+
+
+def line_tables():
+    rng = np.random.default_rng(3)
+    n_star, n_sky = 60, 20
+    star = Table(
+        {
+            "center": np.sort(rng.uniform(10490.0, 10540.0, n_star)),
+            "area": rng.uniform(0.02, 0.15, n_star),
+            "sigma": rng.uniform(0.04, 0.07, n_star),
+            "gamma": rng.uniform(0.02, 0.06, n_star),
+        }
+    )
+    sky = Table(
+        {
+            "center": np.sort(rng.uniform(10499.0, 10531.0, n_sky)),
+            "area": rng.uniform(0.01, 0.08, n_sky),
+            "sigma": rng.uniform(0.012, 0.02, n_sky),
+            "gamma": rng.uniform(0.02, 0.05, n_sky),
+        }
+    )
+    star.meta["wavelength_range"] = (10480.0, 10550.0)
+    sky.meta["wavelength_range"] = (10490.0, 10540.0)
+    return star, sky
+
+
+STAR, SKY = line_tables()
+TRUTH = {"rv": -27.3, "vsini": 9.0, "resolving_power": RESOLVING_POWER, "limb_darkening": (0.4, 0.2)}
+
+
+def observed(star=STAR, sky=SKY, **options):
+    options = {"snr": 200.0, "seed": 1, "continuum": (3.0, 0.06, -0.03)} | TRUTH | options
+    return simulate(WAVELENGTH, star, sky, **options)
+
+
+def quick(data, star=STAR, **options):
+    options = {"telluric": SKY, "rv": -27.0, "vsini": 8.0, "resolving_power": RESOLVING_POWER} | options
+    with warnings.catch_warnings():
+        if "max_iterations" in options:  # stopped early on purpose
+            warnings.filterwarnings("ignore", "the fit did not converge", RuntimeWarning)
+        return fit(data, star, progress=False, **options)
+
+
+@pytest.fixture(scope="module")
+def recovered():
+    star = perturbed(STAR, seed=5, scatter_ln_area=0.2)
+    sky = perturbed(SKY, seed=6, scatter_ln_area=0.2)
+    return star, sky, quick(observed(star, sky), rv=None)
+
+
+def test_recovers_truth_from_perturbed_lines(recovered):
+    star, sky, result = recovered
+    assert result.success, result.message
+    assert abs(result.value("rv") - TRUTH["rv"]) < 3.0 * result.error("rv")
+    assert abs(result.value("vsini") - TRUTH["vsini"]) < 3.0 * result.error("vsini")
+    assert 0.8 < result.reduced_chi2 < 1.2
+    for name, truth in (("star", star), ("telluric", sky)):
+        rows = result.ledger[result.ledger["component"] == name]
+        rows = rows[rows["free"] & ~rows["edge"] & ~rows["blended"]]
+        true_center = np.sort(np.asarray(truth["center"], dtype=float))
+        true_area = np.asarray(truth["area"], dtype=float)[np.argsort(np.asarray(truth["center"], dtype=float))]
+        nearest = np.abs(rows["center"].value[:, None] - true_center).argmin(1)
+        pulls = (rows["area"].value - true_area[nearest]) / rows["area_err"].value
+        assert np.sqrt(np.mean(pulls**2)) < 1.6, name
+
+
+def test_continuum_comes_back_in_the_unit_of_the_flux(recovered):
+    result = recovered[2]
+    for degree, truth in enumerate((3.0, 0.06, -0.03)):
+        error = result.error(f"continuum_{degree}")
+        assert 0.0 < error < 0.1
+        assert abs(result.value(f"continuum_{degree}") - truth) < 4.0 * error
+
+
+def test_spectra_of_the_result_are_consistent(recovered):
+    result = recovered[2]
+    model = result.model_spectrum.flux.value
+    corrected = result.telluric_corrected
+    star = result.star_spectrum.flux.value
+    assert np.allclose(model / star, result.data.flux.numpy() / corrected.flux.value, rtol=1e-10)
+    template = result.star_template
+    step = np.diff(np.log(template.spectral_axis.value)) * 299792.458
+    assert step.max() < 1.0  # finer than HPF's 5.5 km/s
+    assert template.flux.value.min() < star.min() / 3.0  # unbroadened lines are deeper
+    noise = (result.data.sigma / result.evaluate()["continuum"]).square().mean().sqrt().item()
+    assert 0.75 * noise < result.rms < 1.05 * noise  # a little below: lines adapt to the noise as well
+
+
+def test_five_percent_quadratic_continuum_is_recovered():
+    result = quick(observed(continuum=(1.0, 0.0, 0.05)), star_lines=(), telluric_lines=())
+    assert abs(result.value("continuum_2") - 0.05) < 4.0 * result.error("continuum_2")
+    assert result.value("continuum_2") == pytest.approx(0.05, abs=2e-3)
+
+
+def test_only_what_is_declared_free_moves():
+    data = observed()
+    result = quick(data, free=("continuum",), star_lines=("ln_area",), telluric_lines=())
+    assert result.value("rv") == -27.0
+    assert result.value("vsini") == 8.0
+    assert result.value("resolving_power") == pytest.approx(RESOLVING_POWER, rel=1e-12)
+    ledger = result.ledger
+    sky = ledger[ledger["component"] == "telluric"]
+    assert not sky["free"].any()
+    assert (sky["delta_ln_area"] == 0).all()
+    star = ledger[ledger["component"] == "star"]
+    assert (star["rv_offset"].value == 0).all()
+    original = np.asarray(STAR["sigma"])
+    assert np.allclose(np.sort(star["sigma"].value), np.sort(original[np.isin(STAR["center"], star["center"].value)]))
+    moved = star["free"]
+    assert (star["delta_ln_area"][moved] != 0).all()
+    assert not result.parameters["free"][list(result.parameters["name"]).index("rv")]
+
+
+def test_fitting_leaves_the_clones_alone():
+    emulator = sb.LineEmulator(*(np.asarray(STAR[name]) for name in ("center", "area", "sigma", "gamma")),
+                               law="minnaert", wavelength_range=(10480.0, 10550.0))  # fmt: skip
+    before = {name: value.clone() for name, value in emulator.state_dict().items()}
+    quick(observed(), emulator, free=("rv", "continuum", "star_law"), max_iterations=3)
+    for name, value in emulator.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+@pytest.mark.parametrize("kind", ["nan", "inf", "negative sigma", "masked spike"])
+def test_a_bad_pixel_changes_nothing(kind):
+    clean = observed()
+    flux, sigma = clean.flux.value.copy(), clean.uncertainty.array.copy()
+    mask = np.zeros(flux.size, dtype=bool)
+    mask[250] = True
+    reference = Spectrum(
+        flux=flux * u.one, spectral_axis=clean.spectral_axis, uncertainty=StdDevUncertainty(sigma), mask=mask
+    )
+    broken, bad_sigma, bad_mask = flux.copy(), sigma.copy(), np.zeros(flux.size, dtype=bool)
+    if kind == "nan":
+        broken[250] = np.nan
+    elif kind == "inf":
+        broken[250] = np.inf
+    elif kind == "negative sigma":
+        bad_sigma[250] = -1.0
+    else:
+        broken[250] += 1e6 * sigma[250]
+        bad_mask[250] = True
+    spoiled = Spectrum(
+        flux=broken * u.one, spectral_axis=clean.spectral_axis, uncertainty=StdDevUncertainty(bad_sigma), mask=bad_mask
+    )
+    results = [
+        quick(data, max_iterations=4, star_lines=("ln_area",), telluric_lines=()) for data in (reference, spoiled)
+    ]
+    assert (results[0].parameters["value"] == results[1].parameters["value"]).all()
+    assert (results[0].ledger["area"] == results[1].ledger["area"]).all()
+
+
+@pytest.mark.parametrize("unit", ["nm", "um", "1/cm", "GHz", "eV"])
+def test_units_and_direction_do_not_matter(unit):
+    data = observed()
+    axis = data.spectral_axis.to(unit, u.spectral())
+    jansky = Spectrum(
+        flux=data.flux.value * 1e3 * u.mJy,
+        spectral_axis=axis,
+        uncertainty=InverseVariance((data.uncertainty.array * u.Jy) ** -2),
+    )
+    options = {"star_lines": ("ln_area",), "telluric_lines": (), "max_iterations": 5}
+    plain, other = quick(data, **options), quick(jansky, **options)
+    assert other.value("rv") == pytest.approx(plain.value("rv"), abs=1e-4)
+    assert other.value("continuum_0") == pytest.approx(1e3 * plain.value("continuum_0"), rel=1e-6)
+    assert other.model_spectrum.flux.unit == u.mJy
+    assert other.reduced_chi2 == pytest.approx(plain.reduced_chi2, rel=1e-5)
+
+
+def test_unknown_noise_scales_errors_by_the_scatter(recovered):
+    data = observed()
+    silent = Spectrum(flux=data.flux, spectral_axis=data.spectral_axis)
+    known, unknown = quick(data), quick(silent)
+    assert "no uncertainty" in unknown.message
+    assert unknown.reduced_chi2 == 1.0
+    assert unknown.error("rv") == pytest.approx(known.error("rv"), rel=0.35)
+
+
+def test_gaussian_priors_hold_what_data_cannot_say():
+    result = quick(observed(snr=5.0), star_priors=LinePriors(0.1, 0.05, 0.1, 0.05, float("inf")))
+    star = result.ledger[(result.ledger["component"] == "star") & result.ledger["free"]]
+    error = star["gamma_err"].value / star["gamma"].value
+    assert (error < 0.1 * 1.0001).all()  # never wider than the prior
+    assert np.median(error) > 0.08  # and hardly narrower at this signal-to-noise ratio
+    weak = star[np.abs(star["delta_ln_area"]) > 0.5]
+    assert len(weak) == 0
+
+
+def test_stopping_early_is_said():
+    with pytest.warns(RuntimeWarning, match="did not converge"):
+        result = fit(observed(), STAR, telluric=SKY, rv=-27.0, resolving_power=55e3, progress=False, max_iterations=1)
+    assert not result.success
+    assert "limit on iterations" in result.message
+
+
+def test_bare_component_combinations():
+    only_sky = quick(observed(), None, max_iterations=3)
+    assert "rv" not in list(only_sky.parameters["name"])
+    only_star = quick(observed(sky=None), telluric=None, max_iterations=30)
+    assert only_star.telluric_transmission is None
+    assert only_star.reduced_chi2 < 1.3
+
+
+def test_muler_brings_its_resolving_power():
+    data = observed()
+    data.instrumental_resolution = 55_000.0
+    result = quick(data, resolving_power=None, max_iterations=2, star_lines=(), telluric_lines=())
+    assert result.value("resolving_power") == pytest.approx(55_000.0)
+
+
+def narrow_star():
+    table = STAR[(STAR["center"] > 10505) & (STAR["center"] < 10520)]
+    table.meta["wavelength_range"] = (10505.0, 10520.0)
+    return table
+
+
+CASES = {
+    "no component": (dict(star=None, telluric=None), "needs a star, a telluric component, or both"),
+    "no resolution": (dict(resolving_power=None), "pass resolving_power="),
+    "resolution": (dict(resolving_power=-3.0), "resolving_power.*positive"),
+    "vsini": (dict(vsini=-1.0), "vsini must not be negative"),
+    "rv unit": (dict(rv=3 * u.AA), "rv"),
+    "free": (dict(free=("rv", "mass")), "free must be among.*'mass'"),
+    "kinds": (dict(star_lines=("area",)), "star_lines must be among.*'area'"),
+    "continuum": (dict(continuum="flat"), "continuum must be a polynomial degree"),
+    "medium": (dict(medium="glass"), "medium"),
+    "coverage": (dict(star=narrow_star()), r"star template covers 10505\.00-10520\.00 Å, the data need .* margin"),
+    "columns": (dict(star=QTable({"center": [1.0]})), "needs the columns"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_input_is_named(case):
+    options, message = CASES[case]
+    with pytest.raises((ValueError, TypeError, u.UnitsError), match=message):
+        quick(observed(), **options)
+
+
+def test_wrong_kind_of_component_and_keyword():
+    with pytest.raises(TypeError, match=r"star must be a CloneResult.*got int"):
+        quick(observed(), 3)
+    with pytest.raises(TypeError, match="unexpected keyword"):
+        quick(observed(), colour="red")
+    with pytest.raises(ValueError, match="more than the data can tell apart"):
+        centers = np.linspace(10490.0, 10540.0, 900)
+        dense = Table({"center": centers, "area": centers * 1e-6, "sigma": centers * 2e-6, "gamma": centers * 2e-6})
+        dense.meta["wavelength_range"] = (10480.0, 10550.0)
+        quick(observed(), dense)
+
+
+def test_two_dimensional_flux_says_how_to_loop():
+    data = observed()
+    stacked = Spectrum(flux=np.vstack([data.flux.value] * 2) * u.one, spectral_axis=data.spectral_axis)
+    with pytest.raises(ValueError, match=r"for .* in"):
+        quick(stacked)
