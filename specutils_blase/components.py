@@ -65,8 +65,8 @@ def _clone_template(template: Spectrum, name: str, span, flux_scale, progress: b
     low, high = max(span[0] * (1 - margin), first.min()), min(span[1] * (1 + margin), first.max())
     if not low < high:
         raise ValueError(
-            f"the {name} template covers {first.min():.2f}-{first.max():.2f} Å, the data {span[0]:.2f}-{span[1]:.2f} Å: "
-            "they do not overlap"
+            f"the {name} template covers {first.min():.2f}-{first.max():.2f} Å and does not overlap the data, "
+            f"{span[0]:.2f}-{span[1]:.2f} Å"
         )
     options = {} if flux_scale is None else {"flux_scale": flux_scale}
     if name == "telluric" and template.meta.get("resolving_power"):

@@ -80,7 +80,9 @@ def linearize(free: FreeParameters) -> Jacobian:
             core = context.core_nodes(emulator, lines)
             narrow &= ~too_wide | (core * 6 <= widest)
             cut = too_wide & narrow
-            first = torch.where(cut, first + (count - widest) // 2, first)
+            # About the line, not the window, which the ends of the grid may have clipped.
+            about = context.middle_nodes(emulator, name, lines) - widest // 2
+            first = torch.where(cut, torch.minimum(torch.maximum(about, first), first + count - widest), first)
             count = torch.where(cut, widest, count)
         for part in _batches(count, narrow, len(kinds), context.halo):
             blocks.append(
@@ -157,6 +159,10 @@ class _Context:
         low = torch.searchsorted(self.nodes, (center - radius) * factor)
         high = torch.searchsorted(self.nodes, (center + radius) * factor)
         return low, high - low
+
+    def middle_nodes(self, emulator: LineEmulator, name: str, lines: Tensor) -> Tensor:
+        """Node at the centre of each line."""
+        return torch.searchsorted(self.nodes, emulator.shifted_center[lines] * float(self.factor[name]))
 
     def core_nodes(self, emulator: LineEmulator, lines: Tensor) -> Tensor:
         """Full width at half maximum of each line, in nodes."""

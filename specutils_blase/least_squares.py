@@ -86,9 +86,10 @@ def levenberg_marquardt(
     line's own window is compared with what the quadratic model predicted there, and the line's damping follows that
     ratio (Nielsen 1999). Parameters that touch everything follow the total. A step is taken if the total decreases.
 
-    The iteration stops once the predicted decrease is below `absolute_tolerance` × max(1, cost / n_datum). In units of
-    χ² scaled so that its reduced value is one, a predicted decrease of ε bounds every parameter's remaining step by
-    √ε of its standard error.
+    The iteration stops once the predicted decrease is below `absolute_tolerance` × max(1, cost / n_datum)². In units
+    of χ², a predicted decrease of ε bounds every parameter's remaining step by √ε of its standard error. Where the
+    model is incomplete and χ² per datum is q > 1, errors are really √q larger, and the residuals' own curvature, which
+    Gauss-Newton neglects, makes the end of the way slow and pointless: hence q².
     """
     vector = problem.read()
     terms = problem.evaluate(vector)
@@ -101,7 +102,7 @@ def levenberg_marquardt(
         if not math.isfinite(cost):
             status = "not_finite"
             break
-        tolerance = absolute_tolerance * max(1.0, cost / problem.n_datum)
+        tolerance = absolute_tolerance * max(1.0, cost / problem.n_datum) ** 2
         for rejection in range(MOST_REJECTIONS):
             step, predicted, promised = _propose(problem, normal, vector, damping, tolerance)
             trial = problem.project(vector + step)

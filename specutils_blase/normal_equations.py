@@ -293,18 +293,24 @@ class Factor:
         return result
 
     def draw(self, n_draw: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draws from the Gaussian with this precision matrix, zero mean, (n_draw, n_parameter)."""
+        """Draws from the Gaussian with this precision matrix, zero mean, (n_draw, n_parameter).
+
+        Parameters that no datum touches scatter as their priors do.
+        """
         dtype, device = self.corner.dtype, self.corner.device
+        shape = (n_draw, self.normal.n_parameter)
+        elsewhere = torch.randn(shape, generator=generator, dtype=dtype, device=device)
+        elsewhere /= self.normal.prior_precision.sqrt()
         n_border = self.normal.border.numel()
         noise = torch.randn(n_border, n_draw, generator=generator, dtype=dtype, device=device)
         border = torch.linalg.solve_triangular(self.corner.mT, noise, upper=True) if n_border else noise
         if self.normal.partition is None:
-            return torch.stack([self._scatter(None, column) for column in border.T])
+            return torch.stack([self._scatter(None, border[:, k], elsewhere[k]) for k in range(n_draw)])
         shape = (*self.normal.partition.columns.shape, n_draw)
         noise = torch.randn(shape, generator=generator, dtype=dtype, device=device)
         local = self._back_substitute(list(noise))
         local = local - self.border_solution @ border
-        return torch.stack([self._scatter(local[..., k], border[:, k]) for k in range(n_draw)])
+        return torch.stack([self._scatter(local[..., k], border[:, k], elsewhere[k]) for k in range(n_draw)])
 
 
 def _cholesky(matrix: Tensor) -> Tensor:

@@ -108,7 +108,8 @@ def plot_fit(
         _draw_components(alone, pixels)
         _draw_residuals(residual, pixels)
         for panel in (main, alone, residual):
-            _shade(panel, pixels.missing)
+            for span in pixels.missing:
+                panel.axvspan(*span, color=COLOURS["missing"], lw=0, zorder=0)
             panel.set_xlim(low, high)
     _label(panels, (pixels.flux_label, "Components", pixels.residual_label), pixels.axis_label)
     handles, labels = _legend(panels[0][0], ("data", "model", "continuum", *ticks))
@@ -326,19 +327,13 @@ def _draw_components(panel, pixels: _Pixels) -> None:
 def _draw_residuals(panel, pixels: _Pixels) -> None:
     panel.axhspan(-1.0, 1.0, color="0.92", lw=0)
     panel.axhline(0.0, color=COLOURS["continuum"], lw=0.6)
-    limit = RESIDUAL_LIMIT
     panel.plot(pixels.wavelength, pixels.residual, ".", ms=2.2, mew=0.0, color="0.25")
     for sign, marker in ((1, "^"), (-1, "v")):
-        beyond = sign * pixels.residual > limit
-        edge = np.full(int(beyond.sum()), 0.93 * sign * limit)
+        beyond = sign * pixels.residual > RESIDUAL_LIMIT
+        edge = np.full(int(beyond.sum()), 0.93 * sign * RESIDUAL_LIMIT)
         panel.plot(pixels.wavelength[beyond], edge, marker, ms=4.0, mew=0.0, color="#b00020")
-    panel.set_ylim(-limit, limit)
+    panel.set_ylim(-RESIDUAL_LIMIT, RESIDUAL_LIMIT)
     panel.set_yticks([-3, 0, 3])
-
-
-def _shade(panel, missing: list[tuple[float, float]]) -> None:
-    for low, high in missing:
-        panel.axvspan(low, high, color=COLOURS["missing"], lw=0, zorder=0)
 
 
 def _label(panels, labels: tuple[str, ...], axis_label: str) -> None:

@@ -95,11 +95,13 @@ class AnchoredProblem:
         return self.precision / self.slack.square() * torch.where(heavy, (freedom + 1.0) / (freedom + square), 1.0)
 
     def curvature(self, vector: Tensor, step: Tensor) -> Tensor:
-        """Second derivative of the model flux along `step`, (n,), by central differences over a tenth of it."""
+        """Second derivative of the model flux along `step`, (n,), by central differences over a tenth of it.
+
+        `vector` is where `linearize` was called last: the flux there is known.
+        """
         h = 0.1
         with torch.no_grad():
-            self.free.write(vector)
-            result = -2.0 * self.free.model()
+            result = -2.0 * self._flux
             for sign in (h, -h):
                 self.free.write(self.project(vector + sign * step))
                 result += self.free.model()
@@ -108,6 +110,7 @@ class AnchoredProblem:
     def linearize(self, vector: Tensor) -> NormalEquations:
         self.free.write(vector)
         jacobian = linearize(self.free)
+        self._flux = jacobian.flux
         precision = self.prior_precision(vector)
         pull = precision * (self.anchor - vector)
         residual = self.flux - jacobian.flux

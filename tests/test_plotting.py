@@ -228,7 +228,7 @@ def test_region(fit, region):
 def test_bad_requests(draw, request):
     result = request.getfixturevalue(draw)
     function = {"fit": plot_fit, "clone": plot_clone}[draw]
-    with pytest.raises(ValueError, match="holds 0 pixels of 10[45].*inside it"):
+    with pytest.raises(ValueError, match=r"holds 0 pixels of 10[45].*inside it"):
         function(result, region=(9000.0, 9100.0))
     for rows in (0, 1.5, True):
         with pytest.raises(ValueError, match="rows must be a positive number"):

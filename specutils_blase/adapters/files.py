@@ -5,6 +5,7 @@ Does not live here: our own ASDF files (`asdf`), what the spectrum then means (`
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import astropy.units as u
@@ -12,6 +13,7 @@ import numpy as np
 from astropy.io.registry import IORegistryError
 from astropy.nddata import StdDevUncertainty
 from astropy.table import QTable
+from astropy.wcs import FITSFixedWarning
 from specutils import Spectrum, SpectrumList
 
 from .muler import HPF_ORDERS, is_hpf, load_hpf
@@ -56,7 +58,9 @@ def load_spectrum(path, *, order: int | None = None, format: str | None = None) 
         if order is None:
             raise ValueError(f"{path} holds {HPF_ORDERS} orders of HPF: choose one, order=0 to {HPF_ORDERS - 1}")
         return load_hpf(path, order)
-    return _read(path, order, format)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FITSFixedWarning)  # of readers that try a table's header as coordinates
+        return _read(path, order, format)
 
 
 def _read(path: Path, order: int | None, format: str | None) -> Spectrum:

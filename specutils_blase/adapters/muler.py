@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 from astropy.io import fits
 from specutils import Spectrum
 
@@ -89,10 +90,9 @@ def load_hpf(path, order: int) -> Spectrum:
         # Handed over open: muler would never close the file, insists on text for a path, and takes errors for
         # variances, or the reverse, where the file's name or folder has the wrong word in it.
         raw = HPFSpectrum(file=_pipeline(units), order=order, cached_hdus=[units])
-        reduced = raw.remove_nans()
-        if not len(reduced.flux):
+        if not np.isfinite(raw.flux.value).any():
             raise ValueError(f"order {order} of {path} has no finite pixel")
-        reduced = reduced.sky_subtract().deblaze().normalize()
+        reduced = raw.remove_nans().sky_subtract().deblaze().normalize()
     if resolving_power(reduced) is None:  # operators of specutils may return a class that has lost it
         reduced.instrumental_resolution = resolving_power(raw) or HPF_RESOLVING_POWER
     return reduced

@@ -1,0 +1,374 @@
+"""The command line end to end, in this process: what it prints, what it writes, what it returns."""
+
+import contextlib
+import io
+import re
+import subprocess
+import sys
+
+import astropy.units as u
+import numpy as np
+import pytest
+import torch
+from astropy.io import fits
+from astropy.table import QTable, Table
+from matplotlib.image import imread
+from specutils import Spectrum
+
+import specutils_blase as sb
+from specutils_blase import cli, demo
+from specutils_blase.simulate import perturbed, simulate
+
+RV, VSINI, R = -12.4, 6.0, 55_000
+STAR = {
+    "center": np.array([10493.1, 10496.2, 10500.6, 10502.1, 10505.3, 10508.0, 10510.2, 10514.8, 10517.2, 10521.0]),
+    "area": np.array([0.1, 0.2, 0.12, 0.06, 0.25, 0.1, 0.16, 0.1, 0.14, 0.1]),
+    "sigma": np.full(10, 0.06),
+    "gamma": np.full(10, 0.03),
+}
+SKY = {
+    "center": np.array([10503.2, 10507.0, 10511.9]),
+    "area": np.array([0.08, 0.12, 0.05]),
+    "sigma": np.full(3, 0.03),
+    "gamma": np.full(3, 0.03),
+}
+
+
+def write_table(path, spectrum):
+    """A plain table, as people keep spectra."""
+    columns = {"wavelength": spectrum.spectral_axis.to_value(u.AA), "flux": spectrum.flux.value}
+    if spectrum.uncertainty is not None:
+        columns["uncertainty"] = spectrum.uncertainty.array
+    Table(columns).write(path, format="ascii.ecsv")
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Templates of star and sky, their clones, and an observation of lines that differ a little."""
+    folder = tmp_path_factory.mktemp("files")
+    grid = np.arange(10490.0, 10526.0, 0.02)
+    pixels = np.linspace(10499.0, 10516.0, 300)
+    data = simulate(
+        pixels, perturbed(STAR, 1, 0.1), perturbed(SKY, 2, 0.1), rv=RV, vsini=VSINI, resolving_power=R, snr=150, seed=5
+    )
+    made = {
+        "star": write_table(folder / "star.ecsv", simulate(grid, STAR, snr=None)),
+        "sky": write_table(folder / "sky.ecsv", simulate(grid, SKY, snr=None)),
+        "data": write_table(folder / "data.ecsv", data),
+    }
+    for name in ("star", "sky"):
+        made[f"{name}_clone"], made[f"{name}_lines"] = (
+            str(folder / f"{name}{end}") for end in (".asdf", "_lines.ecsv")
+        )
+        command = ["clone", made[name], "--out", made[f"{name}_clone"], "--ledger", made[f"{name}_lines"]]
+        assert cli.main(command) == 0
+    return made
+
+
+def value(text, name):
+    """value ± error of a line that the command printed."""
+    found = re.search(rf"^ *{name} = (\S+) ± (\S+)", text, re.MULTILINE)
+    return float(found[1]), float(found[2])
+
+
+def run_fit(files, *options, star="star_clone", telluric="sky_clone"):
+    return cli.main(
+        [
+            "fit",
+            files["data"],
+            "--star",
+            files[star],
+            "--telluric",
+            files[telluric],
+            "--resolving-power",
+            str(R),
+            *options,
+        ]
+    )
+
+
+def test_clone(files, tmp_path, capsys):
+    out, ledger, plot = (tmp_path / name for name in ("c.asdf", "c.ecsv", "c.png"))
+    command = ["clone", files["star"], "--prominence", "0.02", "--flux-scale", "minnaert", "--region", "10495", "10520"]
+    assert cli.main([*command, "--out", str(out), "--ledger", str(ledger), "--plot", str(plot)]) == 0
+    printed = capsys.readouterr()
+    assert "8 lines in 10495.0-10520.0 Å, RMS" in printed.out
+    assert "medium of the template: vacuum (as declared)" in printed.out
+    assert printed.err == ""
+    clone = sb.read(out)
+    assert clone.settings["prominence"] == 0.02
+    assert clone.emulator.law.name == "minnaert"
+    assert len(QTable.read(ledger)) == len(clone.ledger) == 8
+    assert imread(plot).shape[2] == 4
+
+
+@pytest.mark.parametrize(
+    ("star", "telluric"), [("star_clone", "sky_clone"), ("star_lines", "sky_lines"), ("star", "sky")]
+)
+def test_fit_from_clones_ledgers_or_templates(files, star, telluric, tmp_path, capsys):
+    out, ledger, plot = (tmp_path / name for name in ("f.asdf", "f.ecsv", "f.png"))
+    code = run_fit(files, "--out", str(out), "--ledger", str(ledger), "--plot", str(plot), star=star, telluric=telluric)
+    printed = capsys.readouterr()
+    assert code == 0 and printed.err == ""
+    rv, error = value(printed.out, "rv")
+    assert abs(rv - RV) < 4 * error < 1.0
+    vsini, error = value(printed.out, "vsini")
+    assert abs(vsini - VSINI) < 4 * error < 4.0
+    assert "rv is in the frame of the data's wavelengths" in printed.out
+    assert f"wrote {out}, {ledger}, {plot}" in printed.out
+    fit = sb.read(out)
+    assert fit.success and fit.value("rv") == pytest.approx(rv, rel=1e-3)
+    lines = QTable.read(ledger)
+    assert set(lines["component"]) == {"star", "telluric"}
+    np.testing.assert_allclose(lines["area"].value, fit.ledger["area"].value, rtol=1e-12)
+    assert imread(plot).shape[1] > 500
+    from_template = star == "star"
+    assert ("star: cloned" in printed.out) == from_template
+
+
+def test_fit_continues_an_earlier_fit(files, tmp_path, capsys):
+    first = tmp_path / "first.asdf"
+    assert run_fit(files, "--out", str(first)) == 0
+    files = files | {"first": str(first)}
+    options = ("--star-lines", "none", "--telluric-lines", "none", "--rv", "-12", "--vsini", "5")
+    assert run_fit(files, *options, star="first", telluric="first") == 0
+    rv, _ = value(capsys.readouterr().out, "rv")
+    assert rv == pytest.approx(sb.read(first).value("rv"), abs=0.02)
+
+
+def test_options_arrive(files, tmp_path):
+    out = tmp_path / "f.asdf"
+    options = ("--rv", "-11.5", "--vsini", "4", "--free", "rv,continuum", "--continuum", "1", "--star-lines", "ln_area")
+    options += ("--telluric-lines", "none", "--limb-darkening", "0.3", "0.1", "--out", str(out))
+    assert run_fit(files, *options) == 0
+    fit = sb.read(out)
+    assert fit.settings["free"] == ["rv", "continuum"]
+    assert (fit.settings["start_rv"], fit.settings["continuum"]) == (-11.5, 1)
+    assert fit.settings["star_lines"] == ["ln_area"] and fit.settings["telluric_lines"] == []
+    assert fit.value("vsini") == 4.0
+    assert fit.value("limb_darkening_u1") == pytest.approx(0.3)
+    assert fit.value("resolving_power") == pytest.approx(R)
+
+
+def test_air_is_recorded(files, tmp_path, capsys):
+    plot = tmp_path / "f.png"
+    # Vacuum wavelengths declared as air: the star seems to recede by 82 km/s more, which the printed medium explains.
+    command = ["fit", files["data"], "--star", files["star_clone"], "--resolving-power", str(R), "--medium", "air"]
+    assert cli.main([*command, "--plot", str(plot)]) in (0, 1)
+    assert "medium of the data: air (as declared)" in capsys.readouterr().out
+    assert plot.exists()
+
+
+def test_not_converged_is_exit_code_1_with_files(files, tmp_path, capsys):
+    out = tmp_path / "f.asdf"
+    assert run_fit(files, "--max-iterations", "1", "--out", str(out)) == 1
+    printed = capsys.readouterr()
+    assert printed.err == "not converged: the limit on iterations was reached\n"
+    assert not sb.read(out).success
+
+
+def test_overwrite(files, tmp_path, capsys):
+    out = tmp_path / "f.asdf"
+    out.write_text("precious")
+    assert run_fit(files, "--out", str(out)) == 2
+    assert out.read_text() == "precious"
+    assert "exists already: choose another name, or give --overwrite" in capsys.readouterr().err
+    assert run_fit(files, "--out", str(out), "--overwrite") == 0
+    assert sb.read(out).success
+
+
+@pytest.fixture
+def bad(files, tmp_path):
+    """Files and folders that arguments below name."""
+    (tmp_path / "notes.txt").write_text("not a spectrum\n")
+    (tmp_path / "broken.asdf").write_text("#ASDF 1.0.0\nnot: [closed\n")
+    star = sb.read(files["star_clone"])
+    sb.fit(
+        simulate(np.linspace(10499.0, 10516.0, 300), STAR, rv=RV, vsini=VSINI, resolving_power=R, snr=150, seed=5),
+        star,
+        resolving_power=R,
+        progress=False,
+    ).write(tmp_path / "star_only.asdf")
+    units = [fits.PrimaryHDU(header=fits.Header({"INSTRUME": "HPF"}))]
+    names = (
+        "Sci Flux",
+        "Sky Flux",
+        "Cal Flux",
+        "Sci Error",
+        "Sky Error",
+        "Cal Error",
+        "Sci Wavl",
+        "Sky Wavl",
+        "Cal Wavl",
+    )
+    units += [fits.ImageHDU(np.ones((28, 2048), "f4"), name=name) for name in names]
+    fits.HDUList(units).writeto(tmp_path / "hpf.fits")
+    return files | {"tmp": str(tmp_path)}
+
+
+BAD = [
+    ("fit {tmp}/none.fits --star arcturus", "there is no file .*none.fits"),
+    ("fit {tmp} --star arcturus", "expected the file of a spectrum, got the folder"),
+    ("fit {tmp}/notes.txt --star arcturus", "cannot read a spectrum from .*notes.txt"),
+    ("fit {tmp}/hpf.fits --star arcturus", "holds 28 orders of HPF: choose one, order=0 to 27"),
+    ("fit {tmp}/hpf.fits --star arcturus --order 28", "order must lie between 0 and 27 for HPF, got 28"),
+    ("fit {data}", "fit needs --star, --telluric, or both"),
+    ("fit {data} --star arcturux", "arcturux is neither a file nor an embedded template .arcturus, telfit_hpf"),
+    ("fit {data} --star {tmp}/none.asdf", "No such file"),
+    ("fit {data} --star {tmp}/broken.asdf", "cannot read .*broken.asdf"),
+    ("fit {data} --telluric {tmp}/star_only.asdf", "holds a fit without a telluric component"),
+    ("fit {data} --star {star_clone}", "the data do not say their resolving power"),
+    ("fit {data} --star {star_clone} --resolving-power -1", "expected resolving_power as one finite positive number"),
+    ("fit {data} --star {star_clone} --resolving-power 5e4 --vsini -1", "vsini must not be negative"),
+    ("fit {data} --star {star_clone} --resolving-power 5e4 --free rv,speed", "free must be among rv, .*got 'speed'"),
+    ("fit {data} --star {star_clone} --resolving-power 5e4 --rv 900", "the star template covers .*extend the template"),
+    ("fit {data} --star {star_clone} --out {tmp}/no/f.asdf", "cannot write .*f.asdf: .* is not a folder"),
+    ("fit {data} --star {star_clone} --out {tmp}/a --plot {tmp}/a", "need a file each"),
+    ("fit {data} --star {star_clone} --threads 0", "--threads must be at least 1, got 0"),
+    ("clone {tmp}/none.ecsv --out {tmp}/c.asdf", "none.ecsv is neither a file nor an embedded template"),
+    ("clone {star} --out {tmp}/c.asdf --prominence 2", "prominence must lie between 0 and 1"),
+    ("clone {star} --out {tmp}/c.asdf --prominence 0.99", "no line of prominence 0.99 in the template"),
+    ("clone {star} --out {tmp}/c.asdf --region 9000 9100", "region 9000.00-9100.00 Å holds 0 pixels"),
+    ("clone {star} --out {tmp}/c.asdf --free ln_area,speed", "free must be among"),
+    ("demo --out {tmp}/notes.txt", "File exists"),
+]
+
+
+@pytest.mark.parametrize(("command", "message"), BAD, ids=[message for _, message in BAD])
+def test_bad_input_is_one_line_and_exit_code_2(bad, command, message, capsys):
+    assert cli.main([part.format(**bad) for part in command.split()]) == 2
+    printed = capsys.readouterr()
+    assert re.fullmatch(rf"specutils-blase {command.split()[0]}: error: .*{message}.*\n", printed.err), printed.err
+    assert printed.out == ""
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("", "the following arguments are required"),
+        ("fry", "invalid choice: 'fry'"),
+        ("fit", "the following arguments are required: FILE"),
+        ("fit a.fits --medium water", "argument --medium: invalid choice: 'water'"),
+        ("fit a.fits --rv fast", "argument --rv: invalid float value: 'fast'"),
+        ("fit a.fits --speed 3", "unrecognized arguments: --speed 3"),
+        ("clone a.fits", "the following arguments are required: --out"),
+        ("clone a.fits --out b --continuum some", "argument --continuum: invalid _?degree value: 'some'"),
+    ],
+)
+def test_bad_arguments(command, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(command.split())
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and re.search(message, error) and "--help" in error
+
+
+def test_debug_shows_where(files):
+    with pytest.raises(ValueError, match="fit needs --star"):
+        cli.main(["fit", files["data"], "--debug"])
+
+
+def test_interrupt(monkeypatch, capsys):
+    def interrupted(**options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "run", interrupted)
+    assert cli.main(["demo", "--out", "."]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_version_and_help(capsys):
+    for flag, expected in (("--version", f"specutils-blase {sb.__version__}\n"), ("--help", "usage: specutils-blase")):
+        with pytest.raises(SystemExit) as stop:
+            cli.main([flag])
+        assert stop.value.code == 0
+        assert capsys.readouterr().out.startswith(expected)
+
+
+def test_help_is_light():
+    code = (
+        "import sys; import specutils_blase.cli as c; assert 'torch' not in sys.modules; sys.exit(c.main(['--help']))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60).returncode == 0
+
+
+def test_threads_are_put_back(files):
+    before = torch.get_num_threads()
+    assert run_fit(files, "--max-iterations", "1", "--threads", "1") == 1
+    assert torch.get_num_threads() == before
+
+
+def test_ledger_keeps_its_law_under_another_name(files, tmp_path):
+    """A clone does not know whether it will be the star or the sky."""
+    clone = sb.clone(
+        Spectrum(
+            spectral_axis=np.arange(10490.0, 10526.0, 0.02) * u.AA,
+            flux=simulate(np.arange(10490.0, 10526.0, 0.02), SKY, snr=None).flux,
+        ),
+        flux_scale="minnaert",
+        progress=False,
+    )
+    path = tmp_path / "sky.ecsv"
+    clone.ledger.write(path, format="ascii.ecsv")
+    table = cli._ledger(path, "telluric")
+    assert table.meta["flux_scale"] == {"telluric": "minnaert"}
+    assert cli._ledger(path, "star").meta["flux_scale"] == {"star": "minnaert"}
+
+
+def test_hpf_through_muler(shared_data, tmp_path, capsys):
+    file = shared_data / "data/hpf/Goldilocks_20210212T072837_v1.0_0037.spectra.fits"
+    out, plot = tmp_path / "f.asdf", tmp_path / "f.png"
+    command = ["fit", str(file), "--order", "15", "--telluric", "telfit_hpf", "--out", str(out), "--plot", str(plot)]
+    assert cli.main([*command, "--continuum", "3"]) == 0
+    printed = capsys.readouterr().out
+    assert "telluric: cloned telfit_hpf" in printed
+    fit = sb.read(out)
+    assert fit.value("resolving_power") == pytest.approx(55_000)
+    assert set(fit.ledger["orders"]) == {"15"}
+    assert fit.rms < 0.01
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory):
+    """The demonstration, run once: its exit code, what it printed, and its folder."""
+    folder = tmp_path_factory.mktemp("demo") / "new"
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        code = cli.main(["demo", "--out", str(folder)])
+    return code, printed.getvalue(), folder
+
+
+class TestDemo:
+    def test_files_are_left_and_read_back(self, shown):
+        code, _, folder = shown
+        assert code == 0
+        assert {path.name for path in folder.iterdir()} == {"demo.asdf", "demo_ledger.ecsv", "demo.png"}
+        fit = sb.read(folder / "demo.asdf")
+        lines = QTable.read(folder / "demo_ledger.ecsv")
+        assert len(lines) == len(fit.ledger)
+        np.testing.assert_allclose(lines["center"].to_value(u.AA), fit.ledger["center"].to_value(u.AA), rtol=1e-12)
+        assert imread(folder / "demo.png").std() > 0.1
+        assert (folder / "demo.png").stat().st_size < 300_000
+
+    def test_velocities_are_recovered(self, shown):
+        fit = sb.read(shown[2] / "demo.asdf")
+        for name in ("rv", "vsini"):
+            assert abs(fit.value(name) - demo.TRUTH[name]) < 3 * fit.error(name)
+        assert fit.error("rv") < 0.1 and fit.error("vsini") < 0.2
+        assert fit.success and 0.85 < fit.reduced_chi2 < 1.15
+        assert fit.settings["start_rv"] != demo.TRUTH["rv"]  # by cross-correlation
+
+    def test_line_strengths_are_recovered(self, shown):
+        """Errors that mean what they say: pulls of about one, and far less scatter than the clones had."""
+        rows = {}
+        for line in shown[1].splitlines():
+            found = re.fullmatch(r"(star|atmosphere) +(\d+) +(\S+) +(\S+) +(\S+) +(\S+) ± (\S+)", line)
+            if found:
+                rows[found[1]] = [float(number) for number in found.groups()[1:]]
+        assert set(rows) == {"star", "atmosphere"}
+        for n_line, before, after, correlation, mean, scatter in rows.values():
+            assert n_line >= 30
+            assert after < 0.4 * before
+            assert correlation > 0.9
+            assert abs(mean) < 0.6
+            assert 0.7 < scatter < 1.4
