@@ -43,11 +43,11 @@ _CHUNK = 1 << 18  # profile evaluations held at once
 class Windows:
     """Where every line is evaluated: for each level, contiguous runs of nodes.
 
-    Each entry of `levels` is None or a tuple (line, start, count, inner): line index, first node, number of nodes, and
-    whether a finer level already covers the inner part.
+    Each entry of `levels` is None or a tuple (line, start, count, inner, whole): line index, first node, number of
+    nodes, whether a finer level already covers the inner part, and whether no coarser level takes over.
     """
 
-    levels: tuple[tuple[Tensor, Tensor, Tensor, Tensor] | None, ...]
+    levels: tuple[tuple[Tensor, Tensor, Tensor, Tensor, Tensor] | None, ...]
 
     def to(self, device) -> Windows:
         return Windows(tuple(None if runs is None else tuple(t.to(device) for t in runs) for runs in self.levels))
@@ -180,9 +180,13 @@ class LineEmulator(DoublePrecision):
         half_width = 0.5 * voigt_fwhm(self.sigma.double(), self.gamma.double()) * factor
         relative = self.reach() * factor / center  # in units of ln λ
         top = sampling.n_level - 1
+        # Where a law is steep in a line's own depth, only the line's full sampling follows it.
+        peak = self.area.double() * voigt(torch.zeros_like(half_width), self.sigma.double(), self.gamma.double())
+        steep = self.law.is_steep(peak) & (half_width / center > REACH / 8 * sampling.step)
         core = (half_width / center / (CORE_NODES * sampling.step)).clamp(min=1.0).log2().floor().clamp(max=top)
         last = (2.0 * relative / (REACH * sampling.step)).clamp(min=1.0).log2().ceil().clamp(max=top)
         last = torch.maximum(core, last)
+        core, last = torch.where(steep, 0.0, core), torch.where(steep, 0.0, last)
         levels = []
         for level in range(sampling.n_level):
             nodes = sampling.level(level)
@@ -191,9 +195,10 @@ class LineEmulator(DoublePrecision):
             if not line.numel():
                 levels.append(None)
                 continue
-            middle, inner = center[line], core[line] < level
-            # On the top level nothing takes over: the line runs on to its own reach.
-            extent = outer if level < top else torch.maximum(relative[line], torch.full_like(middle, outer))
+            middle, inner, whole = center[line], core[line] < level, steep[line]
+            # Where no coarser level takes over, the line runs on to its own reach.
+            extent = torch.full_like(middle, outer)
+            extent = torch.where(whole | (level == top), torch.maximum(relative[line], extent), extent)
             low = torch.searchsorted(nodes, middle * (1.0 - extent))
             high = torch.searchsorted(nodes, middle * (1.0 + extent))
             hole_low = torch.searchsorted(nodes, middle * (1.0 - 0.5 * HANDOVER * outer))
@@ -204,6 +209,7 @@ class LineEmulator(DoublePrecision):
                 torch.cat([low, hole_high]),
                 torch.cat([hole_low - low, high - hole_high]),
                 torch.cat([inner, inner]),
+                torch.cat([whole, whole]),
             )
             filled = (runs[2] > 0).nonzero().squeeze(-1)
             levels.append(tuple(t[filled] for t in runs) if filled.numel() else None)
@@ -243,10 +249,10 @@ class LineEmulator(DoublePrecision):
         return sampling.collapse(totals)
 
     def _partial(self, runs, nodes: Tensor, level: int, is_top: bool, step: float, n_row: int) -> Tensor:
-        line, node, inner = _entries(*runs)
+        line, node, inner, whole = _entries(*runs)
         center = self.shifted_center[line]
         x = nodes[node] - center
-        share = _share((x.detach() / center.detach()).abs() / step, level, inner, is_top).to(self.ln_area.dtype)
+        share = _share((x.detach() / center.detach()).abs() / step, level, inner, whole | is_top).to(self.ln_area.dtype)
         x = x.to(self.ln_area.dtype)
         y = self.area[line] * voigt(x, self.sigma[line], self.gamma[line])
         target = node
@@ -283,14 +289,16 @@ def _chunks(runs):
     return [tuple(t[a:b] for t in runs) for a, b in zip([0, *bounds], [*bounds, len(total)], strict=True) if b > a]
 
 
-def _entries(line: Tensor, start: Tensor, count: Tensor, inner: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Line, node and `inner` of every entry of the runs."""
+def _entries(
+    line: Tensor, start: Tensor, count: Tensor, inner: Tensor, whole: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Line, node, `inner` and `whole` of every entry of the runs."""
     if line.is_meta:  # counts are values; a stand-in of the right kind is all that shape inference can have
-        return line, start, inner
+        return line, start, inner, whole
     run = torch.repeat_interleave(count)
     before = torch.cumsum(count, 0) - count
     node = torch.arange(run.numel(), device=line.device) - before[run] + start[run]
-    return line[run], node, inner[run]
+    return line[run], node, inner[run], whole[run]
 
 
 def _cutoff(ratio: Tensor) -> Tensor:
@@ -299,9 +307,9 @@ def _cutoff(ratio: Tensor) -> Tensor:
     return 1.0 - r**5 * (126.0 - r * (420.0 - r * (540.0 - r * (315.0 - 70.0 * r))))
 
 
-def _share(distance: Tensor, level: int, inner: Tensor, is_top: bool) -> Tensor:
+def _share(distance: Tensor, level: int, inner: Tensor, whole: Tensor) -> Tensor:
     """Part of a line that a level carries at `distance` (in level-0 steps); over the levels these add up to one."""
-    outer = torch.ones_like(distance) if is_top else _cutoff(distance / (REACH * 2.0**level))
+    outer = torch.where(whole, 1.0, _cutoff(distance / (REACH * 2.0**level)))
     if level == 0:
         return outer
     return outer - _cutoff(distance / (REACH * 2.0 ** (level - 1))) * inner

@@ -28,6 +28,10 @@ class SaturationLaw(nn.Module):
         """Additive opacity t(y) of one line, and dt/dy."""
         return y, torch.ones_like(y)
 
+    def is_steep(self, peak: Tensor) -> Tensor:
+        """Whether lines of this largest y change t(y) faster than the profile itself changes."""
+        return torch.zeros_like(peak, dtype=torch.bool)
+
     def flux(self, tau: Tensor, wavelength: Tensor) -> tuple[Tensor, Tensor]:
         """Flux S(τ), and dS/dτ."""
         raise NotImplementedError
@@ -75,6 +79,9 @@ class Product(SaturationLaw):
         opacity = -torch.log1p(-inside) + over + 0.5 * over.square()
         slope = torch.where(y < self.guard, 1.0 / (1.0 - inside), inverse * (1.0 + over))
         return opacity, slope
+
+    def is_steep(self, peak: Tensor) -> Tensor:
+        return peak > 0.5  # -ln(1 - y) varies on the scale 1 - y, and has a corner in its third derivative at the guard
 
     def flux(self, tau: Tensor, wavelength: Tensor) -> tuple[Tensor, Tensor]:
         flux = torch.exp(-tau)

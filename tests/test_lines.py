@@ -139,10 +139,6 @@ def test_flux_equals_dense_beyond_the_guard_of_the_linear_law(name):
     np.testing.assert_allclose(flux, dense_flux(deep, wavelength, "linear"), rtol=0, atol=3e-6)
 
 
-@pytest.mark.xfail(
-    reason="the coarse levels cannot carry the corners of broad lines deeper than the linear law's guard (2e-3)",
-    strict=True,
-)
 @pytest.mark.parametrize("name", ["gamma of 1 Å", "very strong"])
 def test_flux_equals_dense_for_broad_saturated_lines_in_the_linear_law(name):
     lines, wavelength = CASES[name]
