@@ -36,7 +36,7 @@ def source_of(component) -> str:
 def component_emulator(given, name, span, flux_scale, rv, resolving_power, progress) -> LineEmulator:
     """The component as an emulator whose parameters are its own, covering the data."""
     if isinstance(given, Spectrum):
-        given = _clone_template(given, name, span, flux_scale, progress)
+        given = _clone_template(given, name, span, flux_scale, resolving_power, progress)
     if isinstance(given, CloneResult):
         given = given.emulator
     elif isinstance(given, Table):
@@ -59,7 +59,9 @@ def component_emulator(given, name, span, flux_scale, rv, resolving_power, progr
     return given
 
 
-def _clone_template(template: Spectrum, name: str, span, flux_scale, progress: bool) -> CloneResult:
+def _clone_template(
+    template: Spectrum, name: str, span, flux_scale, resolving_power: float, progress: bool
+) -> CloneResult:
     margin = 3.0 * VELOCITY_MARGIN / SPEED_OF_LIGHT + 10.0 / span[0]
     first = template.spectral_axis.to_value(u.AA, u.spectral())
     low, high = max(span[0] * (1 - margin), first.min()), min(span[1] * (1 + margin), first.max())
@@ -67,6 +69,13 @@ def _clone_template(template: Spectrum, name: str, span, flux_scale, progress: b
         raise ValueError(
             f"the {name} template covers {first.min():.2f}-{first.max():.2f} Å and does not overlap the data, "
             f"{span[0]:.2f}-{span[1]:.2f} Å"
+        )
+    near = np.sort(first[(first >= low) & (first <= high)])
+    spacing, element = float(np.median(np.diff(near))) if near.size > 1 else high - low, span[0] / resolving_power
+    if spacing > element:
+        raise ValueError(
+            f"the {name} template is sampled every {spacing:.3g} Å, coarser than the data's resolution element of "
+            f"{element:.3g} Å (R = {resolving_power:.0f}): give a finer template"
         )
     options = {} if flux_scale is None else {"flux_scale": flux_scale}
     if name == "telluric" and template.meta.get("resolving_power"):

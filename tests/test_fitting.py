@@ -271,3 +271,16 @@ def test_two_dimensional_flux_says_how_to_loop():
     stacked = Spectrum(flux=np.vstack([data.flux.value] * 2) * u.one, spectral_axis=data.spectral_axis)
     with pytest.raises(ValueError, match=r"for .* in"):
         quick(stacked)
+
+
+def test_a_template_spectrum_is_cloned_first_unless_it_is_too_coarse():
+    wavelength = np.linspace(10480.0, 10550.0, 7001)
+    edges = sb.simulate.pixel_edges(wavelength)
+    flux = sb.simulate.simulate_flux(edges, STAR, step=0.2)
+    fine = Spectrum(flux=flux * u.one, spectral_axis=wavelength * u.AA)
+    coarse = Spectrum(flux=flux[::100] * u.one, spectral_axis=wavelength[::100] * u.AA)
+    result = quick(observed(), fine)
+    assert abs(result.value("rv") - TRUTH["rv"]) < 3.5 * result.error("rv")
+    assert result.reduced_chi2 < 1.5
+    with pytest.raises(ValueError, match=r"sampled every 1 Å, coarser than the data's resolution element"):
+        quick(observed(), coarse)
