@@ -77,6 +77,12 @@ class CloneResult:
     message: str
     settings: dict = field(default_factory=dict)
 
+    def plot(self, **options):
+        """Template, clone and residual; see `specutils_blase.plotting.plot_clone`."""
+        from .plotting import plot_clone
+
+        return plot_clone(self, **options)
+
     def write(self, path, *, overwrite: bool = False) -> None:
         """Write to an ASDF file, which `specutils_blase.read` reads."""
         from .asdf.files import write

@@ -22,7 +22,6 @@ from tqdm.auto import tqdm
 from .components import component_emulator, lines_inside, lines_reaching, source_of
 from .data import SpectralData
 from .grids import SPEED_OF_LIGHT
-from .instrument import Continuum
 from .least_squares import Solution, levenberg_marquardt
 from .ledger import LineErrors, build_ledger, held_errors
 from .model import ForwardModel
@@ -32,14 +31,13 @@ from .priors import LinePriors
 from .problem import AnchoredProblem
 from .result import FitResult
 from .spectrum import SpectrumFrame, read_spectrum, to_kms, to_resolving_power
+from .starting import LOOSE_ITERATIONS, scatter, start_continuum, start_velocities
 from .velocity import cross_correlate
 
 logger = logging.getLogger(__name__)
 
 LOOSE = {"ln_area": 3.0, "ln_sigma": 3.0, "ln_gamma": 3.0, "rv_offset": 2.0}
 """Factors on the prior widths in the first stage of a fit."""
-
-LOOSE_ITERATIONS = 15
 
 NOISE_ROUNDS = 3
 """Fits repeated with the noise that the residuals show, where the data bring none."""
@@ -153,6 +151,8 @@ def fit(
         for name, emulator in components.items()
     }
     components = {name: emulator.subset(reaching[name]) for name, emulator in components.items()}
+    for emulator in components.values():
+        emulator.settle_offsets()
     n_line = sum(len(emulator) for emulator in components.values())
     if n_line > MOST_LINES_PER_PIXEL * len(spectrum):
         raise ValueError(
@@ -174,9 +174,10 @@ def fit(
     lines = {name: lines_inside(emulator, span, rv if name == "star" else 0.0) for name, emulator in components.items()}
     layout = FreeParameters(model, {name: kinds[name] for name in components}, lines, free)
     flux = spectrum.flux.double() / scale
-    sigma = spectrum.sigma.double() / scale if spectrum.noise_known else _scatter(flux, spectrum.good)
+    sigma = spectrum.sigma.double() / scale if spectrum.noise_known else scatter(flux, spectrum.good)
     weight = torch.where(spectrum.good, sigma**-2, 0.0)
-    _start_continuum(model, flux, weight)
+    start_continuum(model, flux, weight)
+    start_velocities(model, free, flux, weight)
     priors = {"star": star_priors or LinePriors(), "telluric": telluric_priors or LinePriors()}
     problem = AnchoredProblem(layout, flux, weight, priors)
     start_area = {name: emulator.ln_area.detach().double().clone() for name, emulator in components.items()}
@@ -258,30 +259,6 @@ def _exists(model: ForwardModel, name: str) -> bool:
     if name in laws:
         return laws[name] is not None and laws[name].law.n_parameter > 0
     return stages.get(name, True) is not None
-
-
-def _scatter(flux: Tensor, good: Tensor) -> Tensor:
-    """Noise from third differences of neighbouring pixels (DER_SNR, Stoehr et al. 2008), the same for every pixel."""
-    values = flux[good]
-    if values.numel() < 8:
-        return torch.full_like(flux, 0.01)
-    difference = (2.0 * values[2:-2] - values[:-4] - values[4:]).abs().median()
-    return torch.full_like(flux, max(1.482602 / math.sqrt(6.0) * float(difference), 1e-4))
-
-
-@torch.no_grad()
-def _start_continuum(model: ForwardModel, flux: Tensor, weight: Tensor) -> None:
-    """Linear least squares of the continuum with everything else at its start, five sigma outliers clipped."""
-    if not isinstance(model.continuum, Continuum):
-        return
-    design = (model.stages().binned * model.continuum.basis).T
-    root = weight.sqrt()
-    for _ in range(3):
-        solution = torch.linalg.lstsq(design * root.unsqueeze(1), (flux * root).unsqueeze(1)).solution.squeeze(1)
-        residual = (flux - design @ solution).abs()
-        limit = 5.0 * 1.4826 * residual[root > 0].median()
-        root = torch.where(residual > limit, 0.0, weight.sqrt())
-    model.continuum.coefficients.copy_(solution)
 
 
 def _reduced_chi_square(problem: AnchoredProblem, solution: Solution) -> float:

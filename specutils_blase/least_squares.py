@@ -59,6 +59,9 @@ class Solution:
 GENTLE_BEND = 0.75
 """Second-order correction of a line, relative to its step, above which the expansion is not trusted."""
 
+RELATIVE_TOLERANCE = 1e-4
+"""Part of the misfit in excess of the noise that is not worth further iterations."""
+
 FIRST_DAMPING, LEAST_DAMPING, MOST_DAMPING = 1e-3, 1e-8, 1e6
 
 MOST_REJECTIONS = 25
@@ -86,10 +89,11 @@ def levenberg_marquardt(
     line's own window is compared with what the quadratic model predicted there, and the line's damping follows that
     ratio (Nielsen 1999). Parameters that touch everything follow the total. A step is taken if the total decreases.
 
-    The iteration stops once the predicted decrease is below `absolute_tolerance` × max(1, cost / n_datum)². In units
-    of χ², a predicted decrease of ε bounds every parameter's remaining step by √ε of its standard error. Where the
-    model is incomplete and χ² per datum is q > 1, errors are really √q larger, and the residuals' own curvature, which
-    Gauss-Newton neglects, makes the end of the way slow and pointless: hence q².
+    The iteration stops once the predicted decrease is below `absolute_tolerance` × q + `RELATIVE_TOLERANCE` × (cost -
+    n_datum), with q = max(1, cost / n_datum). In units of χ², a predicted decrease of ε bounds every parameter's
+    remaining step by √ε of its standard error; where the model is incomplete, q > 1, errors are really √q larger. The
+    second term is zero for a good model: the residuals' own curvature, which Gauss-Newton neglects, makes the last
+    part of the way to a bad one slow and pointless.
     """
     vector = problem.read()
     terms = problem.evaluate(vector)
@@ -102,7 +106,8 @@ def levenberg_marquardt(
         if not math.isfinite(cost):
             status = "not_finite"
             break
-        tolerance = absolute_tolerance * max(1.0, cost / problem.n_datum) ** 2
+        tolerance = absolute_tolerance * max(1.0, cost / problem.n_datum)
+        tolerance += RELATIVE_TOLERANCE * max(0.0, cost - problem.n_datum)
         for rejection in range(MOST_REJECTIONS):
             step, predicted, promised = _propose(problem, normal, vector, damping, tolerance)
             trial = problem.project(vector + step)

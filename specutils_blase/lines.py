@@ -165,6 +165,12 @@ class LineEmulator(DoublePrecision):
         return part
 
     @torch.no_grad()
+    def settle_offsets(self) -> None:
+        """Move the present offsets into the centres: from here on, `rv_offset` counts from zero."""
+        self.center.copy_(self.shifted_center)
+        self.rv_offset.zero_()
+
+    @torch.no_grad()
     def reach(self, tolerance: float = TOLERANCE) -> Tensor:
         """Distance [Å] from each centre beyond which the opacity of the line stays below `tolerance`."""
         area, sigma, gamma = self.area.double(), self.sigma.double(), self.gamma.double()

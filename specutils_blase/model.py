@@ -171,8 +171,11 @@ class ForwardModel(nn.Module):
         self._windows = {}
 
     def _apply(self, fn, recurse=True):
+        before = self.sampling.wavelength.device
         super()._apply(fn, recurse)
         device = self.sampling.wavelength.device
+        if before.type == "meta" and device.type != "meta":
+            self.thaw_windows()  # they have no values there to bring along
         self._windows = {name: windows.to(device) for name, windows in self._windows.items()}
         return self
 

@@ -61,9 +61,10 @@ class Exponential(SaturationLaw):
 class Product(SaturationLaw):
     """S = Π (1 - a V): the "linear" flux scale.
 
-    Written as exp(-Σ t) with t = -ln(1 - y), which is a sum over lines. Above y = `guard` the logarithm is continued
-    by its second-order Taylor polynomial about the guard: a saturated core keeps a finite, non-zero gradient, and S
-    stays positive where the plain product would change sign. Below the guard the law is exact.
+    Written as exp(-Σ t) with t = -ln(1 - y), which is a sum over lines. Above y = `guard` (g) the factor 1 - y is
+    continued by (1 - g)/(1 + u + u²), u = (y - g)/(1 - g), with the same value and first two derivatives at g: it stays
+    positive where the plain product would change sign, and falls off so slowly that even a core ten times too deep
+    keeps a gradient that float32 can see. Below the guard the law is exact.
     """
 
     name = "linear"
@@ -76,8 +77,10 @@ class Product(SaturationLaw):
         inverse = 1.0 / (1.0 - self.guard)
         inside = y.clamp(max=self.guard)
         over = (y - self.guard).clamp(min=0.0) * inverse
-        opacity = -torch.log1p(-inside) + over + 0.5 * over.square()
-        slope = torch.where(y < self.guard, 1.0 / (1.0 - inside), inverse * (1.0 + over))
+        opacity = -torch.log1p(-inside) + torch.log1p(over + over.square())
+        slope = torch.where(
+            y < self.guard, 1.0 / (1.0 - inside), inverse * (1.0 + 2.0 * over) / (1.0 + over + over.square())
+        )
         return opacity, slope
 
     def is_steep(self, peak: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ LAYERS = (
     {"least_squares", "problem"},
     {"spectrum", "ledger", "templates", "simulate"},
     {"cloning", "result"},
-    {"components"},
+    {"components", "starting"},
     {"fitting"},
     {"cli", "demo", "accessor", "adapters", "asdf", "plotting"},
 )

@@ -94,6 +94,13 @@ def everything(model, kinds=KINDS):
     return FreeParameters(model, dict.fromkeys(model.components, kinds), lines, names)
 
 
+def random_subset(model):
+    """Some kinds, some lines, some globals."""
+    lines = {name: torch.arange(1, len(component), 3) for name, component in model.components.items()}
+    kinds = {"star": ("ln_area", "rv_offset"), "telluric": ("ln_gamma",)}
+    return FreeParameters(model, kinds, lines, ("rv", "vsini", "continuum", "star_law"))
+
+
 def exactly(monkeypatch):
     """Steer with everything there is: no wing left out, no window cut."""
     monkeypatch.setattr(jacobian_module, "STEERING_OPACITY", 1e-8)
@@ -179,6 +186,16 @@ def test_cut_as_it_steers(name):
         assert (error[columns] <= 1e-4 * size[columns]).all()
 
 
+@pytest.mark.parametrize("choose", [everything, random_subset])
+def test_pull_back_is_exact(choose):
+    """Jᵀ × a change of the flux, in the order of the vector, whatever is cut for steering."""
+    free = choose(order(star(law="minnaert"), sky()))
+    cotangent = torch.randn(260, dtype=F64, generator=torch.Generator().manual_seed(6))
+    found, truth = free.pull_back(cotangent), autograd_products(free, cotangent.unsqueeze(0))[0]
+    torch.testing.assert_close(found, truth, rtol=1e-10, atol=1e-14)
+    assert not found.requires_grad
+
+
 def test_broad_lines_become_dense_columns(monkeypatch):
     """A line whose core fills a window touches everything; the numbers are the same."""
     exactly(monkeypatch)
@@ -232,13 +249,6 @@ def test_single_precision(dtype):
 
 
 # --- parameter vector -------------------------------------------------------------------------------------------------
-
-
-def random_subset(model):
-    """Some kinds, some lines, some globals."""
-    lines = {name: torch.arange(1, len(component), 3) for name, component in model.components.items()}
-    kinds = {"star": ("ln_area", "rv_offset"), "telluric": ("ln_gamma",)}
-    return FreeParameters(model, kinds, lines, ("rv", "vsini", "continuum", "star_law"))
 
 
 def test_subset_of_columns(monkeypatch):

@@ -70,7 +70,7 @@ def dense_flux(lines, wavelength, law, sign=None, factor=1.0):
     if law == "linear":
         inside = np.minimum(absorption, 0.95)
         over = (absorption - inside) / 0.05
-        flux = np.prod((1.0 - inside) * np.exp(-over - 0.5 * over**2), axis=1)
+        flux = np.prod((1.0 - inside) * 1.0 / (1.0 + over + over**2), axis=1)
     else:
         tau = absorption.sum(1)
         flux = np.exp(-tau) if law == "log" else 1.0 - tau * 0.82 / (tau + 0.82)

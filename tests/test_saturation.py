@@ -57,7 +57,7 @@ def test_opacity_slope(law):
     (auto,) = torch.autograd.grad(opacity.sum(), y)
     torch.testing.assert_close(slope, auto, rtol=1e-12, atol=0)
     assert torch.autograd.gradcheck(lambda t: law.opacity(t)[0], (y,))
-    assert (slope >= 1).all() and (opacity.diff() > 0).all()
+    assert (slope > 0).all() and (opacity.diff() > 0).all()
 
 
 @pytest.mark.parametrize("degree", [0, 1, 2])
@@ -125,7 +125,7 @@ def test_saturated_core_keeps_its_gradient(y, law, dtype):
     opacity = law.opacity(y)[0]
     flux = law.flux(opacity, wavelengths(1))[0]
     (gradient,) = torch.autograd.grad(opacity, y, retain_graph=True)
-    assert torch.isfinite(gradient).all() and (gradient >= 1).all()
+    assert torch.isfinite(gradient).all() and (gradient > 0).all()
     (gradient,) = torch.autograd.grad(flux, y)
     assert torch.isfinite(gradient).all()
     if float(opacity.detach()) < 80:

@@ -99,8 +99,8 @@ def simulate_flux(
     With unit-area Voigt profiles V_j [1/Å], absorption lines a_j V_j and emission lines e_k V_k:
 
     - ``log``: S = exp(−Σ_j a_j V_j);
-    - ``linear``: S = Π_j (1 − a_j V_j), where −ln(1 − y) is continued above y = ``guard`` by its own second-order
-      Taylor polynomial there;
+    - ``linear``: S = Π_j (1 − a_j V_j), where −ln(1 − y) is continued above y = g = ``guard`` by
+      −ln(1 − g) + ln(1 + u + u²), u = (y − g)/(1 − g);
     - ``minnaert``: S = 1 − τ R_c/(τ + R_c), τ = Σ_j a_j V_j (Minnaert 1935);
 
     each multiplied by 1 + Σ_k e_k V_k. The line spread is that of the wavelength where the light is recorded (gather).
@@ -196,10 +196,10 @@ def _component_flux(wavelength, lines, flux_scale, limiting_depth, guard):
 
 
 def _minus_log_continued(y, guard):
-    """−ln(1 − y), above y = guard its second-order Taylor polynomial there."""
+    """−ln(1 − y), above y = guard continued with the same value and first two derivatives."""
     inside = np.minimum(y, guard)
     excess = (y - inside) / (1.0 - guard)
-    return -np.log1p(-inside) + excess + 0.5 * excess**2
+    return -np.log1p(-inside) + np.log1p(excess + excess**2)
 
 
 def _rotate(flux, vsini_cells, limb_darkening, margin):

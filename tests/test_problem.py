@@ -1,0 +1,257 @@
+"""The cost that is minimised: χ², priors, their derivatives, bounds."""
+
+import numpy as np
+import pytest
+import torch
+
+from specutils_blase.lines import LineEmulator
+from specutils_blase.model import ForwardModel
+from specutils_blase.parameters import KINDS, FreeParameters
+from specutils_blase.priors import GLOBAL_LIMITS, GLOBAL_PRIORS, LINE_LIMITS, LinePriors
+from specutils_blase.problem import AnchoredProblem
+from specutils_blase.simulate import pixel_edges
+
+F64 = torch.float64
+N = 160
+STAR = LinePriors(ln_area=0.3, ln_sigma=0.15, ln_gamma=0.4, rv_offset=0.1, degrees_of_freedom=4.0)
+SKY = LinePriors(ln_area=0.2, ln_sigma=0.1, ln_gamma=0.2, rv_offset=0.05, degrees_of_freedom=float("inf"))
+GLOBAL = ("rv", "vsini", "limb_darkening", "resolving_power", "continuum")
+
+
+def problem(vsini=4.0, masked=(), free=GLOBAL, star=STAR, sky=SKY):
+    """Random data against a small model of star and sky."""
+    rng = np.random.default_rng(31)
+    wavelength = 10_000.0 + 0.05 * np.arange(N)
+
+    def lines(n, sigma):
+        return LineEmulator(
+            rng.uniform(10_000.3, 10_007.7, n), rng.uniform(0.02, 0.1, n), np.full(n, sigma), np.full(n, 0.03)
+        )
+
+    model = ForwardModel.for_order(
+        torch.tensor(wavelength),
+        torch.tensor(pixel_edges(wavelength)),
+        star=lines(12, 0.06),
+        telluric=lines(6, 0.02),
+        vsini=vsini,
+        limb_darkening=(0.4, 0.2),
+        resolving_power=55_000.0,
+    )
+    layout = FreeParameters(
+        model,
+        {"star": KINDS, "telluric": ("ln_area", "rv_offset")},
+        {"star": torch.arange(12), "telluric": torch.arange(6)},
+        free,
+    )
+    flux = torch.as_tensor(0.9 + 0.02 * rng.standard_normal(N))
+    weight = torch.as_tensor(rng.uniform(500.0, 3000.0, N))
+    weight[list(masked)] = 0.0
+    return AnchoredProblem(layout, flux, weight, {"star": star, "telluric": sky})
+
+
+def away(p, size=1.0, seed=2):
+    """A vector about `size` prior widths from the anchor, globals a little."""
+    scatter = torch.randn(len(p.anchor), dtype=F64, generator=torch.Generator().manual_seed(seed))
+    width = p.precision**-0.5
+    for name, columns in p.free.global_slices.items():
+        width[columns] = {"rv": 0.3, "vsini": 2.0, "limb_darkening": 0.05, "resolving_power": 0.03}.get(name, 0.01)
+    return p.project(p.anchor + size * width * scatter)
+
+
+def total(p, vector):
+    rows, priors = p.evaluate(vector)
+    return float(rows.sum() + priors.sum())
+
+
+# --- priors -----------------------------------------------------------------------------------------------------------
+
+
+def test_prior_widths_by_kind():
+    p = problem()
+    precision = p.precision[p.free.columns("star")]
+    torch.testing.assert_close(precision[5], torch.tensor([0.3, 0.15, 0.4, 0.1], dtype=F64) ** -2)
+    torch.testing.assert_close(p.precision[p.free.columns("telluric")][2], torch.tensor([0.2, 0.05], dtype=F64) ** -2)
+    for name, columns in p.free.global_slices.items():
+        torch.testing.assert_close(
+            p.precision[columns], torch.full_like(p.precision[columns], GLOBAL_PRIORS[name] ** -2)
+        )
+    assert float(p.prior_cost(p.anchor).abs().max()) == 0.0
+
+
+def test_prior_values():
+    """-2 ln of the densities themselves, up to their value at the anchor, by scipy."""
+    from scipy.stats import norm, t
+
+    p = problem()
+    vector = away(p, 2.0)
+    cost = p.prior_cost(vector)
+    distance = ((vector - p.anchor) * p.precision.sqrt()).numpy()
+    star = p.free.columns("star").reshape(-1).numpy()
+    rest = np.setdiff1d(np.arange(len(vector)), star)
+    np.testing.assert_allclose(cost[star], -2 * (t.logpdf(distance[star], 4) - t.logpdf(0, 4)), rtol=1e-10)
+    np.testing.assert_allclose(cost[rest], -2 * (norm.logpdf(distance[rest]) - norm.logpdf(0)), rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.parametrize("slack", [None, {"ln_area": 3.0, "ln_sigma": 2.0, "ln_gamma": 1.5, "rv_offset": 4.0}])
+@pytest.mark.parametrize("size", [0.3, 3.0])
+def test_prior_precision_gives_the_gradient(size, slack):
+    """The gradient of the cost is that of the Gaussian which has this precision: 2 P (θ - θ₀), heavy tails included."""
+    p = problem()
+    p.loosen(slack)
+    vector = away(p, size).requires_grad_()
+    (gradient,) = torch.autograd.grad(p.prior_cost(vector).sum(), vector)
+    stated = 2.0 * p.prior_precision(vector.detach()) * (vector.detach() - p.anchor)
+    torch.testing.assert_close(gradient, stated, rtol=1e-10, atol=1e-12)
+
+
+def test_prior_precision_bounds_the_prior():
+    """The Gaussian touches the heavy-tailed cost at its point and lies above it everywhere else: steps are safe."""
+    p = problem()
+    vector = away(p, 2.0)
+    precision, cost = p.prior_precision(vector), p.prior_cost(vector)
+    for seed in range(5):
+        other = away(p, 4.0, seed=seed)
+        bound = cost + precision * ((other - p.anchor).square() - (vector - p.anchor).square())
+        assert (p.prior_cost(other) <= bound + 1e-9).all()
+
+
+def test_heavy_tails_let_go():
+    """Ten widths out a Gaussian costs 100, Student's t with four degrees of freedom 16."""
+    p = problem()
+    vector = p.anchor + 10.0 * p.precision**-0.5
+    cost = p.prior_cost(vector)
+    assert float(cost[p.free.columns("star")[0, 0]]) == pytest.approx(5.0 * np.log(26.0))
+    assert float(cost[p.free.columns("telluric")[0, 0]]) == pytest.approx(100.0)
+
+
+def test_loosened_priors():
+    """Widths times the factor of their kind; None puts them back."""
+    p = problem()
+    vector = away(p, 1.0)
+    before = p.prior_cost(vector)
+    p.loosen({"ln_area": 2.0, "ln_sigma": 1.0, "ln_gamma": 1.0, "rv_offset": 1.0})
+    loose = p.prior_cost(vector)
+    sky = p.free.columns("telluric")
+    torch.testing.assert_close(loose[sky[:, 0]], before[sky[:, 0]] / 4.0)
+    torch.testing.assert_close(loose[sky[:, 1]], before[sky[:, 1]])
+    p.loosen(None)
+    torch.testing.assert_close(p.prior_cost(vector), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["ln_area", "ln_sigma", "ln_gamma", "rv_offset", "degrees_of_freedom"])
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan")])
+def test_priors_must_be_positive(name, value):
+    with pytest.raises(ValueError, match=f"{name} of a prior must be positive"):
+        LinePriors(**{name: value})
+
+
+# --- χ² ---------------------------------------------------------------------------------------------------------------
+
+
+def test_chi_square():
+    p = problem(masked=range(10, 30))
+    vector = away(p)
+    rows, priors = p.evaluate(vector)
+    with torch.no_grad():
+        model = p.free.model()
+    torch.testing.assert_close(p.free.read(), vector, rtol=1e-12, atol=1e-12)  # the model is left there
+    truth = (p.weight * (p.flux - model) ** 2).numpy()
+    np.testing.assert_allclose(rows, truth, rtol=1e-12)
+    assert p.chi_square() == pytest.approx(truth.sum(), rel=1e-12)
+    assert (rows[10:30] == 0).all()
+    assert p.n_datum == N - 20
+    torch.testing.assert_close(priors, p.prior_cost(vector))
+
+
+def test_masked_pixels_change_nothing():
+    one, two = problem(masked=range(10, 30)), problem(masked=range(10, 30))
+    two.flux[10:30] = 1e6
+    vector = away(one)
+    assert total(one, vector) == total(two, vector)
+    gradients = [p.linearize(vector).gradient for p in (one, two)]
+    torch.testing.assert_close(*gradients, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("vsini", [4.0, 0.3])
+def test_gradient_of_the_cost(vsini):
+    """What the solver is given is -½ of the cost's slope, along every coordinate."""
+    p = problem(vsini=vsini)
+    vector = away(p, 0.5)
+    vector[p.free.global_slices["vsini"]] = vsini**2  # not at its bound, where differences have one side
+    gradient = p.linearize(vector).gradient
+    for index in [*range(0, p.free.n_line_parameter, 7), *range(p.free.n_line_parameter, len(vector))]:
+        h = 1e-4 * max(1.0, abs(float(vector[index])) * 0.01)
+        ends = []
+        for k in (-2, -1, 1, 2):
+            moved = vector.clone()
+            moved[index] += k * h
+            ends.append(total(p, moved))
+        slope = (ends[0] - 8 * ends[1] + 8 * ends[2] - ends[3]) / (12 * h)
+        scale = float(gradient[: p.free.n_line_parameter].abs().mean())
+        assert float(gradient[index]) == pytest.approx(-0.5 * slope, rel=2e-3, abs=2e-4 * scale), index
+
+
+def test_curvature():
+    """Second derivative of the model along a step, against wider differences."""
+    p = problem()
+    vector = away(p, 0.3)
+    step = 0.5 * (away(p, 0.5, seed=5) - p.anchor)
+    p.linearize(vector)
+    found = p.curvature(vector, step)
+    fluxes = []
+    with torch.no_grad():
+        for k in (-0.2, 0.0, 0.2):
+            p.free.write(vector + k * step)
+            fluxes.append(p.free.model())
+    truth = (fluxes[0] - 2 * fluxes[1] + fluxes[2]) / 0.04
+    assert float(truth.abs().max()) > 1e-4
+    torch.testing.assert_close(found, truth, rtol=0, atol=0.02 * float(truth.abs().max()))
+
+
+# --- bounds and limits ------------------------------------------------------------------------------------------------
+
+
+def test_limits_by_kind():
+    p = problem()
+    torch.testing.assert_close(
+        p.limit[p.free.columns("star")][3], torch.tensor([LINE_LIMITS[kind] for kind in KINDS], dtype=F64)
+    )
+    for name, columns in p.free.global_slices.items():
+        if name != "vsini":
+            assert (p.limit[columns] == GLOBAL_LIMITS[name]).all()
+    assert (p.limit > 0).all() and (p.precision > 0).all()
+
+
+def test_rotation_is_bounded():
+    """Between its floor and the largest for which the taps have room; nothing else is."""
+    p = problem()
+    column = p.free.global_slices["vsini"]
+    rotation = p.free.model.rotation
+    for value, bound in ((-3.0, rotation.floor), (1e6, rotation.max_vsini)):
+        vector = p.anchor.clone()
+        vector[column] = value
+        assert float(p.project(vector)[column]) == pytest.approx(bound**2)
+    others = torch.ones(len(p.anchor), dtype=torch.bool)
+    others[column] = False
+    vector = p.anchor - 1e3
+    torch.testing.assert_close(p.project(vector)[others], vector[others], rtol=0, atol=0)
+
+
+def test_a_bound_pins_only_what_would_leave_it():
+    """At the floor of v sin i, with data sharper than the model it is pinned; with smoother data it is free."""
+    p = problem(vsini=0.0)
+    column = p.free.global_slices["vsini"].start
+    with torch.no_grad():
+        sharp = p.free.model()
+        p.free.model.rotation.vsini.fill_(8.0)
+        smooth = p.free.model()
+        p.free.write(p.anchor)
+    for flux, expected in ((2.0 * sharp - smooth, True), (smooth, False)):
+        p.flux = flux
+        normal = p.linearize(p.anchor)
+        border = normal.border.tolist()
+        pinned = torch.zeros(len(border), dtype=torch.bool)
+        pinned[border.index(column)] = expected
+        assert torch.equal(normal.pinned, pinned)
+        step, _ = normal.step(torch.full((len(p.anchor),), 1e-3, dtype=F64))
+        assert (float(step[column]) == 0.0) == expected
