@@ -99,7 +99,7 @@ class Demonstration:
         lines = self.fit.ledger[self.fit.ledger["component"] == component]
         # The fit keeps the lines that the order can see, and moves them: they are known by where they started.
         start = lines["center"].to_value(u.AA) / (1.0 + lines["rv_offset"].to_value(u.km / u.s) / SPEED_OF_LIGHT)
-        known = clone.emulator.center.cpu().numpy()
+        known = clone.emulator.shifted_center.detach().cpu().numpy()
         row = np.abs(known[:, None] - start).argmin(axis=0)
         true = np.log(self.data.meta["truth"][component]["area"].to_value(u.AA))[row]
         cloned = clone.emulator.ln_area.detach().double().cpu().numpy()[row]

@@ -190,7 +190,7 @@ def fit(
         solution = _solve(problem, max_iterations, report)
         for _ in range(0 if spectrum.noise_known else NOISE_ROUNDS):
             # Data and priors must weigh against each other as they should: the scatter has to be right in the fit.
-            reduced = _reduced_chi_square(problem, solution)
+            reduced = _reduced_chi_square(problem, solution.normal.factor())
             if abs(reduced - 1.0) < 0.02:
                 break
             problem.weight = problem.weight / reduced
@@ -261,10 +261,10 @@ def _exists(model: ForwardModel, name: str) -> bool:
     return stages.get(name, True) is not None
 
 
-def _reduced_chi_square(problem: AnchoredProblem, solution: Solution) -> float:
+def _reduced_chi_square(problem: AnchoredProblem, factor: Factor) -> float:
     """χ² per degree of freedom; a parameter counts as used up as far as the data, not its prior, determine it."""
-    variance = solution.normal.factor().variance()
-    effective = len(variance) - float((solution.normal.prior_precision * variance).sum())
+    variance = factor.variance()
+    effective = len(variance) - float((factor.normal.prior_precision * variance).sum())
     return problem.chi_square() / max(problem.n_datum - effective, 1.0)
 
 
@@ -273,7 +273,7 @@ def _result(
 ):
     model = problem.free.model
     factor = solution.normal.factor()
-    reduced = _reduced_chi_square(problem, solution)
+    reduced = _reduced_chi_square(problem, factor)
     inflation = 1.0 if spectrum.noise_known else reduced
     components, ranges = {}, {}
     for name, emulator in model.components.items():

@@ -6,9 +6,12 @@ Lagrange interpolant S̃ of the samples S_k, the convolution (K ∗ S̃)(x_i) = 
 .. math:: k_j = \int K(t)\, φ(t - j)\, dt ,
 
 where φ is the interpolation kernel. Only the moments of K over each cell are needed, and both kernels have them in
-closed form. A kernel much narrower than a cell keeps its exact mean and variance, hence a correct value and
-derivative; a resolved one is exact to fourth order in the cell. All lengths here are in cells; taps are made in
-float64 whatever the flux's dtype is, because moments about far cells cancel.
+closed form. A kernel narrower than a cell keeps its exact mean and variance; a resolved one is exact to fourth order in
+the cell. Below about a tenth of a cell the derivative to the width is not to be trusted: the interpolant has kinks at
+its nodes, and what they add, E|t|/12 of the fourth derivative, outweighs the variance there.
+
+All lengths here are in cells; taps are made in float64 whatever the flux's dtype is, because moments about far cells
+cancel.
 
 Does not live here: the modules that own v sin i or the resolving power (`extrinsic`, `instrument`).
 """

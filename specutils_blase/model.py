@@ -217,9 +217,10 @@ class ForwardModel(nn.Module):
 def grid_step(wavelength: Tensor, star: LineEmulator | None, telluric: LineEmulator | None, rv: float) -> float:
     """Velocity step [km/s] that resolves pixels and lines: a quarter pixel, a third of the narrowest FWHM.
 
-    Sampled at three nodes a FWHM, a Gaussian's (Voigt's) content beyond the Nyquist frequency is below 1e-6 of its
-    depth, and everything downstream is smoother. The narrowest percentile of the lines in reach counts, so that one
-    stray line of no width does not set the cost of the whole order.
+    With a line spread of an échelle's width behind it, the flux is then within 1e-5 of brute force at R = 55,000 and
+    6e-5 at 100,000. Without one, the cubic interpolant between the nodes shows: 2.5e-4 on the narrowest telluric lines;
+    give a finer step there, and for lines deeper than the linear law's guard. The narrowest percentile of the lines in
+    reach counts, so that one stray line of no width does not set the cost of the whole order.
     """
     pixel = float((wavelength.diff() / wavelength[1:]).median()) * SPEED_OF_LIGHT
     step = min(pixel / 4.0, MAX_STEP)

@@ -58,6 +58,9 @@ def test_opacity_slope(law):
     torch.testing.assert_close(slope, auto, rtol=1e-12, atol=0)
     assert torch.autograd.gradcheck(lambda t: law.opacity(t)[0], (y,))
     assert (slope > 0).all() and (opacity.diff() > 0).all()
+    assert (slope[y <= 0.95] >= 1).all()  # every law is at least as steep as a plain sum up to the linear law's guard
+    if law.name != "linear":
+        assert (slope == 1).all()
 
 
 @pytest.mark.parametrize("degree", [0, 1, 2])
@@ -120,17 +123,16 @@ def test_product_is_smooth_at_the_guard():
 
 @pytest.mark.parametrize("y", [0.9999, 1.0, 1.2, 3.0])
 def test_saturated_core_keeps_its_gradient(y, law, dtype):
-    """A line deeper than the continuum: finite, non-zero gradient of the opacity, and of the flux while it is not 0."""
+    """A line deeper than the continuum: finite, non-zero gradient of the opacity and of the flux."""
     y = torch.tensor([y], dtype=dtype, requires_grad=True)
     opacity = law.opacity(y)[0]
     flux = law.flux(opacity, wavelengths(1))[0]
     (gradient,) = torch.autograd.grad(opacity, y, retain_graph=True)
-    assert torch.isfinite(gradient).all() and (gradient > 0).all()
+    assert torch.isfinite(gradient).all() and (gradient > 0.96).all()  # the continuation: 0.963 at y = 3
     (gradient,) = torch.autograd.grad(flux, y)
     assert torch.isfinite(gradient).all()
-    if float(opacity.detach()) < 80:
-        assert float(gradient) < 0
-        assert float(flux.detach()) > 0
+    assert float(gradient) < -1e-6
+    assert float(flux.detach()) > 0
 
 
 @pytest.mark.parametrize("limit", [0.3, 0.82, 0.99])
