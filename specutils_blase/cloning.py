@@ -20,7 +20,7 @@ from specutils import Spectrum
 from tqdm.auto import tqdm
 
 from .grids import Sampling
-from .least_squares import levenberg_marquardt
+from .least_squares import minimize
 from .ledger import build_ledger, held_errors
 from .lines import LineEmulator
 from .model import ForwardModel
@@ -362,7 +362,7 @@ def _optimise(model, normalised, good, free, max_iterations, progress):
             bar.update()
             bar.set_postfix_str(f"RMS {100 * TARGET_SCATTER * math.sqrt(entry['cost'] / n_good):.3f} %")
 
-        solution = levenberg_marquardt(
+        solution = minimize(
             problem, max_iterations=max_iterations, absolute_tolerance=3e-4 * n_good, callback=report
         )
     return solution, problem

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from .components import component_emulator, lines_inside, lines_reaching, source_of
 from .data import SpectralData
 from .grids import SPEED_OF_LIGHT
-from .least_squares import Solution, levenberg_marquardt
+from .least_squares import Solution, minimize
 from .ledger import LineErrors, build_ledger, held_errors
 from .model import ForwardModel
 from .normal_equations import Factor
@@ -64,7 +64,7 @@ def fit(
     flux_scale=None,
     medium: str = "vacuum",
     velocity_step=None,
-    max_iterations: int = 80,
+    max_iterations: int = 400,
     progress: bool = True,
 ) -> FitResult:
     """Fit star and telluric lines to one order of an observed spectrum.
@@ -195,7 +195,7 @@ def fit(
                 break
             problem.weight = problem.weight / reduced
             history = solution.history
-            solution = levenberg_marquardt(problem, max_iterations=max_iterations, callback=report)
+            solution = minimize(problem, max_iterations=max_iterations, callback=report)
             solution.history = history + [e | {"iteration": len(history) + k} for k, e in enumerate(solution.history)]
     settings = {
         "free": list(free),
@@ -222,10 +222,10 @@ def _solve(problem: AnchoredProblem, max_iterations: int, report) -> Solution:
     history: list[dict[str, float]] = []
     if bool(problem.freedom.isfinite().any()):
         problem.loosen(LOOSE)
-        first = levenberg_marquardt(problem, max_iterations=LOOSE_ITERATIONS, absolute_tolerance=1.0, callback=report)
+        first = minimize(problem, max_iterations=LOOSE_ITERATIONS, absolute_tolerance=1.0, callback=report)
         history = first.history
         problem.loosen(None)
-    solution = levenberg_marquardt(
+    solution = minimize(
         problem, max_iterations=max(1, max_iterations - len(history)), absolute_tolerance=0.05, callback=report
     )
     for entry in solution.history:

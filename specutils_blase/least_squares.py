@@ -1,12 +1,13 @@
-"""Levenberg-Marquardt on structured normal equations.
+"""Minimisation on structured normal equations: Levenberg-Marquardt, with a quasi-Newton end.
 
-Does not live here: the equations and their factor (`normal_equations`), what the residuals are (`problem`).
+Does not live here: the equations and their factor (`normal_equations`), the end of the way (`quasi_newton`), what the
+residuals are (`problem`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -14,10 +15,11 @@ import torch
 from torch import Tensor
 
 from .normal_equations import NormalEquations
+from .quasi_newton import quasi_newton, remaining_decrease
 
 
 class Problem(Protocol):
-    """What `levenberg_marquardt` needs to know of a problem."""
+    """What `minimize` needs to know of a problem."""
 
     n_datum: int
     """Number of data that count."""
@@ -31,6 +33,9 @@ class Problem(Protocol):
     def evaluate(self, vector: Tensor) -> tuple[Tensor, Tensor]:
         """Terms of the cost at a parameter vector: one a datum, one a parameter."""
 
+    def value_and_pull(self, vector: Tensor) -> tuple[float, Tensor]:
+        """Cost at a parameter vector, and minus half its exact gradient."""
+
     def curvature(self, vector: Tensor, step: Tensor) -> Tensor:
         """Second derivative of the model along a step."""
 
@@ -40,10 +45,13 @@ class Problem(Protocol):
     def project(self, vector: Tensor) -> Tensor:
         """Nearest allowed parameter vector."""
 
+    def pinned(self, vector: Tensor, pull: Tensor) -> Tensor:
+        """Which parameters stand at a bound that `pull` would take them across."""
+
 
 @dataclass
 class Solution:
-    """Outcome of `levenberg_marquardt`: failure is data, not an exception.
+    """Outcome of `minimize`: failure is data, not an exception.
 
     `normal` are the undamped normal equations at the solution, from which covariances follow.
     """
@@ -67,6 +75,9 @@ FIRST_DAMPING, LEAST_DAMPING, MOST_DAMPING = 1e-3, 1e-8, 1e6
 MOST_REJECTIONS = 25
 """Steps rejected in a row after which the iteration gives up."""
 
+HELD_BACK, PATIENCE = 0.25, 3
+"""Promise of a damped step, relative to the undamped one's, below which damping is in the way; iterations of it."""
+
 MESSAGES = {
     "converged": "converged: the predicted further decrease of the cost is below the tolerance",
     "stalled": "stopped: no step decreases the cost any more although more decrease is predicted",
@@ -75,69 +86,97 @@ MESSAGES = {
 }
 
 
-def levenberg_marquardt(
+def minimize(
     problem: Problem,
     *,
     max_iterations: int = 50,
     absolute_tolerance: float = 1e-2,
     callback: Callable[[dict[str, float]], None] | None = None,
 ) -> Solution:
-    r"""Minimise a problem's cost by damped Gauss-Newton steps with *local* gain-ratio control.
+    r"""Minimise a problem's cost: Levenberg-Marquardt from afar, quasi-Newton at the end where that is slow.
+
+    The iteration has converged once the *undamped* quadratic model promises a decrease below `absolute_tolerance` × q +
+    `RELATIVE_TOLERANCE` × (cost - n_datum), with q = max(1, cost / n_datum). In units of χ², a promised decrease of ε
+    bounds every parameter's remaining step by √ε of its standard error; where the model is incomplete, q > 1, errors
+    are really √q larger. A damped step promises little whatever is left: it says nothing about convergence.
+
+    Levenberg-Marquardt hands over when damping keeps its steps below `HELD_BACK` of what is left, `PATIENCE` times in
+    a row, or when no step leads down any more.
+    """
+
+    def tolerance(cost: float) -> float:
+        return absolute_tolerance * max(1.0, cost / problem.n_datum) + RELATIVE_TOLERANCE * max(
+            0.0, cost - problem.n_datum
+        )
+
+    history: list[dict[str, float]] = []
+
+    def record(cost: float, predicted: float) -> None:
+        history.append({"iteration": len(history), "cost": cost, "predicted": predicted})
+        if callback is not None and len(history) > 1:
+            callback(history[-1])
+
+    status = "hand over"
+    for status, vector, cost, predicted, normal in levenberg_marquardt(problem, tolerance, max_iterations):  # noqa: B007
+        record(cost, predicted)
+    if status == "hand over":
+        for status, vector, cost, predicted, normal in quasi_newton(  # noqa: B007
+            problem, vector, tolerance, max_iterations + 1 - len(history)
+        ):
+            if not status:
+                record(cost, predicted)
+    problem.evaluate(vector)  # leave the model at the solution, not at the last trial
+    return Solution(vector, cost, status == "converged", MESSAGES[status], normal, history)
+
+
+def levenberg_marquardt(
+    problem: Problem, tolerance: Callable[[float], float], max_iterations: int
+) -> Iterator[tuple[str, Tensor, float, float, NormalEquations]]:
+    r"""Damped Gauss-Newton steps with *local* gain-ratio control; yields as `quasi_newton` does.
 
     Thousands of lines are thousands of nearly independent problems; with one damping for all, the worst of them at any
     moment slows every other. Here each line has its own: after a step, the actual decrease of the cost over the
     line's own window is compared with what the quadratic model predicted there, and the line's damping follows that
     ratio (Nielsen 1999). Parameters that touch everything follow the total. A step is taken if the total decreases.
-
-    The iteration stops once the predicted decrease is below `absolute_tolerance` × q + `RELATIVE_TOLERANCE` × (cost -
-    n_datum), with q = max(1, cost / n_datum). In units of χ², a predicted decrease of ε bounds every parameter's
-    remaining step by √ε of its standard error; where the model is incomplete, q > 1, errors are really √q larger. The
-    second term is zero for a good model: the residuals' own curvature, which Gauss-Newton neglects, makes the last
-    part of the way to a bad one slow and pointless.
     """
     vector = problem.read()
     terms = problem.evaluate(vector)
     cost = _total(terms)
     normal = problem.linearize(vector)
     damping = torch.full_like(vector, FIRST_DAMPING)
-    history = [{"iteration": 0, "cost": cost, "damping": FIRST_DAMPING}]
-    status, quiet = "iterations", 0
-    for iteration in range(1, max_iterations + 1):
-        if not math.isfinite(cost):
-            status = "not_finite"
-            break
-        tolerance = absolute_tolerance * max(1.0, cost / problem.n_datum)
-        tolerance += RELATIVE_TOLERANCE * max(0.0, cost - problem.n_datum)
+    if not math.isfinite(cost):
+        yield "not_finite", vector, cost, math.nan, normal
+        return
+    held_back = 0
+    for iteration in range(max_iterations + 1):
+        limit = tolerance(cost)
+        left = remaining_decrease(normal)
+        if left < limit or iteration == max_iterations:
+            yield "converged" if left < limit else "iterations", vector, cost, left, normal
+            return
+        if held_back == PATIENCE:
+            yield "hand over", vector, cost, left, normal
+            return
+        yield "", vector, cost, left, normal
         for rejection in range(MOST_REJECTIONS):
-            step, predicted, promised = _propose(problem, normal, vector, damping, tolerance)
+            step, predicted, promised = _propose(problem, normal, vector, damping, limit)
             trial = problem.project(vector + step)
             trial_terms = problem.evaluate(trial)
             trial_cost = _total(trial_terms)
             accepted = math.isfinite(trial_cost) and trial_cost < cost
             if math.isfinite(trial_cost):
                 actual = normal.by_line(terms[0] - trial_terms[0], terms[1] - trial_terms[1])
-                damping = _adapt(damping, actual, promised, tolerance, accepted, patient=rejection < 3)
+                damping = _adapt(damping, actual, promised, limit, accepted, patient=rejection < 3)
             else:
                 damping = damping * 10.0
-            if accepted or predicted < tolerance or bool((damping > MOST_DAMPING).all()):
+            if accepted or predicted < limit or bool((damping > MOST_DAMPING).all()):
                 break
+        held_back = held_back + 1 if predicted < HELD_BACK * left else 0
         if accepted:
             vector, terms, cost = trial, trial_terms, trial_cost
             normal = problem.linearize(vector)
-        entry = {"iteration": iteration, "cost": cost, "damping": float(damping.median()), "predicted": predicted}
-        history.append(entry)
-        if callback is not None:
-            callback(entry)
-        # A heavily damped line promises little: two small promises in a row are needed, or an undamped small one.
-        quiet = quiet + 1 if predicted < tolerance else 0
-        if quiet == 2 or (quiet and (not accepted or float(damping.max()) < 1e-2)):
-            status = "converged"
-            break
-        if not accepted:
-            status = "stalled"
-            break
-    problem.evaluate(vector)  # leave the model at the solution, not at the last trial
-    return Solution(vector, cost, status == "converged", MESSAGES[status], normal, history)
+        else:
+            held_back = PATIENCE
 
 
 def _total(terms: tuple[Tensor, Tensor]) -> float:

@@ -5,6 +5,7 @@ Does not live here: derivatives on windows (`jacobian`), priors and limits (`pri
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -103,8 +104,8 @@ class FreeParameters:
             parts.append(value.square() if name == "vsini" else value)
         return torch.cat(parts)
 
-    def pull_back(self, cotangent: Tensor) -> Tensor:
-        """Exact Jᵀ × cotangent by autograd, for a cotangent of the model flux (n_row,)."""
+    def value_and_pull(self, cotangent: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """Model flux, (n_row,), and the exact Jᵀ × `cotangent(flux)` by autograd."""
         inputs, kinds = [], {}
         for name, emulator in self.model.components.items():
             kinds[name] = [getattr(emulator, kind) for kind in self.kinds[name]]
@@ -112,7 +113,8 @@ class FreeParameters:
         inputs += list(self._tensors.values())
         with torch.enable_grad():
             flux = self.model()
-            gradients = list(torch.autograd.grad(flux, inputs, cotangent.to(flux.dtype)))
+            value = flux.detach()
+            gradients = list(torch.autograd.grad(flux, inputs, cotangent(value).to(flux.dtype)))
         parts = []
         for name in self.model.components:
             own = [gradients.pop(0)[self.lines[name]] for _ in kinds[name]]
@@ -121,7 +123,11 @@ class FreeParameters:
         for (name, tensor), gradient in zip(self._tensors.items(), gradients, strict=True):
             slope = 2.0 * tensor.detach() if name == "vsini" else 1.0
             parts.append((gradient.double() / slope).reshape(-1))
-        return torch.cat(parts)
+        return value, torch.cat(parts)
+
+    def pull_back(self, cotangent: Tensor) -> Tensor:
+        """Exact Jᵀ × cotangent by autograd, for a cotangent of the model flux (n_row,)."""
+        return self.value_and_pull(lambda _: cotangent)[1]
 
     @torch.no_grad()
     def write(self, vector: Tensor) -> None:

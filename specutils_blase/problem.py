@@ -77,6 +77,17 @@ class AnchoredProblem:
         with torch.no_grad():
             return self.weight * (self.flux - self.free.model()).square(), self.prior_cost(vector)
 
+    def value_and_pull(self, vector: Tensor) -> tuple[float, Tensor]:
+        """Cost at a parameter vector, and minus half its exact gradient."""
+        self.free.write(vector)
+        flux, pull = self.free.value_and_pull(lambda flux: self.weight * (self.flux - flux))
+        cost = (self.weight * (self.flux - flux).square()).sum() + self.prior_cost(vector).sum()
+        return float(cost), pull + self.prior_precision(vector) * (self.anchor - vector)
+
+    def pinned(self, vector: Tensor, pull: Tensor) -> Tensor:
+        """Which parameters stand at a bound that `pull` would take them across."""
+        return (vector <= self.lower) & (pull < 0) | (vector >= self.upper) & (pull > 0)
+
     def prior_cost(self, vector: Tensor) -> Tensor:
         """-2 ln prior of each parameter, up to a constant.
 
@@ -117,6 +128,5 @@ class AnchoredProblem:
         normal = NormalEquations(jacobian, residual, self.weight, precision, pull)
         # Windows cut the Jacobian, not the gradient: at the minimum of the true cost, it vanishes.
         normal.gradient = self.free.pull_back(self.weight * residual) + pull
-        outward = (vector <= self.lower) & (normal.gradient < 0) | (vector >= self.upper) & (normal.gradient > 0)
-        normal.pinned = outward[normal.border]
+        normal.pinned = self.pinned(vector, normal.gradient)[normal.border]
         return normal

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .instrument import Continuum
-from .least_squares import levenberg_marquardt
+from .least_squares import minimize
 from .model import ForwardModel
 from .parameters import FreeParameters
 from .priors import LinePriors
@@ -58,4 +58,4 @@ def start_velocities(model: ForwardModel, free: tuple[str, ...], flux: Tensor, w
     layout = FreeParameters(model, dict.fromkeys(model.components, ()), nothing, moving)
     if len(layout):
         problem = AnchoredProblem(layout, flux, weight, dict.fromkeys(model.components, LinePriors()))
-        levenberg_marquardt(problem, max_iterations=LOOSE_ITERATIONS, absolute_tolerance=1.0)
+        minimize(problem, max_iterations=LOOSE_ITERATIONS, absolute_tolerance=1.0)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from specutils_blase.jacobian import Jacobian, LocalBlock
-from specutils_blase.least_squares import MESSAGES, levenberg_marquardt
+from specutils_blase.least_squares import MESSAGES, minimize
 from specutils_blase.lines import LineEmulator
 from specutils_blase.model import ForwardModel
 from specutils_blase.normal_equations import NormalEquations
@@ -41,6 +41,14 @@ class Toy:
         self.vector = vector.clone()
         self.visited.append(self.vector)
         return self.residuals(vector).square(), WEAK * vector.square()
+
+    def value_and_pull(self, vector):
+        terms = self.evaluate(vector)
+        pull = self.jacobian(vector).T @ self.residuals(vector) - WEAK * vector
+        return float(terms[0].sum() + terms[1].sum()), pull
+
+    def pinned(self, vector, pull):
+        return (vector <= self.lower) & (pull < 0) | (vector >= self.upper) & (pull > 0)
 
     def curvature(self, vector, step):
         ends = [self.residuals(vector + s * step) for s in (-0.1, 0.0, 0.1)]
@@ -92,7 +100,7 @@ class ManyRosenbrocks(Toy):
 
 @pytest.mark.parametrize("start", [(-1.2, 1.0), (3.0, -4.0), (-5.0, 20.0)])
 def test_rosenbrock(start):
-    solution = levenberg_marquardt(Toy(rosenbrock, start), max_iterations=200, absolute_tolerance=1e-12)
+    solution = minimize(Toy(rosenbrock, start), max_iterations=200, absolute_tolerance=1e-12)
     assert solution.success and solution.message == MESSAGES["converged"]
     torch.testing.assert_close(solution.vector, torch.ones(2, dtype=F64), rtol=0, atol=1e-5)
     assert solution.cost < 1e-9
@@ -102,10 +110,10 @@ def test_many_rosenbrocks_at_once():
     """Each with its own damping: forty of them take hardly longer than the slowest alone."""
     starts = np.random.default_rng(1).uniform(-3, 3, (40, 2))
     alone = [
-        len(levenberg_marquardt(ManyRosenbrocks(list(s)), max_iterations=300, absolute_tolerance=1e-9).history)
+        len(minimize(ManyRosenbrocks(list(s)), max_iterations=300, absolute_tolerance=1e-9).history)
         for s in starts
     ]
-    solution = levenberg_marquardt(ManyRosenbrocks(list(starts.ravel())), max_iterations=300, absolute_tolerance=1e-9)
+    solution = minimize(ManyRosenbrocks(list(starts.ravel())), max_iterations=300, absolute_tolerance=1e-9)
     assert solution.success
     torch.testing.assert_close(solution.vector, torch.ones(80, dtype=F64), rtol=0, atol=1e-3)
     assert len(solution.history) <= 2 * max(alone)
@@ -115,7 +123,7 @@ def test_linear_problem():
     """The normal equations are the answer: reached at once, with the covariance of the textbook."""
     rng = np.random.default_rng(2)
     matrix, data = torch.as_tensor(rng.standard_normal((30, 4))), torch.as_tensor(rng.standard_normal(30))
-    solution = levenberg_marquardt(Toy(lambda p: data - matrix @ p, [0.0] * 4), absolute_tolerance=1e-8)
+    solution = minimize(Toy(lambda p: data - matrix @ p, [0.0] * 4), absolute_tolerance=1e-8)
     truth = torch.linalg.lstsq(matrix, data.unsqueeze(1)).solution.squeeze(1)
     assert solution.success and len(solution.history) <= 6
     torch.testing.assert_close(solution.vector, truth, rtol=1e-6, atol=1e-8)
@@ -125,7 +133,7 @@ def test_linear_problem():
 
 def test_a_start_at_the_minimum_stays():
     toy = Toy(rosenbrock, (1.0, 1.0))
-    solution = levenberg_marquardt(toy)
+    solution = minimize(toy)
     assert solution.success and len(solution.history) <= 3
     torch.testing.assert_close(solution.vector, torch.ones(2, dtype=F64), rtol=0, atol=1e-6)
 
@@ -138,8 +146,8 @@ def test_tolerance_bounds_the_remaining_step():
     def residuals(p):
         return 50.0 * (torch.exp(-2.0 * t) + 0.3 - p[1] * torch.exp(-p[0] * t) - p[2]) + noise
 
-    tight = levenberg_marquardt(Toy(residuals, (1.0, 0.5, 0.0)), absolute_tolerance=1e-10, max_iterations=100)
-    loose = levenberg_marquardt(Toy(residuals, (1.0, 0.5, 0.0)), absolute_tolerance=1e-2)
+    tight = minimize(Toy(residuals, (1.0, 0.5, 0.0)), absolute_tolerance=1e-10, max_iterations=100)
+    loose = minimize(Toy(residuals, (1.0, 0.5, 0.0)), absolute_tolerance=1e-2)
     errors = tight.normal.factor().variance().sqrt()
     assert tight.success and loose.success
     assert (((loose.vector - tight.vector) / errors).abs() < 0.1).all()
@@ -151,7 +159,7 @@ def test_tolerance_bounds_the_remaining_step():
 
 def test_cost_never_rises_and_history_tells():
     seen = []
-    solution = levenberg_marquardt(Toy(rosenbrock, (-1.2, 1.0)), max_iterations=100, callback=seen.append)
+    solution = minimize(Toy(rosenbrock, (-1.2, 1.0)), max_iterations=100, callback=seen.append)
     costs = [entry["cost"] for entry in solution.history]
     assert all(b <= a for a, b in pairwise(costs))
     assert costs[-1] == solution.cost < 1e-2 * costs[0]
@@ -162,7 +170,7 @@ def test_cost_never_rises_and_history_tells():
 def test_steps_respect_their_limits():
     """No accepted step is longer than the limit of its parameter."""
     toy = Toy(lambda p: torch.stack([p[0] - 50.0, 3.0 * (p[1] - 2.0)]), (0.0, 0.0), limit=4.0, n_datum=1000)
-    solution = levenberg_marquardt(toy, max_iterations=50)
+    solution = minimize(toy, max_iterations=50)
     assert solution.success
     torch.testing.assert_close(solution.vector, torch.tensor([50.0, 2.0], dtype=F64), rtol=0, atol=0.2)
     moves = torch.stack(toy.visited).diff(dim=0)
@@ -172,7 +180,7 @@ def test_steps_respect_their_limits():
 def test_bounds_hold():
     """The minimum lies beyond the bound: the solution stands on it."""
     toy = Toy(lambda p: torch.stack([p[0] + 3.0, p[1] - p[0] - 1.0]), (5.0, 5.0), lower=0.5)
-    solution = levenberg_marquardt(toy, max_iterations=60)
+    solution = minimize(toy, max_iterations=60)
     assert all((vector >= 0.5).all() for vector in toy.visited)
     assert float(solution.vector[0]) == pytest.approx(0.5, abs=1e-6)
 
@@ -180,7 +188,7 @@ def test_bounds_hold():
 def test_a_region_without_values_is_left_alone():
     """Steps into NaN are shortened, not taken, and not the end."""
     toy = Toy(lambda p: torch.stack([torch.log(p[0]) - 3.0, 0.1 * p[0] - 2.0]), (0.01,))
-    solution = levenberg_marquardt(toy, max_iterations=100, absolute_tolerance=1e-10)
+    solution = minimize(toy, max_iterations=100, absolute_tolerance=1e-10)
     assert solution.success
     gradient = (toy.jacobian(solution.vector).T @ toy.residuals(solution.vector)).abs()
     assert float(gradient) < 1e-4
@@ -190,7 +198,7 @@ def test_a_region_without_values_is_left_alone():
 
 
 def test_iteration_limit():
-    solution = levenberg_marquardt(Toy(rosenbrock, (-1.2, 1.0)), max_iterations=2, absolute_tolerance=1e-12)
+    solution = minimize(Toy(rosenbrock, (-1.2, 1.0)), max_iterations=2, absolute_tolerance=1e-12)
     assert not solution.success
     assert solution.message == "not converged: the limit on iterations was reached"
     assert len(solution.history) == 3 and math.isfinite(solution.cost)
@@ -198,18 +206,17 @@ def test_iteration_limit():
 
 
 def test_no_iterations():
-    solution = levenberg_marquardt(Toy(rosenbrock, (-1.2, 1.0)), max_iterations=0)
+    solution = minimize(Toy(rosenbrock, (-1.2, 1.0)), max_iterations=0)
     assert not solution.success and solution.cost == pytest.approx(24.2)
 
 
 def test_cost_that_is_not_finite():
-    solution = levenberg_marquardt(Toy(lambda p: p * math.nan, (1.0, 2.0)))
+    solution = minimize(Toy(lambda p: p * math.nan, (1.0, 2.0)))
     assert not solution.success
     assert solution.message == "not converged: the cost is not finite"
     torch.testing.assert_close(solution.vector, torch.tensor([1.0, 2.0], dtype=F64))
 
 
-@pytest.mark.xfail(reason="a damped step promises little whatever is left, and that counts as converged", strict=True)
 def test_stalled():
     """A Jacobian of the wrong sign promises what no step keeps: said, not looped over for ever."""
 
@@ -218,7 +225,7 @@ def test_stalled():
             return -super().jacobian(vector)
 
     toy = Liar(lambda p: torch.stack([p[0] - 3.0, p[1] + 1.0]), (0.0, 0.0))
-    solution = levenberg_marquardt(toy, max_iterations=30)
+    solution = minimize(toy, max_iterations=30)
     assert not solution.success
     assert solution.message == MESSAGES["stalled"]
     assert len(toy.visited) < 100
@@ -252,7 +259,7 @@ def spectrum_model(seed=4, shift=0.0):
     )
 
 
-def fitted(noise, n_iteration=60):
+def fitted(noise, n_iteration=200):
     """Solution of the spectrum problem from a perturbed start; truth in the vector's order."""
     truth, model = spectrum_model(), spectrum_model(shift=0.15)
     lines = {"star": torch.arange(25)}
@@ -263,29 +270,16 @@ def fitted(noise, n_iteration=60):
     sigma = max(noise, 1e-4)
     priors = LinePriors(ln_area=0.2, ln_sigma=0.1, ln_gamma=0.2, rv_offset=0.1)
     problem = AnchoredProblem(layouts[1], flux, torch.full((200,), sigma**-2, dtype=F64), {"star": priors})
-    return levenberg_marquardt(problem, max_iterations=n_iteration), problem, layouts[0].read()
+    return minimize(problem, max_iterations=n_iteration), problem, layouts[0].read()
 
 
-@pytest.mark.parametrize(
-    "noise",
-    [
-        0.005,
-        0.002,
-        pytest.param(
-            3e-4,
-            marks=pytest.mark.xfail(
-                reason="at signal-to-noise 3000 the damping of blended lines runs away, which counts as converged",
-                strict=True,
-            ),
-        ),
-    ],
-)
+@pytest.mark.parametrize("noise", [0.005, 0.002, 3e-4])
 def test_converged_means_converged(noise):
     """Starting again from the solution, undamped, gains next to nothing."""
     solution, problem, _ = fitted(noise)
     assert solution.success
     torch.testing.assert_close(problem.read(), solution.vector, rtol=1e-12, atol=1e-12)  # the model is left there
-    again = levenberg_marquardt(problem, max_iterations=20, absolute_tolerance=1e-6)
+    again = minimize(problem, max_iterations=20, absolute_tolerance=1e-6)
     assert again.cost > solution.cost - 0.05
 
 

@@ -1,0 +1,139 @@
+"""Limited-memory quasi-Newton iteration with the Gauss-Newton matrix as its preconditioner.
+
+Gauss-Newton steps are blind to the residuals' own curvature and to that of the valleys in which near-degenerate blends
+lie; there they need so much damping that they hardly move. Here the exact gradients of the last steps teach what the
+matrix misses.
+
+Does not live here: the equations and their factor (`normal_equations`), the approach from far (`least_squares`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .normal_equations import Factor, NormalEquations
+
+REFRESH = 15
+"""Iterations after which the preconditioner is computed afresh and the memory starts anew."""
+
+SHIFT = 1e-3
+"""Multiple of the normal matrix's diagonal added to it: directions that only the priors hold stay short."""
+
+SUFFICIENT = 1e-4
+"""Part of the decrease promised by the slope that a step must keep (Armijo)."""
+
+MOST_HALVINGS = 20
+
+LONGEST_STEP = 10.0
+"""Longest trial step of any parameter, in units of its limit."""
+
+
+def remaining_decrease(normal: NormalEquations) -> float:
+    """Decrease of the cost that the undamped quadratic model promises, gᵀ A⁻¹ g."""
+    step, _ = normal.step(torch.zeros_like(normal.gradient))
+    return float(normal.gradient @ step)
+
+
+@dataclass
+class Point:
+    """A parameter vector, its cost, minus half the cost's gradient there, and which parameters stand at a bound."""
+
+    vector: Tensor
+    cost: float
+    pull: Tensor
+    pinned: Tensor
+
+    @classmethod
+    def at(cls, problem, vector: Tensor) -> Point:
+        cost, pull = problem.value_and_pull(vector)
+        pinned = problem.pinned(vector, pull)
+        return cls(vector, cost, torch.where(pinned, 0.0, pull), pinned)
+
+
+def quasi_newton(
+    problem, vector: Tensor, tolerance: Callable[[float], float], max_iterations: int
+) -> Iterator[tuple[str, Tensor, float, float, NormalEquations]]:
+    r"""Iterate from `vector`; yields (status, vector, cost, predicted decrease, normal equations) of each iteration.
+
+    The direction is L-BFGS's (Nocedal & Wright 2006, algorithm 7.4) with H₀ ∝ (A + `SHIFT` diag A)⁻¹, A being the
+    Gauss-Newton matrix of every `REFRESH` iterations. Status is "" while it goes on, "converged" once the undamped
+    quadratic model promises less than `tolerance(cost)`, "stalled" where not even the steepest way down the
+    preconditioner leads down, "iterations" at the limit.
+    """
+    point = Point.at(problem, vector)
+    memory: deque[tuple[Tensor, Tensor, float]] = deque(maxlen=REFRESH)
+    normal = factor = None
+    promised, fresh = math.inf, False
+    for _ in range(max_iterations):
+        if normal is None:
+            normal = problem.linearize(point.vector)
+            promised = remaining_decrease(normal)
+            if promised < tolerance(point.cost):
+                yield "converged", point.vector, point.cost, promised, normal
+                return
+            factor = normal.step(torch.full_like(point.pull, SHIFT))[1]
+            memory.clear()
+            fresh = True
+        direction = _direction(point, factor, memory)
+        slope = float(point.pull @ direction)
+        following = _search(problem, point, direction, slope)
+        if following is None:
+            if fresh:
+                yield "stalled", point.vector, point.cost, promised, normal
+                return
+            normal = None
+            continue
+        step, bend = following.vector - point.vector, point.pull - following.pull
+        product = float(step @ bend)
+        if product > 1e-10 * float(step.norm() * bend.norm()):
+            memory.append((step, bend, 1.0 / product))
+        point, fresh = following, False
+        yield "", point.vector, point.cost, slope, normal
+        # What the quasi-Newton model promises is only a hint: the criterion wants the matrix of this very place.
+        if len(memory) == REFRESH or (slope < 0.3 * tolerance(point.cost) and len(memory) > 2):
+            normal = None
+    if not fresh:
+        normal = problem.linearize(point.vector)
+        promised = remaining_decrease(normal)
+    status = "converged" if promised < tolerance(point.cost) else "iterations"
+    yield status, point.vector, point.cost, promised, normal
+
+
+def _direction(point: Point, factor: Factor, memory) -> Tensor:
+    """Two-loop recursion; pinned parameters stay."""
+    pull, shares = point.pull.clone(), []
+    for step, bend, weight in reversed(memory):
+        share = weight * float(step @ pull)
+        shares.append(share)
+        pull = pull - share * bend
+    direction = factor.solve(pull)
+    if memory:
+        # How far the matrix is off along the last step: without this, the search would shorten every other step.
+        step, bend, weight = memory[-1]
+        direction = direction / (weight * float(bend @ factor.solve(bend)))
+    for (step, bend, weight), share in zip(memory, reversed(shares), strict=True):
+        direction = direction + step * (share - weight * float(bend @ direction))
+    return torch.where(point.pinned, 0.0, direction)
+
+
+def _search(problem, point: Point, direction: Tensor, slope: float) -> Point | None:
+    """Point of sufficient decrease along a direction, by quadratic interpolation; None where there is none."""
+    if not (math.isfinite(slope) and slope > 0.0):
+        return None
+    scale = min(1.0, LONGEST_STEP / max(float((direction / problem.limit).abs().max()), 1e-300))
+    for _ in range(MOST_HALVINGS):
+        trial = Point.at(problem, problem.project(point.vector + scale * direction))
+        if not math.isfinite(trial.cost):
+            scale *= 0.1
+            continue
+        rise = trial.cost - point.cost
+        if rise <= -2.0 * SUFFICIENT * scale * slope:
+            return trial
+        scale *= min(max(scale * slope / (rise + 2.0 * scale * slope), 0.1), 0.5)
+    return None
