@@ -102,7 +102,7 @@ def clone(
     region=None,
     free: tuple[str, ...] = KINDS,
     emission: bool = False,
-    max_iterations: int = 30,
+    max_iterations: int = 100,
     progress: bool = True,
 ) -> CloneResult:
     """Clone a template spectrum into tunable Voigt lines.
@@ -362,7 +362,5 @@ def _optimise(model, normalised, good, free, max_iterations, progress):
             bar.update()
             bar.set_postfix_str(f"RMS {100 * TARGET_SCATTER * math.sqrt(entry['cost'] / n_good):.3f} %")
 
-        solution = minimize(
-            problem, max_iterations=max_iterations, absolute_tolerance=3e-4 * n_good, callback=report
-        )
+        solution = minimize(problem, max_iterations=max_iterations, absolute_tolerance=3e-4 * n_good, callback=report)
     return solution, problem

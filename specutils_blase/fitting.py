@@ -100,7 +100,7 @@ def fit(
     velocity_step : Quantity or float, optional
         Step [km/s] of the model's grid; a quarter pixel or less by default.
     max_iterations : int
-        Limit on iterations.
+        Limit on iterations, over all stages.
     progress : bool
         Show a progress bar.
 
@@ -220,14 +220,14 @@ def _solve(problem: AnchoredProblem, max_iterations: int, report) -> Solution:
     back what does not need to be away, and their tails let go of what does.
     """
     history: list[dict[str, float]] = []
-    if bool(problem.freedom.isfinite().any()):
+    loose_iterations = min(LOOSE_ITERATIONS, max_iterations - 1)
+    if loose_iterations > 0 and bool(problem.freedom.isfinite().any()):
         problem.loosen(LOOSE)
-        first = minimize(problem, max_iterations=LOOSE_ITERATIONS, absolute_tolerance=1.0, callback=report)
+        first = minimize(problem, max_iterations=loose_iterations, absolute_tolerance=1.0, callback=report)
         history = first.history
         problem.loosen(None)
-    solution = minimize(
-        problem, max_iterations=max(1, max_iterations - len(history)), absolute_tolerance=0.05, callback=report
-    )
+    n_left = max_iterations - max(0, len(history) - 1)
+    solution = minimize(problem, max_iterations=n_left, absolute_tolerance=0.05, callback=report)
     for entry in solution.history:
         history.append(entry | {"iteration": len(history)})
     solution.history = history

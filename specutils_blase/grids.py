@@ -15,9 +15,10 @@ from .kernels import lagrange_weights
 SPEED_OF_LIGHT = 299792.458
 """km/s, exact."""
 
-_PAD = 4  # coarse nodes beyond each end; must be even, and reach as far as the six-point stencil
-_STENCIL = 6
-_MIDPOINT = (3.0 / 256.0, -25.0 / 256.0, 150.0 / 256.0, 150.0 / 256.0, -25.0 / 256.0, 3.0 / 256.0)
+_STENCIL = 10
+"""Nodes of one interpolation, from `1 - _STENCIL / 2` to `_STENCIL / 2` around the cell."""
+
+_PAD = 8  # coarse nodes beyond each end; must be even, and reach as far as the stencil
 
 
 def velocity_grid(low: float, high: float, step: float) -> Tensor:
@@ -49,7 +50,7 @@ class Sampling(DoublePrecision):
     """Wavelengths at which lines are summed, with nested coarse grids for their wings.
 
     Level 0 holds the wavelengths asked for, in any ascending sampling. Level ℓ ≥ 1 is uniform in ln λ with step
-    2^ℓ h, h being the median step of level 0, and is carried down by six-point Lagrange interpolation, level by
+    2^ℓ h, h being the median step of level 0, and is carried down by ten-point Lagrange interpolation, level by
     level. Smooth contributions can so be evaluated on few nodes and still reach every wavelength.
 
     Parameters
@@ -79,11 +80,11 @@ class Sampling(DoublePrecision):
             for n, step in zip(sizes, steps, strict=True)
         ]
         position = (ln - ln[0]) / steps[0] + _PAD
-        index = position.floor().clamp(2, sizes[0] - 4)
+        index = position.floor().clamp(_STENCIL // 2 - 1, sizes[0] - _STENCIL // 2 - 1)
         self.register_buffer("wavelength", wavelength)
         self.register_buffer("coarse", torch.cat(coarse).exp())
         self.register_buffer("index", index.long())
-        self.register_buffer("weight", _six_point_weights(position - index))
+        self.register_buffer("weight", _lagrange(position - index))
 
     @property
     def n_level(self) -> int:
@@ -99,24 +100,24 @@ class Sampling(DoublePrecision):
         start = sum(self.sizes[: level - 1])
         return self.coarse[start : start + self.sizes[level - 1]]
 
-    def collapse(self, values: list[Tensor | None]) -> Tensor:
-        """Sum per-level values (..., n_level) on level 0, interpolating every coarse one down."""
-        carried = None
-        for level in range(self.n_level - 1, 0, -1):
-            if carried is not None:
-                carried = _refine(carried, self.sizes[level - 1])
-            if values[level] is not None:
-                carried = values[level] if carried is None else carried + values[level]
-        if carried is None:
-            return values[0]
-        windows = carried.unfold(-1, _STENCIL, 1)[..., self.index - 2, :]
-        fine = (windows * self.weight.to(carried.dtype)).sum(-1)
-        return fine if values[0] is None else values[0] + fine
+    @property
+    def nodes(self) -> Tensor:
+        """Wavelengths of all levels, one after the other, the finest first."""
+        return torch.cat([self.wavelength, self.coarse])
+
+    def collapse(self, values: Tensor) -> Tensor:
+        """Sum values (..., n_node) at the nodes of all levels on level 0, interpolating every coarse one down."""
+        values = values.split((len(self), *self.sizes), dim=-1)
+        carried = values[-1]
+        for level in range(self.n_level - 2, 0, -1):
+            carried = _refine(carried, self.sizes[level - 1]) + values[level]
+        windows = carried.unfold(-1, _STENCIL, 1)[..., self.index - (_STENCIL // 2 - 1), :]
+        return values[0] + (windows * self.weight.to(carried.dtype)).sum(-1)
 
 
-def _six_point_weights(fraction: Tensor) -> Tensor:
-    """Lagrange weights on the nodes -2 … 3 for a point at `fraction` between nodes 0 and 1, (n, 6)."""
-    nodes = range(-2, 4)
+def _lagrange(fraction: Tensor) -> Tensor:
+    """Lagrange weights of the stencil's nodes for a point at `fraction` between nodes 0 and 1, (n, _STENCIL)."""
+    nodes = range(1 - _STENCIL // 2, 1 + _STENCIL // 2)
     columns = []
     for node in nodes:
         column = torch.ones_like(fraction)
@@ -127,12 +128,15 @@ def _six_point_weights(fraction: Tensor) -> Tensor:
     return torch.stack(columns, dim=-1)
 
 
+_MIDPOINT = _lagrange(torch.tensor([0.5], dtype=torch.float64))[0].tolist()
+
+
 def _refine(coarse: Tensor, n_fine: int) -> Tensor:
-    """Values on the next finer level: every other node is shared, the rest are six-point midpoints."""
+    """Values on the next finer level: every other node is shared, the rest are midpoints."""
     shared = coarse[..., _PAD // 2 :]
     midpoint = coarse.unfold(-1, _STENCIL, 1) @ coarse.new_tensor(_MIDPOINT)
     n_pair = (n_fine + 1) // 2
-    pairs = torch.stack([shared[..., :n_pair], midpoint[..., _PAD // 2 - 2 :][..., :n_pair]], dim=-1)
+    pairs = torch.stack([shared[..., :n_pair], midpoint[..., _PAD // 2 + 1 - _STENCIL // 2 :][..., :n_pair]], dim=-1)
     return pairs.flatten(-2)[..., :n_fine]
 
 

@@ -60,10 +60,10 @@ class Jacobian:
 
 
 @torch.no_grad()
-def linearize(free: FreeParameters) -> Jacobian:
-    """Flux of the model and its derivatives to all free parameters."""
+def linearize(free: FreeParameters, stages: Stages | None = None) -> Jacobian:
+    """Flux of the model and its derivatives to all free parameters; `stages` of the present state, if known."""
     model = free.model
-    stages = model.stages()
+    stages = model.stages() if stages is None else stages
     context = _Context(model, stages)
     blocks: list[LocalBlock] = []
     dense, dense_columns = [], []

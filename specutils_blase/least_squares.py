@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .normal_equations import NormalEquations
-from .quasi_newton import quasi_newton, remaining_decrease
+from .quasi_newton import State, quasi_newton, remaining_decrease
 
 
 class Problem(Protocol):
@@ -111,27 +111,25 @@ def minimize(
 
     history: list[dict[str, float]] = []
 
-    def record(cost: float, predicted: float) -> None:
-        history.append({"iteration": len(history), "cost": cost, "predicted": predicted})
+    def record(state: State) -> None:
+        history.append({"iteration": len(history), "cost": state.cost, "predicted": state.predicted})
         if callback is not None and len(history) > 1:
             callback(history[-1])
 
-    status = "hand over"
-    for status, vector, cost, predicted, normal in levenberg_marquardt(problem, tolerance, max_iterations):  # noqa: B007
-        record(cost, predicted)
-    if status == "hand over":
-        for status, vector, cost, predicted, normal in quasi_newton(  # noqa: B007
-            problem, vector, tolerance, max_iterations + 1 - len(history)
-        ):
-            if not status:
-                record(cost, predicted)
-    problem.evaluate(vector)  # leave the model at the solution, not at the last trial
-    return Solution(vector, cost, status == "converged", MESSAGES[status], normal, history)
+    for state in levenberg_marquardt(problem, tolerance, max_iterations):
+        if state.status != "hand over":
+            record(state)
+    if state.status == "hand over":
+        start, n_left = state.vector, max_iterations + 1 - len(history)
+        for state in quasi_newton(problem, start, tolerance, n_left):
+            if not state.status:
+                record(state)
+    problem.evaluate(state.vector)  # leave the model at the solution, not at the last trial
+    success = state.status == "converged"
+    return Solution(state.vector, state.cost, success, MESSAGES[state.status], state.normal, history)
 
 
-def levenberg_marquardt(
-    problem: Problem, tolerance: Callable[[float], float], max_iterations: int
-) -> Iterator[tuple[str, Tensor, float, float, NormalEquations]]:
+def levenberg_marquardt(problem: Problem, tolerance: Callable[[float], float], max_iterations: int) -> Iterator[State]:
     r"""Damped Gauss-Newton steps with *local* gain-ratio control; yields as `quasi_newton` does.
 
     Thousands of lines are thousands of nearly independent problems; with one damping for all, the worst of them at any
@@ -145,19 +143,19 @@ def levenberg_marquardt(
     normal = problem.linearize(vector)
     damping = torch.full_like(vector, FIRST_DAMPING)
     if not math.isfinite(cost):
-        yield "not_finite", vector, cost, math.nan, normal
+        yield State("not_finite", vector, cost, math.nan, normal)
         return
     held_back = 0
     for iteration in range(max_iterations + 1):
         limit = tolerance(cost)
         left = remaining_decrease(normal)
-        if left < limit or iteration == max_iterations:
-            yield "converged" if left < limit else "iterations", vector, cost, left, normal
+        status = "converged" if left < limit else "iterations" if iteration == max_iterations else ""
+        yield State(status, vector, cost, left, normal)
+        if status:
             return
         if held_back == PATIENCE:
-            yield "hand over", vector, cost, left, normal
+            yield State("hand over", vector, cost, left, normal)
             return
-        yield "", vector, cost, left, normal
         for rejection in range(MOST_REJECTIONS):
             step, predicted, promised = _propose(problem, normal, vector, damping, limit)
             trial = problem.project(vector + step)

@@ -4,53 +4,28 @@ One class serves star and Earth. Each line is evaluated only where it matters: i
 its wings on ever coarser grids (`grids.Sampling`), out to where the neglected opacity falls below a tolerance. The
 windows come from each line's own current parameters and are rebuilt outside autograd.
 
-Does not live here: motion and rotation (`extrinsic`), the saturation laws themselves (`saturation`).
+Does not live here: the sums themselves (`line_sum`), motion and rotation (`extrinsic`), the saturation laws
+(`saturation`).
 """
 
 from __future__ import annotations
 
 import math
 from copy import deepcopy
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from .grids import SPEED_OF_LIGHT, DoublePrecision, Sampling
+from .line_sum import HANDOVER, NEVER, REACH, Windows, line_sum
 from .profiles import voigt, voigt_fwhm
 from .saturation import SaturationLaw, saturation_law
 
 TOLERANCE = 3e-8
 """Opacity of one line below which its wings are neglected."""
 
-REACH = 64
-"""Nodes on each side of a line that a level covers; the next level takes over between REACH/4 and REACH.
-
-The longer the hand-over, the smoother what a level carries: six-point interpolation is then good to 5e-6 of the opacity
-there, where a hand-over from REACH/2 on would give 4e-5.
-"""
-
-HANDOVER = 0.25
-"""Part of its reach that a level covers alone."""
-
 CORE_NODES = 24.0
 """Nodes per half width at half maximum from which on a line core may live on a coarser level."""
-
-_CHUNK = 1 << 18  # profile evaluations held at once
-
-
-@dataclass(frozen=True)
-class Windows:
-    """Where every line is evaluated: for each level, contiguous runs of nodes.
-
-    Each entry of `levels` is None or a tuple (line, start, count, inner, whole): line index, first node, number of
-    nodes, whether a finer level already covers the inner part, and whether no coarser level takes over.
-    """
-
-    levels: tuple[tuple[Tensor, Tensor, Tensor, Tensor, Tensor] | None, ...]
-
-    def to(self, device) -> Windows:
-        return Windows(tuple(None if runs is None else tuple(t.to(device) for t in runs) for runs in self.levels))
 
 
 class LineEmulator(DoublePrecision):
@@ -193,33 +168,28 @@ class LineEmulator(DoublePrecision):
         last = (2.0 * relative / (REACH * sampling.step)).clamp(min=1.0).log2().ceil().clamp(max=top)
         last = torch.maximum(core, last)
         core, last = torch.where(steep, 0.0, core), torch.where(steep, 0.0, last)
-        levels = []
+        runs, first_node = [], 0
         for level in range(sampling.n_level):
             nodes = sampling.level(level)
             outer = REACH * sampling.step * 2**level
             line = ((core <= level) & (level <= last)).nonzero().squeeze(-1)
-            if not line.numel():
-                levels.append(None)
-                continue
-            middle, inner, whole = center[line], core[line] < level, steep[line]
+            middle, inner = center[line], core[line] < level
             # Where no coarser level takes over, the line runs on to its own reach.
-            extent = torch.full_like(middle, outer)
-            extent = torch.where(whole | (level == top), torch.maximum(relative[line], extent), extent)
+            endless = steep[line] | (level == top)
+            extent = torch.where(endless, relative[line].clamp(min=outer), outer)
             low = torch.searchsorted(nodes, middle * (1.0 - extent))
             high = torch.searchsorted(nodes, middle * (1.0 + extent))
             hole_low = torch.searchsorted(nodes, middle * (1.0 - 0.5 * HANDOVER * outer))
             hole_high = torch.searchsorted(nodes, middle * (1.0 + 0.5 * HANDOVER * outer))
             hole_low, hole_high = torch.where(inner, hole_low, high), torch.where(inner, hole_high, high)
-            runs = (
-                torch.cat([line, line]),
-                torch.cat([low, hole_high]),
-                torch.cat([hole_low - low, high - hole_high]),
-                torch.cat([inner, inner]),
-                torch.cat([whole, whole]),
-            )
-            filled = (runs[2] > 0).nonzero().squeeze(-1)
-            levels.append(tuple(t[filled] for t in runs) if filled.numel() else None)
-        return Windows(tuple(levels))
+            fade_out = torch.full_like(middle, 1.0 / outer).masked_fill_(endless, 0.0)
+            fade_in = torch.full_like(middle, 2.0 / outer).masked_fill_(~inner, NEVER)
+            for start, stop in ((low, hole_low), (hole_high, high)):
+                runs.append((line, start + first_node, stop - start, fade_out, fade_in))
+            first_node += nodes.numel()
+        columns = [torch.cat(column) for column in zip(*runs, strict=True)]
+        filled = (columns[2] > 0).nonzero().squeeze(-1)
+        return Windows(*(column[filled] for column in columns))
 
     def opacity(
         self, sampling: Sampling, doppler_factor: Tensor | float = 1.0, windows: Windows | None = None
@@ -238,36 +208,9 @@ class LineEmulator(DoublePrecision):
         """
         if windows is None:
             windows = self.windows(sampling, doppler_factor)
-        n_row = 2 if self.has_emission else 1
-        top = sampling.n_level - 1
-        totals: list[Tensor | None] = []
-        for level, runs in enumerate(windows.levels):
-            if runs is None:
-                totals.append(None)
-                continue
-            nodes = sampling.level(level) / doppler_factor
-            total = self.ln_area.new_zeros(n_row * nodes.numel())
-            for part in _chunks(runs):
-                total = total + self._partial(part, nodes, level, level == top, sampling.step, n_row)
-            totals.append(total.reshape(n_row, -1))
-        if all(total is None for total in totals):
-            return self.ln_area.new_zeros(n_row, len(sampling))
-        return sampling.collapse(totals)
-
-    def _partial(self, runs, nodes: Tensor, level: int, is_top: bool, step: float, n_row: int) -> Tensor:
-        line, node, inner, whole = _entries(*runs)
-        center = self.shifted_center[line]
-        x = nodes[node] - center
-        share = _share((x.detach() / center.detach()).abs() / step, level, inner, whole | is_top).to(self.ln_area.dtype)
-        x = x.to(self.ln_area.dtype)
-        y = self.area[line] * voigt(x, self.sigma[line], self.gamma[line])
-        target = node
-        opacity = self.law.opacity(y)[0]
-        if n_row == 2:
-            emitting = self.sign[line] < 0
-            opacity = torch.where(emitting, y, opacity)
-            target = node + emitting * nodes.numel()
-        return self.ln_area.new_zeros(n_row * nodes.numel()).index_add(0, target, opacity * share)
+        parameters = self.shifted_center, self.area, self.sigma, self.gamma
+        emits = self.sign < 0 if self.has_emission else None
+        return sampling.collapse(line_sum(*parameters, doppler_factor, windows, sampling.nodes, self.law, emits))
 
     def flux(self, opacity: Tensor, wavelength: Tensor) -> tuple[Tensor, Tensor]:
         """Flux from summed opacity, and its derivatives to both rows of `opacity`, at rest wavelengths."""
@@ -283,39 +226,3 @@ class LineEmulator(DoublePrecision):
         """Flux on the sampling, (n,)."""
         opacity = self.opacity(sampling, doppler_factor, windows)
         return self.flux(opacity, sampling.wavelength / doppler_factor)[0]
-
-
-def _chunks(runs):
-    """Split runs so that each part holds about `_CHUNK` entries."""
-    if runs[0].is_meta:
-        return [runs]
-    total = torch.cumsum(runs[2], 0)
-    n_part = int(total[-1]) // _CHUNK + 1
-    bounds = torch.searchsorted(total, torch.arange(1, n_part, device=total.device) * _CHUNK).tolist()
-    return [tuple(t[a:b] for t in runs) for a, b in zip([0, *bounds], [*bounds, len(total)], strict=True) if b > a]
-
-
-def _entries(
-    line: Tensor, start: Tensor, count: Tensor, inner: Tensor, whole: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Line, node, `inner` and `whole` of every entry of the runs."""
-    if line.is_meta:  # counts are values; a stand-in of the right kind is all that shape inference can have
-        return line, start, inner, whole
-    run = torch.repeat_interleave(count)
-    before = torch.cumsum(count, 0) - count
-    node = torch.arange(run.numel(), device=line.device) - before[run] + start[run]
-    return line[run], node, inner[run], whole[run]
-
-
-def _cutoff(ratio: Tensor) -> Tensor:
-    """1 up to ratio `HANDOVER`, 0 from ratio 1 on, with four continuous derivatives in between."""
-    r = ((ratio - HANDOVER) / (1.0 - HANDOVER)).clamp(0.0, 1.0)
-    return 1.0 - r**5 * (126.0 - r * (420.0 - r * (540.0 - r * (315.0 - 70.0 * r))))
-
-
-def _share(distance: Tensor, level: int, inner: Tensor, whole: Tensor) -> Tensor:
-    """Part of a line that a level carries at `distance` (in level-0 steps); over the levels these add up to one."""
-    outer = torch.where(whole, 1.0, _cutoff(distance / (REACH * 2.0**level)))
-    if level == 0:
-        return outer
-    return outer - _cutoff(distance / (REACH * 2.0 ** (level - 1))) * inner

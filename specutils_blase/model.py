@@ -42,6 +42,10 @@ class Stages:
     binned: Tensor
     flux: Tensor
 
+    def detach(self) -> Stages:
+        """The same values without their autograd graph."""
+        return Stages(*(None if value is None else value.detach() for value in vars(self).values()))
+
 
 class ForwardModel(nn.Module):
     """Star and sky, through motion and instrument, onto the pixels of one order.

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .model import ForwardModel
+from .model import ForwardModel, Stages
 
 KINDS = ("ln_area", "ln_sigma", "ln_gamma", "rv_offset")
 """Line parameters, in the order of `LineEmulator.line_parameters`."""
@@ -104,17 +104,17 @@ class FreeParameters:
             parts.append(value.square() if name == "vsini" else value)
         return torch.cat(parts)
 
-    def value_and_pull(self, cotangent: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        """Model flux, (n_row,), and the exact Jᵀ × `cotangent(flux)` by autograd."""
+    def value_and_pull(self, cotangent: Callable[[Tensor], Tensor]) -> tuple[Stages, Tensor]:
+        """All stages of one evaluation, and the exact Jᵀ × `cotangent(flux)` by autograd."""
         inputs, kinds = [], {}
         for name, emulator in self.model.components.items():
             kinds[name] = [getattr(emulator, kind) for kind in self.kinds[name]]
             inputs += kinds[name]
         inputs += list(self._tensors.values())
         with torch.enable_grad():
-            flux = self.model()
-            value = flux.detach()
-            gradients = list(torch.autograd.grad(flux, inputs, cotangent(value).to(flux.dtype)))
+            stages = self.model.stages()
+            cotangent = cotangent(stages.flux.detach()).to(stages.flux.dtype)
+            gradients = list(torch.autograd.grad(stages.flux, inputs, cotangent))
         parts = []
         for name in self.model.components:
             own = [gradients.pop(0)[self.lines[name]] for _ in kinds[name]]
@@ -123,7 +123,7 @@ class FreeParameters:
         for (name, tensor), gradient in zip(self._tensors.items(), gradients, strict=True):
             slope = 2.0 * tensor.detach() if name == "vsini" else 1.0
             parts.append((gradient.double() / slope).reshape(-1))
-        return value, torch.cat(parts)
+        return stages.detach(), torch.cat(parts)
 
     def pull_back(self, cotangent: Tensor) -> Tensor:
         """Exact Jᵀ × cotangent by autograd, for a cotangent of the model flux (n_row,)."""

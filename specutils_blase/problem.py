@@ -80,8 +80,8 @@ class AnchoredProblem:
     def value_and_pull(self, vector: Tensor) -> tuple[float, Tensor]:
         """Cost at a parameter vector, and minus half its exact gradient."""
         self.free.write(vector)
-        flux, pull = self.free.value_and_pull(lambda flux: self.weight * (self.flux - flux))
-        cost = (self.weight * (self.flux - flux).square()).sum() + self.prior_cost(vector).sum()
+        stages, pull = self.free.value_and_pull(lambda flux: self.weight * (self.flux - flux))
+        cost = (self.weight * (self.flux - stages.flux).square()).sum() + self.prior_cost(vector).sum()
         return float(cost), pull + self.prior_precision(vector) * (self.anchor - vector)
 
     def pinned(self, vector: Tensor, pull: Tensor) -> Tensor:
@@ -120,13 +120,14 @@ class AnchoredProblem:
 
     def linearize(self, vector: Tensor) -> NormalEquations:
         self.free.write(vector)
-        jacobian = linearize(self.free)
+        stages, exact_pull = self.free.value_and_pull(lambda flux: self.weight * (self.flux - flux))
+        jacobian = linearize(self.free, stages)
         self._flux = jacobian.flux
         precision = self.prior_precision(vector)
         pull = precision * (self.anchor - vector)
         residual = self.flux - jacobian.flux
         normal = NormalEquations(jacobian, residual, self.weight, precision, pull)
         # Windows cut the Jacobian, not the gradient: at the minimum of the true cost, it vanishes.
-        normal.gradient = self.free.pull_back(self.weight * residual) + pull
+        normal.gradient = exact_pull + pull
         normal.pinned = self.pinned(vector, normal.gradient)[normal.border]
         return normal

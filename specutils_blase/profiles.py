@@ -17,7 +17,7 @@ SQRT_PI = math.sqrt(math.pi)
 FAR_RADIUS = 8.0
 """|z| beyond which the continued fraction is used."""
 
-_BLOCK = 1 << 15
+_BLOCK = 1 << 16
 """Points evaluated at once: the dozen temporaries of a block then stay in the cache of one core."""
 
 
@@ -124,16 +124,67 @@ def faddeeva(z: Tensor) -> tuple[Tensor, Tensor]:
     return w.reshape(z.shape), slope.reshape(z.shape)
 
 
+def _asymptotic(x: Tensor, y: Tensor, n_term: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Re w, and dw/dz as real and imaginary part, at z = x + iy by the asymptotic series in real arithmetic.
+
+    w = (i/√π z) Σ (2k-1)!!/(2z²)^k and its derivative; relative error (2n-1)!!/(2|z|²)^n.
+    """
+    xx, yy = x.square(), y.square()
+    inverse = (xx + yy).reciprocal_()
+    square = inverse.square()
+    u_real, u_imag = (xx - yy).mul_(square), (x * y).mul_(square).mul_(-2.0)  # 1/z²
+    p_real, p_imag = _horner_complex([_DOUBLE_FACTORIAL[k] for k in range(n_term)], u_real, u_imag)
+    r_real, r_imag = _horner_complex([_DOUBLE_FACTORIAL[k] * (2 * k + 1) for k in range(n_term)], u_real, u_imag)
+    value = (y * p_real).sub_(x * p_imag).mul_(inverse)
+    slope_real = (u_real * r_imag).add_(u_imag * r_real)
+    slope_imag = (u_imag * r_imag).sub_(u_real * r_real)
+    return value.div_(SQRT_PI), slope_real.div_(SQRT_PI), slope_imag.div_(SQRT_PI)
+
+
+_DOUBLE_FACTORIAL = [1.0, 0.5, 0.75, 1.875]
+"""(2k-1)!!/2^k, the coefficients of the asymptotic series in 1/z²."""
+
+ASYMPTOTIC_RADIUS = 40.0
+"""|z| beyond which four terms of the asymptotic series are within 1e-12 of |w|."""
+
+
+def _horner_complex(coefficients: list[float], real: Tensor, imag: Tensor) -> tuple[Tensor, Tensor]:
+    """Polynomial (lowest power first) of real + i imag, as real and imaginary part."""
+    last = coefficients[-1]
+    p_real, p_imag = real * last, imag * last
+    for coefficient in reversed(coefficients[1:-1]):
+        p_real.add_(coefficient)
+        p_real, p_imag = (p_real * real).sub_(p_imag * imag), (p_real * imag).add_(p_imag * real)
+    return p_real.add_(coefficients[0]), p_imag
+
+
+def _real_parts(real: Tensor, imag: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Re w, Re dw/dz and Im dw/dz at real + i imag, each part of the plane by the cheapest way that is exact there."""
+    near = None
+    if not real.is_meta:
+        near = (torch.addcmul(real.square(), imag, imag) < ASYMPTOTIC_RADIUS**2).nonzero().squeeze(-1)
+    if near is None or 2 * near.numel() > real.numel():
+        w, slope = faddeeva(torch.complex(real, imag))
+        return w.real, slope.real, slope.imag
+    parts = _asymptotic(real, imag, 4)
+    if near.numel():
+        w, slope = faddeeva(torch.complex(real[near], imag[near]))
+        for part, exact in zip(parts, (w.real, slope.real, slope.imag), strict=True):
+            part[near] = exact
+    return parts
+
+
 def _voigt_block(x: Tensor, sigma: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    inverse_width = (sigma * math.sqrt(2.0)).reciprocal()
-    w, slope = faddeeva(torch.complex(x * inverse_width, gamma * inverse_width))
+    inverse_width = (sigma * math.sqrt(2.0)).reciprocal_()
+    real, imag = x * inverse_width, gamma * inverse_width
+    w_real, slope_real, slope_imag = _real_parts(real, imag)
     norm = inverse_width / SQRT_PI
-    value = w.real * norm
-    slope_norm = norm * inverse_width
-    d_x = slope.real * slope_norm
-    d_gamma = -slope.imag * slope_norm
+    value = w_real * norm
+    slope_norm = norm.mul_(inverse_width)
+    d_x = slope_real * slope_norm
+    d_gamma = (slope_imag * slope_norm).neg_()
     # Homogeneity of degree -1: x ∂x + σ ∂σ + γ ∂γ = -1 on V, so the third derivative follows from the other two.
-    d_sigma = -(value + x * d_x + gamma * d_gamma) / sigma
+    d_sigma = torch.addcmul(value, x, d_x).addcmul_(gamma, d_gamma).div_(sigma).neg_()
     return value, d_x, d_sigma, d_gamma
 
 
@@ -157,7 +208,7 @@ def voigt_with_derivatives(x: Tensor, sigma: Tensor, gamma: Tensor) -> tuple[Ten
     """
     with torch.no_grad():
         x, sigma, gamma = torch.broadcast_tensors(x, sigma, gamma)
-        if x.is_meta or x.numel() <= _BLOCK:
+        if x.is_meta:
             return _voigt_block(x, sigma, gamma)
         flat = [t.reshape(-1) for t in (x, sigma, gamma)]
         outputs = [torch.empty_like(flat[0]) for _ in range(4)]

@@ -13,6 +13,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,6 +33,16 @@ MOST_HALVINGS = 20
 
 LONGEST_STEP = 10.0
 """Longest trial step of any parameter, in units of its limit."""
+
+
+class State(NamedTuple):
+    """Where an iteration stands; `status` is empty while it goes on, and `normal` perhaps of an earlier vector."""
+
+    status: str
+    vector: Tensor
+    cost: float
+    predicted: float
+    normal: NormalEquations
 
 
 def remaining_decrease(normal: NormalEquations) -> float:
@@ -56,10 +67,8 @@ class Point:
         return cls(vector, cost, torch.where(pinned, 0.0, pull), pinned)
 
 
-def quasi_newton(
-    problem, vector: Tensor, tolerance: Callable[[float], float], max_iterations: int
-) -> Iterator[tuple[str, Tensor, float, float, NormalEquations]]:
-    r"""Iterate from `vector`; yields (status, vector, cost, predicted decrease, normal equations) of each iteration.
+def quasi_newton(problem, vector: Tensor, tolerance: Callable[[float], float], max_iterations: int) -> Iterator[State]:
+    r"""Iterate from `vector`, yielding the state after each iteration and, again, at the end.
 
     The direction is L-BFGS's (Nocedal & Wright 2006, algorithm 7.4) with H₀ ∝ (A + `SHIFT` diag A)⁻¹, A being the
     Gauss-Newton matrix of every `REFRESH` iterations. Status is "" while it goes on, "converged" once the undamped
@@ -75,7 +84,7 @@ def quasi_newton(
             normal = problem.linearize(point.vector)
             promised = remaining_decrease(normal)
             if promised < tolerance(point.cost):
-                yield "converged", point.vector, point.cost, promised, normal
+                yield State("converged", point.vector, point.cost, promised, normal)
                 return
             factor = normal.step(torch.full_like(point.pull, SHIFT))[1]
             memory.clear()
@@ -85,7 +94,7 @@ def quasi_newton(
         following = _search(problem, point, direction, slope)
         if following is None:
             if fresh:
-                yield "stalled", point.vector, point.cost, promised, normal
+                yield State("stalled", point.vector, point.cost, promised, normal)
                 return
             normal = None
             continue
@@ -94,7 +103,7 @@ def quasi_newton(
         if product > 1e-10 * float(step.norm() * bend.norm()):
             memory.append((step, bend, 1.0 / product))
         point, fresh = following, False
-        yield "", point.vector, point.cost, slope, normal
+        yield State("", point.vector, point.cost, slope, normal)
         # What the quasi-Newton model promises is only a hint: the criterion wants the matrix of this very place.
         if len(memory) == REFRESH or (slope < 0.3 * tolerance(point.cost) and len(memory) > 2):
             normal = None
@@ -102,7 +111,7 @@ def quasi_newton(
         normal = problem.linearize(point.vector)
         promised = remaining_decrease(normal)
     status = "converged" if promised < tolerance(point.cost) else "iterations"
-    yield status, point.vector, point.cost, promised, normal
+    yield State(status, point.vector, point.cost, promised, normal)
 
 
 def _direction(point: Point, factor: Factor, memory) -> Tensor:

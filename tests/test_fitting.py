@@ -164,8 +164,9 @@ def test_a_bad_pixel_changes_nothing(kind):
     results = [
         quick(data, max_iterations=4, star_lines=("ln_area",), telluric_lines=()) for data in (reference, spoiled)
     ]
-    assert (results[0].parameters["value"] == results[1].parameters["value"]).all()
-    assert (results[0].ledger["area"] == results[1].ledger["area"]).all()
+    # To rounding: how sums are vectorised depends on where arrays happen to lie in memory.
+    for one, other in zip(*((r.parameters["value"], r.ledger["area"].value) for r in results), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-10)
 
 
 @pytest.mark.parametrize("unit", ["nm", "um", "1/cm", "GHz", "eV"])

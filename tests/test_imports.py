@@ -18,7 +18,7 @@ NAME = "specutils_blase"
 # own. A new one needs a place here and in that picture.
 LAYERS = (
     {"profiles", "saturation", "kernels"},
-    {"grids"},
+    {"grids", "line_sum"},
     {"lines", "extrinsic", "instrument"},
     {"model", "data"},
     {"parameters", "velocity"},

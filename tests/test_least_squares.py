@@ -110,8 +110,7 @@ def test_many_rosenbrocks_at_once():
     """Each with its own damping: forty of them take hardly longer than the slowest alone."""
     starts = np.random.default_rng(1).uniform(-3, 3, (40, 2))
     alone = [
-        len(minimize(ManyRosenbrocks(list(s)), max_iterations=300, absolute_tolerance=1e-9).history)
-        for s in starts
+        len(minimize(ManyRosenbrocks(list(s)), max_iterations=300, absolute_tolerance=1e-9).history) for s in starts
     ]
     solution = minimize(ManyRosenbrocks(list(starts.ravel())), max_iterations=300, absolute_tolerance=1e-9)
     assert solution.success

@@ -201,7 +201,7 @@ def test_chunks_do_not_show(monkeypatch):
     em, sampling = emulator(lines), Sampling(wavelength)
     with torch.no_grad():
         whole = em(sampling)
-        monkeypatch.setattr("specutils_blase.lines._CHUNK", 1000)
+        monkeypatch.setattr("specutils_blase.line_sum._BLOCK", 1000)
         torch.testing.assert_close(em(sampling), whole, rtol=0, atol=1e-14)
 
 
@@ -210,7 +210,7 @@ def test_work_stays_far_below_dense():
     lines = table(13, 500, 9600, 10600, area=0.02, sigma=0.04, gamma=0.01)
     sampling = Sampling(velocity_grid(9600.0, 10600.0, 0.9))
     windows = emulator(lines).windows(sampling)
-    evaluated = sum(int(runs[2].sum()) for runs in windows.levels if runs is not None)
+    evaluated = int(windows.count.sum())
     assert evaluated < 0.06 * 500 * len(sampling)
 
 

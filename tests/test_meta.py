@@ -48,9 +48,7 @@ def tensors(model):
     yield from model.named_parameters()
     yield from model.named_buffers()
     for name, windows in model._windows.items():
-        for level, runs in enumerate(windows.levels):
-            if runs is not None:
-                yield from ((f"windows of {name}, level {level}", tensor) for tensor in runs)
+        yield from ((f"windows of {name}", tensor) for tensor in windows)
 
 
 @pytest.fixture(params=MODELS)

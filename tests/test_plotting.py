@@ -116,7 +116,7 @@ def test_headline_tells_what_was_found(fit):
 
 def test_failure_is_in_the_title():
     with pytest.warns(RuntimeWarning, match="did not converge"):
-        failed = fitted(observation(), rv=RV - 3.0, max_iterations=1)
+        failed = fitted(observation(), rv=RV - 3.0, max_iterations=0)
     assert "NOT CONVERGED" in plot_fit(failed)._suptitle.get_text()
 
 
