@@ -344,6 +344,9 @@ def _share_out_areas(wavelength, flux, lines, sign, law, n_iteration: int = 60) 
         model = torch.zeros(wavelength.size, dtype=torch.float64).index_add(0, node, profile * area[line])
         overlap = torch.zeros_like(target).index_add(0, line, profile * spacing * model[node])
         area = area * torch.where(overlap > 0, target / overlap, torch.ones_like(area)).clamp(0.1, 10.0)
+    # The sum above is of opacities; an area is one of depths, alike at the peak.
+    height = PEAK_OF_EQUAL_WIDTHS / torch.as_tensor(width)
+    area = law.depth_of(area * height) / height
     smallest = 1e-4 * torch.as_tensor(width)
     return torch.maximum(area, smallest).detach().numpy()
 

@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from .components import component_emulator, lines_inside, lines_reaching, source_of
 from .data import SpectralData
 from .grids import SPEED_OF_LIGHT
+from .jacobian import COVARIANCE
 from .least_squares import Solution, minimize
 from .ledger import LineErrors, build_ledger, held_errors
 from .model import ForwardModel
@@ -272,7 +273,7 @@ def _result(
     problem, solution: Solution, spectrum: SpectralData, frame: SpectrumFrame, scale, lines, start_area, settings
 ):
     model = problem.free.model
-    factor = solution.normal.factor()
+    factor = problem.linearize(solution.vector, COVARIANCE).factor()
     reduced = _reduced_chi_square(problem, factor)
     inflation = 1.0 if spectrum.noise_known else reduced
     components, ranges = {}, {}

@@ -36,9 +36,6 @@ class Problem(Protocol):
     def value_and_pull(self, vector: Tensor) -> tuple[float, Tensor]:
         """Cost at a parameter vector, and minus half its exact gradient."""
 
-    def curvature(self, vector: Tensor, step: Tensor) -> Tensor:
-        """Second derivative of the model along a step."""
-
     def linearize(self, vector: Tensor) -> NormalEquations:
         """Normal equations at a parameter vector."""
 
@@ -64,13 +61,10 @@ class Solution:
     history: list[dict[str, float]] = field(default_factory=list)
 
 
-GENTLE_BEND = 0.75
-"""Second-order correction of a line, relative to its step, above which the expansion is not trusted."""
-
 RELATIVE_TOLERANCE = 1e-4
 """Part of the misfit in excess of the noise that is not worth further iterations."""
 
-FIRST_DAMPING, LEAST_DAMPING, MOST_DAMPING = 1e-3, 1e-8, 1e6
+FIRST_DAMPING, LEAST_DAMPING, MOST_DAMPING = 0.1, 1e-8, 1e6
 
 MOST_REJECTIONS = 25
 """Steps rejected in a row after which the iteration gives up."""
@@ -157,7 +151,7 @@ def levenberg_marquardt(problem: Problem, tolerance: Callable[[float], float], m
             yield State("hand over", vector, cost, left, normal)
             return
         for rejection in range(MOST_REJECTIONS):
-            step, predicted, promised = _propose(problem, normal, vector, damping, limit)
+            step, predicted, promised = _propose(problem, normal, damping)
             trial = problem.project(vector + step)
             trial_terms = problem.evaluate(trial)
             trial_cost = _total(trial_terms)
@@ -181,19 +175,12 @@ def _total(terms: tuple[Tensor, Tensor]) -> float:
     return float(terms[0].sum() + terms[1].sum())
 
 
-def _propose(problem, normal: NormalEquations, vector, damping, tolerance) -> tuple[Tensor, float, Tensor]:
+def _propose(problem: Problem, normal: NormalEquations, damping: Tensor) -> tuple[Tensor, float, Tensor]:
     """Step, the decrease of the cost that the quadratic model promises for it, and the same by line."""
-    step, factor = normal.step(damping)
+    step, _ = normal.step(damping)
     predicted, _ = _promise(normal, step)
     step = step.clamp(-problem.limit, problem.limit)
     _, promised = _promise(normal, step)
-    if predicted > tolerance:
-        # Geodesic acceleration (Transtrum & Sethna 2012): follow the curved valley of near-degenerate lines.
-        bend = 0.5 * factor.solve(normal.pull_back(problem.curvature(vector, step)))
-        nothing = torch.zeros_like(normal.residual)
-        size = normal.by_line(nothing, step.square() * normal.diagonal)
-        gentle = normal.by_line(nothing, bend.square() * normal.diagonal) < (0.5 * GENTLE_BEND) ** 2 * size
-        step = (step - bend * gentle).clamp(-problem.limit, problem.limit)
     return step, predicted, promised
 
 

@@ -19,6 +19,8 @@ from torch import Tensor
 
 from .jacobian import Jacobian
 
+_CHUNK = 1 << 22  # dense values held at once during assembly
+
 LINES_PER_BLOCK = 12
 """Smallest number of lines in a block: fewer make many tiny matrices, more waste work on far pairs."""
 
@@ -29,7 +31,16 @@ class _Partition:
 
     columns: Tensor  # (n_block, max_parameter) position in the parameter vector; -1 pads
     first_row: Tensor  # (n_block,)
-    n_row: int  # rows of the widest block
+    n_row: list[int]  # rows that each block spans
+
+
+@dataclass(frozen=True)
+class _Entries:
+    """Root-weighted local derivatives, block by block; `place` counts through the padded columns of all blocks."""
+
+    value: Tensor
+    row: Tensor
+    place: Tensor
 
 
 class NormalEquations:
@@ -71,73 +82,65 @@ class NormalEquations:
             for block in jacobian.blocks
         ]
         if self.partition is not None:
-            self._assemble(jacobian, residual, root, dense, prior_precision)
-
-    def pull_back(self, change: Tensor) -> Tensor:
-        """JᵀW change, for a change of the model flux (n_row,)."""
-        change = change.double() * self._root
-        result = change.new_zeros(self.n_parameter)
-        result[self.border] = self._dense.T @ change
-        if self.partition is not None:
-            columns = self.partition.columns
-            row, inside = self._rows()
-            pull = (self._local.mT @ (change[row] * inside).unsqueeze(-1)).squeeze(-1)
-            result[columns[columns >= 0]] = pull[columns >= 0]
-        return result
-
-    def _rows(self) -> tuple[Tensor, Tensor]:
-        """Row of every row of every block, (n_block, n_row), and whether the data reach that far."""
-        first_row, n_row = self.partition.first_row, self._root.numel()
-        row = first_row.unsqueeze(1) + torch.arange(self.partition.n_row, device=first_row.device)
-        return row.clamp(max=n_row - 1), row < n_row
-
-    def _assemble(self, jacobian, residual, root, dense, prior_precision) -> None:
-        columns, first_row, n_row = self.partition.columns, self.partition.first_row, self.partition.n_row
-        n_block, width = columns.shape
-        place = torch.full((self.n_parameter,), -1, dtype=torch.long, device=columns.device)
-        flat = columns.reshape(-1)
-        used = flat >= 0
-        place[flat[used]] = torch.arange(flat.numel(), device=flat.device)[used]
-        local = residual.new_zeros(n_block * n_row * width)
-        for block in jacobian.blocks:
-            target = place[block.columns]
-            owner = target // width
-            row = block.start.unsqueeze(1) + torch.arange(block.values.shape[-1], device=columns.device)
-            inside = (row >= 0) & (row < root.numel())
-            scaled = block.values.double() * (root[row.clamp(0, root.numel() - 1)] * inside).unsqueeze(1)
-            local_row = row.unsqueeze(1) - first_row[owner].unsqueeze(-1)
-            keep = (local_row >= 0) & (local_row < n_row) & inside.unsqueeze(1)
-            index = (owner.unsqueeze(-1) * n_row + local_row) * width + (target % width).unsqueeze(-1)
-            local[index[keep]] = scaled[keep]
-        local = self._local = local.reshape(n_block, n_row, width)
-        row, inside = self._rows()
-        self.diagonal_blocks = local.mT @ local
-        pull = (local.mT @ (residual[row] * inside).unsqueeze(-1)).squeeze(-1)
-        self.border_blocks = local.mT @ (dense[row] * inside.unsqueeze(-1))
-        if n_block > 1:
-            shift = (first_row[1:] - first_row[:-1]).unsqueeze(1)
-            source = torch.arange(n_row, device=columns.device) - shift
-            there = (source >= 0) & (source < n_row)
-            following = torch.gather(local[1:], 1, source.clamp(0, n_row - 1).unsqueeze(-1).expand(-1, -1, width))
-            self.lower_blocks = (following * there.unsqueeze(-1)).mT @ local[:-1]
-        else:
-            self.lower_blocks = local.new_zeros(0, width, width)
-        padding = (columns < 0).double()
-        spread = torch.where(columns >= 0, prior_precision[columns.clamp(min=0)], 0.0)
-        self.diagonal_blocks += torch.diag_embed(spread + padding)
-        flat_diagonal = torch.diagonal(self.diagonal_blocks, dim1=-2, dim2=-1).reshape(-1)
-        self.diagonal[flat[used]] = flat_diagonal[used]
-        self.gradient[flat[used]] += pull.reshape(-1)[used]
+            self._assemble(jacobian, residual, dense, prior_precision)
 
     def push_forward(self, step: Tensor) -> Tensor:
         """Root-weighted change of the model flux, W^½ J step, (n_row,)."""
         change = self._dense @ step[self.border]
         if self.partition is not None:
-            columns = self.partition.columns
-            row, inside = self._rows()
-            local = self._local @ torch.where(columns >= 0, step[columns.clamp(min=0)], 0.0).unsqueeze(-1)
-            change = change.index_add(0, row.reshape(-1), (local.squeeze(-1) * inside).reshape(-1))
+            columns, entries = self.partition.columns.reshape(-1), self._entries
+            local = step[columns.clamp(min=0)]
+            change = change.index_add(0, entries.row, entries.value * local[entries.place])
         return change
+
+    def _assemble(self, jacobian: Jacobian, residual: Tensor, dense: Tensor, prior_precision: Tensor) -> None:
+        columns = self.partition.columns
+        n_block, width = columns.shape
+        entries = self._entries = _flatten(jacobian, columns, self._root)
+        self.diagonal_blocks = residual.new_zeros(n_block, width, width)
+        self.lower_blocks = residual.new_zeros(n_block - 1, width, width)
+        self.border_blocks = residual.new_zeros(n_block, width, dense.shape[1])
+        edges = torch.arange(n_block + 1, device=columns.device) * width
+        bound = torch.searchsorted(entries.place, edges).tolist()
+        n_row = self.partition.n_row
+        first = 0
+        while first < n_block:
+            last, tallest = first + 1, n_row[first]
+            while last < n_block and (last + 1 - first) * max(tallest, n_row[last]) * width <= _CHUNK:
+                tallest = max(tallest, n_row[last])
+                last += 1
+            local = self._densify(first, last, bound, tallest, behind=0)
+            self.diagonal_blocks[first:last] = local.mT @ local
+            if dense.shape[1]:
+                row = self.partition.first_row[first:last].unsqueeze(1) + torch.arange(tallest, device=columns.device)
+                self.border_blocks[first:last] = local.mT @ dense[row.clamp(max=dense.shape[0] - 1)]
+            n_pair = min(last, n_block - 1) - first
+            if n_pair:
+                # The next blocks' derivatives on the rows of these; what lies beyond touches nothing here.
+                following = self._densify(first + 1, first + 1 + n_pair, bound, tallest, behind=1)
+                self.lower_blocks[first : first + n_pair] = following.mT @ local[:n_pair]
+            first = last
+        pull = residual.new_zeros(n_block * width)
+        pull.index_add_(0, entries.place, entries.value * residual[entries.row])
+        flat = columns.reshape(-1)
+        used = flat >= 0
+        padding = (columns < 0).double()
+        spread = torch.where(columns >= 0, prior_precision[columns.clamp(min=0)], 0.0)
+        self.diagonal_blocks += torch.diag_embed(spread + padding)
+        self.diagonal[flat[used]] = torch.diagonal(self.diagonal_blocks, dim1=-2, dim2=-1).reshape(-1)[used]
+        self.gradient[flat[used]] += pull[used]
+
+    def _densify(self, first: int, last: int, bound: list[int], n_row: int, behind: int) -> Tensor:
+        """Derivatives of blocks `first … last`, (n, n_row, width), from the first row of the block `behind` each."""
+        width = self.partition.columns.shape[1]
+        part = slice(bound[first], bound[last])
+        place = self._entries.place[part]
+        owner = place // width
+        row = self._entries.row[part] - self.partition.first_row[owner - behind]
+        value = torch.where(row < n_row, self._entries.value[part], 0.0)
+        index = ((owner - first) * n_row + row.clamp(0, n_row - 1)) * width + place % width
+        local = value.new_zeros((last - first) * n_row * width).index_add_(0, index, value)
+        return local.reshape(last - first, n_row, width)
 
     def by_line(self, rows: Tensor, parameters: Tensor) -> Tensor:
         """Sum of a row quantity over the middle half of each line's window, and of one of its parameters.
@@ -313,6 +316,31 @@ class Factor:
         return torch.stack([self._scatter(local[..., k], border[:, k], elsewhere[k]) for k in range(n_draw)])
 
 
+def _flatten(jacobian: Jacobian, columns: Tensor, root: Tensor) -> _Entries:
+    """All local derivatives in the order of the blocks' columns, times the root of the weights."""
+    flat = columns.reshape(-1)
+    place = torch.full((int(flat.max()) + 1,), -1, dtype=torch.long, device=flat.device)
+    place[flat[flat >= 0]] = (flat >= 0).nonzero().squeeze(-1)
+    places = [place[block.columns].reshape(-1) for block in jacobian.blocks]
+    lengths = [torch.full_like(at, block.values.shape[-1]) for at, block in zip(places, jacobian.blocks, strict=True)]
+    at, length = torch.cat(places), torch.cat(lengths)
+    order = torch.argsort(at)
+    begin = torch.empty_like(at)
+    begin[order] = torch.cumsum(length[order], 0) - length[order]
+    total = int(length.sum())
+    value, row = root.new_empty(total), torch.empty(total, dtype=torch.long, device=flat.device)
+    for block, start in zip(jacobian.blocks, begin.split([at.numel() for at in places]), strict=True):
+        offset = torch.arange(block.values.shape[-1], device=flat.device)
+        position = start.unsqueeze(1) + offset
+        rows = block.start.unsqueeze(1) + offset
+        inside = (rows >= 0) & (rows < root.numel())
+        rows = rows.clamp(0, root.numel() - 1)
+        scaled = block.values.double() * (root[rows] * inside).unsqueeze(1)
+        value[position] = scaled.reshape(position.shape)
+        row[position] = rows.repeat_interleave(block.columns.shape[1], dim=0)
+    return _Entries(value, row, torch.repeat_interleave(at[order], length[order]))
+
+
 def _cholesky(matrix: Tensor) -> Tensor:
     """Cholesky factor; a matrix that rounding has made indefinite gets the smallest jitter that mends it."""
     factor, info = torch.linalg.cholesky_ex(matrix)
@@ -354,5 +382,5 @@ def _partition(jacobian: Jacobian, device) -> _Partition | None:
         columns[row, : len(flat)] = torch.tensor(flat)
     spans = list(pairwise(bounds))
     first = [max(0, min(start[a:b])) for a, b in spans]
-    n_row = max(max(stop[a:b]) - low for (a, b), low in zip(spans, first, strict=True))
-    return _Partition(columns.to(device), torch.tensor(first, device=device), max(1, n_row))
+    n_row = [max(1, max(stop[a:b]) - low) for (a, b), low in zip(spans, first, strict=True)]
+    return _Partition(columns.to(device), torch.tensor(first, device=device), n_row)

@@ -125,10 +125,6 @@ class FreeParameters:
             parts.append((gradient.double() / slope).reshape(-1))
         return stages.detach(), torch.cat(parts)
 
-    def pull_back(self, cotangent: Tensor) -> Tensor:
-        """Exact Jᵀ × cotangent by autograd, for a cotangent of the model flux (n_row,)."""
-        return self.value_and_pull(lambda _: cotangent)[1]
-
     @torch.no_grad()
     def write(self, vector: Tensor) -> None:
         """Put a vector into the model."""

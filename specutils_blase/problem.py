@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .jacobian import linearize
+from .jacobian import Cut, linearize
 from .normal_equations import NormalEquations
 from .parameters import FreeParameters
 from .priors import GLOBAL_LIMITS, GLOBAL_PRIORS, LINE_LIMITS, LinePriors
@@ -105,24 +105,11 @@ class AnchoredProblem:
         freedom = torch.where(heavy, self.freedom, 1.0)
         return self.precision / self.slack.square() * torch.where(heavy, (freedom + 1.0) / (freedom + square), 1.0)
 
-    def curvature(self, vector: Tensor, step: Tensor) -> Tensor:
-        """Second derivative of the model flux along `step`, (n,), by central differences over a tenth of it.
-
-        `vector` is where `linearize` was called last: the flux there is known.
-        """
-        h = 0.1
-        with torch.no_grad():
-            result = -2.0 * self._flux
-            for sign in (h, -h):
-                self.free.write(self.project(vector + sign * step))
-                result += self.free.model()
-        return result / h**2
-
-    def linearize(self, vector: Tensor) -> NormalEquations:
+    def linearize(self, vector: Tensor, cut: Cut | None = None) -> NormalEquations:
+        """Normal equations at a vector; `cut` says how far out lines are followed, for steps if not given."""
         self.free.write(vector)
         stages, exact_pull = self.free.value_and_pull(lambda flux: self.weight * (self.flux - flux))
-        jacobian = linearize(self.free, stages)
-        self._flux = jacobian.flux
+        jacobian = linearize(self.free, stages, cut)
         precision = self.prior_precision(vector)
         pull = precision * (self.anchor - vector)
         residual = self.flux - jacobian.flux

@@ -50,10 +50,6 @@ class Toy:
     def pinned(self, vector, pull):
         return (vector <= self.lower) & (pull < 0) | (vector >= self.upper) & (pull > 0)
 
-    def curvature(self, vector, step):
-        ends = [self.residuals(vector + s * step) for s in (-0.1, 0.0, 0.1)]
-        return -(ends[0] - 2 * ends[1] + ends[2]) / 0.01  # of the model: the residual is data minus model
-
     def jacobian(self, vector):
         return -torch.autograd.functional.jacobian(self.residuals, vector)
 
@@ -119,12 +115,12 @@ def test_many_rosenbrocks_at_once():
 
 
 def test_linear_problem():
-    """The normal equations are the answer: reached at once, with the covariance of the textbook."""
+    """The normal equations are the answer: reached as fast as damping falls, with the covariance of the textbook."""
     rng = np.random.default_rng(2)
     matrix, data = torch.as_tensor(rng.standard_normal((30, 4))), torch.as_tensor(rng.standard_normal(30))
-    solution = minimize(Toy(lambda p: data - matrix @ p, [0.0] * 4), absolute_tolerance=1e-8)
+    solution = minimize(Toy(lambda p: data - matrix @ p, [0.0] * 4), absolute_tolerance=1e-16)
     truth = torch.linalg.lstsq(matrix, data.unsqueeze(1)).solution.squeeze(1)
-    assert solution.success and len(solution.history) <= 6
+    assert solution.success and len(solution.history) <= 12
     torch.testing.assert_close(solution.vector, truth, rtol=1e-6, atol=1e-8)
     variance = torch.diagonal(torch.linalg.inv(matrix.T @ matrix))
     torch.testing.assert_close(solution.normal.factor().variance(), variance.clone(), rtol=1e-6, atol=0)

@@ -93,17 +93,13 @@ def test_gradient_and_diagonal(case):
     assert_near(normal.diagonal, torch.diagonal(full).clone())
 
 
-def test_products_with_the_jacobian(case):
-    """J step and Jᵀ change, weighted as they are used."""
-    normal, full, _, weight, _ = case
-    rng = np.random.default_rng(5)
-    step, change = torch.as_tensor(rng.standard_normal(len(full))), torch.as_tensor(rng.standard_normal(len(weight)))
+def test_product_with_the_jacobian(case):
+    """J step, weighted as it is used."""
+    normal, full, *_ = case
+    step = torch.as_tensor(np.random.default_rng(5).standard_normal(len(full)))
     forward = normal.push_forward(step)
     precision = normal.prior_precision
     assert float(forward @ forward) == pytest.approx(float(step @ full @ step - (precision * step**2).sum()), rel=1e-9)
-    # The adjoint: ⟨W^½ J s, W^½ c⟩ = ⟨s, JᵀW c⟩.
-    left, right = forward @ (weight.sqrt() * change), step @ normal.pull_back(change)
-    assert float(left) == pytest.approx(float(right), rel=1e-9, abs=1e-9)
 
 
 @pytest.mark.parametrize("damping", [0.0, 1e-3, 10.0])

@@ -191,21 +191,24 @@ def test_gradient_of_the_cost(vsini):
         assert float(gradient[index]) == pytest.approx(-0.5 * slope, rel=2e-3, abs=2e-4 * scale), index
 
 
-def test_curvature():
-    """Second derivative of the model along a step, against wider differences."""
+def test_value_and_pull():
+    """One evaluation gives what `evaluate` and `linearize` give."""
     p = problem()
     vector = away(p, 0.3)
-    step = 0.5 * (away(p, 0.5, seed=5) - p.anchor)
-    p.linearize(vector)
-    found = p.curvature(vector, step)
-    fluxes = []
-    with torch.no_grad():
-        for k in (-0.2, 0.0, 0.2):
-            p.free.write(vector + k * step)
-            fluxes.append(p.free.model())
-    truth = (fluxes[0] - 2 * fluxes[1] + fluxes[2]) / 0.04
-    assert float(truth.abs().max()) > 1e-4
-    torch.testing.assert_close(found, truth, rtol=0, atol=0.02 * float(truth.abs().max()))
+    cost, pull = p.value_and_pull(vector)
+    assert cost == pytest.approx(sum(float(part.sum()) for part in p.evaluate(vector)), rel=1e-12)
+    torch.testing.assert_close(pull, p.linearize(vector).gradient, rtol=1e-12, atol=1e-12)
+
+
+def test_pinned():
+    """Only what stands at a bound and is pulled across it."""
+    p = problem()
+    vsini = p.free.global_slices["vsini"]
+    vector = p.read()
+    vector[vsini] = p.lower[vsini]
+    for pull, expected in ((-1.0, True), (1.0, False)):
+        pinned = p.pinned(vector, torch.full_like(vector, pull))
+        assert bool(pinned[vsini]) is expected and int(pinned.sum()) == int(expected)
 
 
 # --- bounds and limits ------------------------------------------------------------------------------------------------
