@@ -1,7 +1,7 @@
 """Cloning: from a precomputed template spectrum to an optimised `LineEmulator`.
 
-Continuum → line finding → first guess → Levenberg-Marquardt on all lines together. Does not live here: units and masks
-(`spectrum`), the fit to real data (`fitting`).
+Continuum → line finding → first guess → optimisation of all lines together → what the residual still shows. Does not
+live here: how lines are found (`line_finding`), units and masks (`spectrum`), the fit to real data (`fitting`).
 """
 
 from __future__ import annotations
@@ -15,29 +15,31 @@ import numpy as np
 import torch
 from astropy.modeling.models import BlackBody
 from astropy.table import QTable
-from scipy.signal import find_peaks, peak_widths
 from specutils import Spectrum
 from tqdm.auto import tqdm
 
 from .grids import Sampling
 from .least_squares import minimize
 from .ledger import build_ledger, held_errors
+from .line_finding import find_lines, share_out_areas
 from .lines import LineEmulator
 from .model import ForwardModel
 from .parameters import KINDS, FreeParameters
 from .priors import LinePriors
 from .problem import AnchoredProblem
-from .profiles import voigt
 from .saturation import saturation_law
 from .spectrum import read_spectrum, spectrum_on, to_resolving_power, to_teff
 
 logger = logging.getLogger(__name__)
 
-PEAK_OF_EQUAL_WIDTHS = 0.2087
-"""σ V(0) of a Voigt profile with σ = γ, whose full width at half maximum is 3.6 σ."""
-
 CLONE_PRIORS = LinePriors(ln_area=1.0, ln_sigma=0.7, ln_gamma=1.0, rv_offset=0.5)
 """Priors of cloning: wide, because detection knows less of a line than a template does."""
+
+SIGNIFICANT = 1.5
+"""Prominence of a line in the residual, in units of its root mean square, from which on it is taken for a line."""
+
+ROUND_ITERATIONS = 5
+"""Iterations between two looks at the residual."""
 
 TARGET_SCATTER = 0.002
 """Residual, in units of the continuum, that counts as one sigma while cloning."""
@@ -102,6 +104,7 @@ def clone(
     region=None,
     free: tuple[str, ...] = KINDS,
     emission: bool = False,
+    rms_target: float | None = None,
     max_iterations: int = 100,
     progress: bool = True,
 ) -> CloneResult:
@@ -131,8 +134,12 @@ def clone(
         Line parameters to optimise, among "ln_area", "ln_sigma", "ln_gamma", "rv_offset".
     emission : bool
         Also look for emission lines.
+    rms_target : float, optional
+        Root mean square of the residual to reach, in units of the continuum. While it is larger, lines are looked for
+        in the residual, where nothing less than `SIGNIFICANT` times its root mean square counts, and all are optimised
+        again. ``settings["rounds"]`` of the result tells lines and RMS of every round.
     max_iterations : int
-        Limit on iterations.
+        Limit on iterations; with `rms_target`, over all rounds.
     progress : bool
         Show a progress bar.
 
@@ -180,7 +187,7 @@ def clone(
             f"no line of prominence {prominence:g} in the template: lower prominence (the deepest feature is "
             f"{1.0 - np.nanmin(normalised):.2g} below the continuum), or check its continuum"
         )
-    areas = _share_out_areas(wavelength.numpy(), normalised, lines, sign, law)
+    areas = share_out_areas(wavelength.numpy(), normalised, lines, sign, law)
     emulator = LineEmulator(
         lines["center"],
         areas,
@@ -190,16 +197,40 @@ def clone(
         law=law,
         wavelength_range=(float(wavelength[0]), float(wavelength[-1])),
     )
-    if resolving_power is None:
-        model = ForwardModel(Sampling(wavelength), star=emulator)
-    else:
-        model = ForwardModel.for_order(
-            wavelength, edges, telluric=emulator, resolving_power=resolving_power, continuum_degree=None
-        )
-    solution, problem = _optimise(model, normalised, good, free, max_iterations, progress)
-    with torch.no_grad():
-        clone_flux = model().numpy()
-    rms = float(np.sqrt(np.nanmean((normalised - clone_flux) ** 2)))
+    if rms_target is not None and not (isinstance(rms_target, (int, float)) and 0.0 < rms_target < 1.0):
+        raise ValueError(f"rms_target must lie between 0 and 1 (in units of the continuum), got {rms_target!r}")
+    start_area = emulator.ln_area.detach().clone()
+    rounds, history = [], []
+    while True:
+        model = _model(emulator, wavelength, edges, resolving_power)
+        n_left = max_iterations - len(history)
+        if rms_target is not None:
+            n_left = min(n_left, ROUND_ITERATIONS)
+        solution = _optimise(model, normalised, good, free, max(0, n_left), progress)
+        history += [e | {"iteration": len(history) + k} for k, e in enumerate(solution.history)]
+        with torch.no_grad():
+            clone_flux = model().numpy()
+        rms = float(np.sqrt(np.nanmean((normalised - clone_flux) ** 2)))
+        rounds.append({"lines": len(emulator), "rms": rms})
+        logger.info("round %d: %d lines, RMS %.3f %%", len(rounds), len(emulator), 100 * rms)
+        if rms_target is None or rms <= rms_target or len(history) >= max_iterations:
+            break
+        residual = 1.0 - (clone_flux - normalised)
+        missing = find_lines(wavelength.numpy(), residual, SIGNIFICANT * rms, resolving_power=resolving_power)
+        missing = _worth_adding(missing, wavelength.numpy(), int(good.sum()) * (rms**2 - rms_target**2))
+        if not len(missing["center"]):
+            break
+        # What a line must add to the opacity grows as the light that is left there falls.
+        absorbed = 1.0 - (clone_flux - normalised) / np.maximum(clone_flux, 0.1)
+        areas = share_out_areas(wavelength.numpy(), absorbed, missing, np.ones(len(missing["center"])), law)
+        emulator, start_area = _with_lines(emulator, start_area, missing, areas)
+    success, message = solution.success, solution.message
+    if rms_target is not None:
+        success = rms <= rms_target
+        message = f"RMS {100 * rms:.3f} % with {len(emulator)} lines after {len(rounds)} rounds: "
+        message += "target reached" if success else f"the target of {100 * rms_target:g} % was not reached"
+        if not success and len(history) < max_iterations:
+            message += ", and the residual shows no more lines"
     settings = {
         "prominence": prominence,
         "flux_scale": law.name,
@@ -208,10 +239,11 @@ def clone(
         "resolving_power": resolving_power,
         "medium": medium,
         "free": list(free),
+        "rms_target": rms_target,
+        "rounds": rounds,
         "template": str(template.meta.get("source", "")),
     }
-    logger.info("cloned %d lines, RMS %.3f %%, %s", len(emulator), 100 * rms, solution.message)
-    name = next(iter(model.components))
+    logger.info("cloned %d lines, RMS %.3f %%, %s", len(emulator), 100 * rms, message)
     ledger = build_ledger(
         {"star": (emulator, held_errors(emulator))},
         wavelength_range={"star": emulator.wavelength_range},
@@ -219,26 +251,59 @@ def clone(
     )
     ledger["free"][:] = True
     ledger["unconstrained"][:] = False
-    ledger["delta_ln_area"][:] = _change(problem, solution.vector, name, len(emulator))
+    ledger["delta_ln_area"][:] = (emulator.ln_area.detach() - start_area).numpy()
     return CloneResult(
         emulator,
         ledger,
         rms,
-        solution.history,
+        history,
         spectrum_on(wavelength, normalised, meta=dict(frame.meta)),
         spectrum_on(wavelength, clone_flux, meta={"source": "specutils_blase clone", **settings}),
-        solution.success,
-        solution.message,
+        success,
+        message,
         settings,
     )
 
 
-def _change(problem: AnchoredProblem, vector: torch.Tensor, component: str, n_line: int) -> np.ndarray:
-    kinds = problem.free.kinds[component]
-    if "ln_area" not in kinds:
-        return np.zeros(n_line)
-    columns = problem.free.columns(component)[:, kinds.index("ln_area")]
-    return (vector - problem.anchor)[columns].numpy()
+def _model(emulator: LineEmulator, wavelength: torch.Tensor, edges: torch.Tensor, resolving_power) -> ForwardModel:
+    if resolving_power is None:
+        return ForwardModel(Sampling(wavelength), star=emulator)
+    return ForwardModel.for_order(
+        wavelength, edges, telluric=emulator, resolving_power=resolving_power, continuum_degree=None
+    )
+
+
+def _worth_adding(lines: dict[str, np.ndarray], wavelength: np.ndarray, excess: float) -> dict[str, np.ndarray]:
+    """The fewest lines, largest first, that can take `excess` off the residual's sum of squares, and half as many more.
+
+    A line of depth d and full width w takes about 0.75 d² w: that of its own dip.
+    """
+    width = 3.6 * lines["sigma"] / np.interp(lines["center"], wavelength, np.gradient(wavelength))
+    energy = 0.75 * lines["depth"] ** 2 * width
+    largest = np.argsort(energy)[::-1]
+    enough = np.searchsorted(np.cumsum(energy[largest]), excess) + 1
+    keep = np.sort(largest[: int(1.5 * enough)])
+    return {name: values[keep] for name, values in lines.items()}
+
+
+def _with_lines(emulator: LineEmulator, start_area: torch.Tensor, lines, areas) -> tuple[LineEmulator, torch.Tensor]:
+    """The emulator and some more lines, and the ln areas with which each of them began."""
+    count = len(areas)
+    old = [t.detach() for t in (emulator.center, emulator.area, emulator.sigma, emulator.gamma, emulator.rv_offset)]
+    new = [*(torch.as_tensor(v) for v in (lines["center"], areas, lines["sigma"], lines["gamma"])), torch.zeros(count)]
+    center, area, sigma, gamma, rv_offset = (torch.cat([a, b.to(a)]) for a, b in zip(old, new, strict=True))
+    order = torch.argsort(center)
+    grown = LineEmulator(
+        center,
+        area,
+        sigma,
+        gamma,
+        rv_offset=rv_offset,
+        sign=torch.cat([emulator.sign, torch.ones(count).to(emulator.sign)]),
+        law=emulator.law,
+        wavelength_range=emulator.wavelength_range,
+    )
+    return grown, torch.cat([start_area, torch.as_tensor(areas).log()])[order]
 
 
 def _continuum(wavelength, flux, good, continuum, teff) -> np.ndarray:
@@ -280,77 +345,6 @@ def _continuum(wavelength, flux, good, continuum, teff) -> np.ndarray:
     return level * fitted
 
 
-def find_lines(wavelength, flux, prominence: float, *, resolving_power: float | None = None) -> dict[str, np.ndarray]:
-    """Absorption lines by prominence, with first widths.
-
-    Parameters
-    ----------
-    wavelength, flux : ndarray, (n,)
-        Vacuum Å and normalised flux; NaN marks pixels without information.
-    prominence : float
-        Smallest prominence, in units of the continuum.
-    resolving_power : float, optional
-        Resolution of the template; its width is taken off in quadrature.
-
-    Returns
-    -------
-    dict
-        center, sigma, gamma [Å], depth: one value a line, in order of wavelength.
-    """
-    known = np.isfinite(flux)
-    depth = 1.0 - np.interp(wavelength, wavelength[known], flux[known])
-    peaks, found = find_peaks(depth, prominence=prominence)
-    peaks, keep = peaks[known[peaks]], known[peaks]
-    prominences = tuple(found[name][keep] for name in ("prominences", "left_bases", "right_bases"))
-    _, _, left, right = peak_widths(depth, peaks, rel_height=0.5, prominence_data=prominences)
-    pixel = np.arange(wavelength.size)
-    fwhm = np.interp(right, pixel, wavelength) - np.interp(left, pixel, wavelength)
-    fwhm = np.maximum(fwhm, np.gradient(wavelength)[peaks])
-    # The vertex of the parabola through the three highest samples: a sixth of a pixel at worst, instead of half.
-    before, at, after = depth[peaks - 1], depth[peaks], depth[np.minimum(peaks + 1, depth.size - 1)]
-    bend = before - 2 * at + after
-    shift = np.where(bend < 0, 0.5 * (before - after) / np.where(bend < 0, bend, -1.0), 0.0).clip(-0.5, 0.5)
-    center = np.interp(peaks + shift, pixel, wavelength)
-    if resolving_power is not None:
-        spread = center / resolving_power
-        fwhm = np.sqrt(np.maximum(fwhm**2 - spread**2, (0.35 * spread) ** 2))
-    return {"center": center, "sigma": fwhm / 3.6, "gamma": fwhm / 3.6, "depth": at}
-
-
-def _share_out_areas(wavelength, flux, lines, sign, law, n_iteration: int = 60) -> np.ndarray:
-    """Areas at fixed centres and widths: τ is linear in them, so blends are shared out by non-negative least squares.
-
-    Multiplicative updates (Lee & Seung 2001) on the opacity observed: always positive, only sparse sums. Lines of a
-    template at finite resolution are shared out with their intrinsic widths, which is good enough for a first guess.
-    """
-    known = np.isfinite(flux)
-    tau = law.line_depth(torch.as_tensor(1.0 - np.where(known, flux, 1.0)).clamp(min=0.0), torch.as_tensor(wavelength))
-    area = lines["sigma"] * np.abs(lines["depth"]) / PEAK_OF_EQUAL_WIDTHS
-    absorbing = sign > 0
-    center, width = lines["center"], lines["sigma"]
-    reach = 25.0 * width
-    low, high = np.searchsorted(wavelength, center - reach), np.searchsorted(wavelength, center + reach)
-    high = np.minimum(high, low + 20_000)
-    count = np.where(absorbing, high - low, 0)
-    line = np.repeat(np.arange(center.size), count)
-    node = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count) + np.repeat(low, count)
-    line, node = torch.as_tensor(line), torch.as_tensor(node)
-    x = torch.as_tensor(wavelength)[node] - torch.as_tensor(center)[line]
-    profile = voigt(x, torch.as_tensor(width)[line], torch.as_tensor(width)[line])
-    spacing = torch.as_tensor(np.gradient(wavelength) * known)[node]
-    target = torch.zeros(center.size, dtype=torch.float64).index_add(0, line, profile * spacing * tau[node])
-    area = torch.as_tensor(area)
-    for _ in range(n_iteration):
-        model = torch.zeros(wavelength.size, dtype=torch.float64).index_add(0, node, profile * area[line])
-        overlap = torch.zeros_like(target).index_add(0, line, profile * spacing * model[node])
-        area = area * torch.where(overlap > 0, target / overlap, torch.ones_like(area)).clamp(0.1, 10.0)
-    # The sum above is of opacities; an area is one of depths, alike at the peak.
-    height = PEAK_OF_EQUAL_WIDTHS / torch.as_tensor(width)
-    area = law.depth_of(area * height) / height
-    smallest = 1e-4 * torch.as_tensor(width)
-    return torch.maximum(area, smallest).detach().numpy()
-
-
 def _optimise(model, normalised, good, free, max_iterations, progress):
     name = next(iter(model.components))
     parameters = ("star_law",) if name == "star" else ("telluric_law",)
@@ -366,4 +360,4 @@ def _optimise(model, normalised, good, free, max_iterations, progress):
             bar.set_postfix_str(f"RMS {100 * TARGET_SCATTER * math.sqrt(entry['cost'] / n_good):.3f} %")
 
         solution = minimize(problem, max_iterations=max_iterations, absolute_tolerance=3e-4 * n_good, callback=report)
-    return solution, problem
+    return solution

@@ -30,6 +30,9 @@ class Problem(Protocol):
     def read(self) -> Tensor:
         """Present parameter vector."""
 
+    def write(self, vector: Tensor) -> None:
+        """Leave the model at a parameter vector."""
+
     def evaluate(self, vector: Tensor) -> tuple[Tensor, Tensor]:
         """Terms of the cost at a parameter vector: one a datum, one a parameter."""
 
@@ -118,7 +121,7 @@ def minimize(
         for state in quasi_newton(problem, start, tolerance, n_left):
             if not state.status:
                 record(state)
-    problem.evaluate(state.vector)  # leave the model at the solution, not at the last trial
+    problem.write(state.vector)  # leave the model at the solution, not at the last trial
     success = state.status == "converged"
     return Solution(state.vector, state.cost, success, MESSAGES[state.status], state.normal, history)
 

@@ -104,8 +104,8 @@ class FreeParameters:
             parts.append(value.square() if name == "vsini" else value)
         return torch.cat(parts)
 
-    def value_and_pull(self, cotangent: Callable[[Tensor], Tensor]) -> tuple[Stages, Tensor]:
-        """All stages of one evaluation, and the exact Jᵀ × `cotangent(flux)` by autograd."""
+    def evaluate(self) -> tuple[Stages, Callable[[Tensor], Tensor]]:
+        """All stages of one evaluation, and the way back: the exact Jᵀ × a cotangent of the flux, by autograd, once."""
         inputs, kinds = [], {}
         for name, emulator in self.model.components.items():
             kinds[name] = [getattr(emulator, kind) for kind in self.kinds[name]]
@@ -113,17 +113,22 @@ class FreeParameters:
         inputs += list(self._tensors.values())
         with torch.enable_grad():
             stages = self.model.stages()
-            cotangent = cotangent(stages.flux.detach()).to(stages.flux.dtype)
-            gradients = list(torch.autograd.grad(stages.flux, inputs, cotangent))
-        parts = []
-        for name in self.model.components:
-            own = [gradients.pop(0)[self.lines[name]] for _ in kinds[name]]
-            if own:
-                parts.append(torch.stack(own, dim=-1).double().reshape(-1))
-        for (name, tensor), gradient in zip(self._tensors.items(), gradients, strict=True):
-            slope = 2.0 * tensor.detach() if name == "vsini" else 1.0
-            parts.append((gradient.double() / slope).reshape(-1))
-        return stages.detach(), torch.cat(parts)
+
+        def pull(cotangent: Tensor) -> Tensor:
+            with torch.enable_grad():
+                product = stages.flux @ cotangent.to(stages.flux.dtype)
+            gradients = list(torch.autograd.grad(product, inputs))
+            parts = []
+            for name in self.model.components:
+                own = [gradients.pop(0)[self.lines[name]] for _ in kinds[name]]
+                if own:
+                    parts.append(torch.stack(own, dim=-1).double().reshape(-1))
+            for (name, tensor), gradient in zip(self._tensors.items(), gradients, strict=True):
+                slope = 2.0 * tensor.detach() if name == "vsini" else 1.0
+                parts.append((gradient.double() / slope).reshape(-1))
+            return torch.cat(parts)
+
+        return stages.detach(), pull
 
     @torch.no_grad()
     def write(self, vector: Tensor) -> None:

@@ -5,13 +5,33 @@ Does not live here: the solver (`least_squares`), prior widths (`priors`), units
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from .jacobian import Cut, linearize
+from .model import Stages
 from .normal_equations import NormalEquations
 from .parameters import FreeParameters
 from .priors import GLOBAL_LIMITS, GLOBAL_PRIORS, LINE_LIMITS, LinePriors
+
+
+@dataclass
+class _Evaluation:
+    """Everything known of the model at one vector; `pull` may be used once, for `pulled`.
+
+    `state` is the vector as it reads back from the model: who changes the model behind the solver's back is noticed.
+    """
+
+    vector: Tensor
+    state: Tensor
+    flux: Tensor
+    weight: Tensor
+    stages: Stages
+    pull: Callable[[Tensor], Tensor] | None
+    pulled: Tensor | None = None
 
 
 class AnchoredProblem:
@@ -31,6 +51,7 @@ class AnchoredProblem:
         self.free, self.flux, self.weight = free, flux, weight
         self.n_datum = int((weight > 0).sum())
         self.anchor = free.read()
+        self._last: _Evaluation | None = None
         self.precision = torch.zeros_like(self.anchor)
         self.freedom = torch.full_like(self.anchor, torch.inf)
         self.limit = torch.zeros_like(self.anchor)
@@ -71,18 +92,45 @@ class AnchoredProblem:
         with torch.no_grad():
             return float((self.weight * (self.flux - self.free.model()).square()).sum())
 
+    def write(self, vector: Tensor) -> None:
+        """Put a vector into the model."""
+        if self._last is not None and self._last.pull is not None:
+            self._last = None  # the way back through a graph needs parameters that nobody has touched
+        self.free.write(vector)
+
+    def _at(self, vector: Tensor) -> _Evaluation:
+        """The evaluation at a vector; the last one is kept, so that nothing is evaluated twice."""
+        known = self._last
+        if (
+            known is None
+            or known.flux is not self.flux
+            or known.weight is not self.weight
+            or not torch.equal(known.vector, vector)
+            or not torch.equal(known.state, self.free.read())
+        ):
+            self._last = None  # its graph goes before the next one comes
+            self.free.write(vector)
+            state = self.free.read()
+            known = self._last = _Evaluation(vector.clone(), state, self.flux, self.weight, *self.free.evaluate())
+        return known
+
+    def _pull(self, known: _Evaluation) -> Tensor:
+        """JᵀW × residual at an evaluation."""
+        if known.pulled is None:
+            known.pulled = known.pull(self.weight * (self.flux - known.stages.flux))
+            known.pull = None
+        return known.pulled
+
     def evaluate(self, vector: Tensor) -> tuple[Tensor, Tensor]:
         """χ² of every pixel and prior term of every parameter; their total is the cost."""
-        self.free.write(vector)
-        with torch.no_grad():
-            return self.weight * (self.flux - self.free.model()).square(), self.prior_cost(vector)
+        flux = self._at(vector).stages.flux
+        return self.weight * (self.flux - flux).square(), self.prior_cost(vector)
 
     def value_and_pull(self, vector: Tensor) -> tuple[float, Tensor]:
         """Cost at a parameter vector, and minus half its exact gradient."""
-        self.free.write(vector)
-        stages, pull = self.free.value_and_pull(lambda flux: self.weight * (self.flux - flux))
-        cost = (self.weight * (self.flux - stages.flux).square()).sum() + self.prior_cost(vector).sum()
-        return float(cost), pull + self.prior_precision(vector) * (self.anchor - vector)
+        rows, priors = self.evaluate(vector)
+        pull = self._pull(self._at(vector)) + self.prior_precision(vector) * (self.anchor - vector)
+        return float(rows.sum() + priors.sum()), pull
 
     def pinned(self, vector: Tensor, pull: Tensor) -> Tensor:
         """Which parameters stand at a bound that `pull` would take them across."""
@@ -107,14 +155,13 @@ class AnchoredProblem:
 
     def linearize(self, vector: Tensor, cut: Cut | None = None) -> NormalEquations:
         """Normal equations at a vector; `cut` says how far out lines are followed, for steps if not given."""
-        self.free.write(vector)
-        stages, exact_pull = self.free.value_and_pull(lambda flux: self.weight * (self.flux - flux))
-        jacobian = linearize(self.free, stages, cut)
+        known = self._at(vector)
+        jacobian = linearize(self.free, known.stages, cut)
         precision = self.prior_precision(vector)
         pull = precision * (self.anchor - vector)
         residual = self.flux - jacobian.flux
         normal = NormalEquations(jacobian, residual, self.weight, precision, pull)
         # Windows cut the Jacobian, not the gradient: at the minimum of the true cost, it vanishes.
-        normal.gradient = exact_pull + pull
+        normal.gradient = self._pull(known) + pull
         normal.pinned = self.pinned(vector, normal.gradient)[normal.border]
         return normal

@@ -1,5 +1,7 @@
 """Cloning: exact recovery where the truth is Voigt, real templates, finite resolution, continua, bad input."""
 
+from itertools import pairwise
+
 import astropy.units as u
 import numpy as np
 import pytest
@@ -149,3 +151,51 @@ def test_bad_input_is_named():
         clone(template(continuum=1e-12), progress=False)
     with pytest.raises(TypeError, match="unexpected keyword"):
         clone(good, depth=3)
+
+
+# --- lines from the residual ------------------------------------------------------------------------------------------
+
+
+def blended(seed=11, n=60):
+    """Lines so close that many share one dip: 2.6 to the ångström, each with a full width of 0.17 Å."""
+    rng = np.random.default_rng(seed)
+    center = np.sort(rng.uniform(WAVELENGTH[0] + 1.5, WAVELENGTH[-1] - 1.5, n))
+    area = rng.uniform(0.01, 0.06, n)
+    y = area * voigt_profile(WAVELENGTH[:, None] - center, 0.05, 0.03)
+    return center, Spectrum(flux=np.exp(-y.sum(1)) * u.one, spectral_axis=WAVELENGTH * u.AA)
+
+
+def test_the_residual_shows_what_was_missed():
+    """Fewer dips than lines: the target is reached with hardly more lines than the truth has, near where they are."""
+    center, spectrum = blended()
+    plain = clone(spectrum, progress=False)
+    result = clone(spectrum, rms_target=0.001, progress=False)
+    assert result.success and result.message.endswith("target reached")
+    assert result.rms <= 0.001 < 2.0 * plain.rms
+    rounds = result.settings["rounds"]
+    assert len(rounds) > 1 and rounds[0]["lines"] == len(plain.emulator) and rounds[-1]["rms"] == result.rms
+    assert all(a["lines"] < b["lines"] and a["rms"] > b["rms"] for a, b in pairwise(rounds))
+    assert len(plain.emulator) < len(result.emulator) <= 1.25 * len(center)
+    found = result.ledger["center"].value
+    assert np.mean(np.abs(found[:, None] - center).min(0) < 0.06) > 0.9
+    # Every line's change counts from its own first guess.
+    assert np.isfinite(result.ledger["delta_ln_area"]).all()
+    assert [entry["iteration"] for entry in result.history] == list(range(len(result.history)))
+
+
+def test_no_line_is_added_where_none_is_missing():
+    result = clone(template(), prominence=0.005, rms_target=1e-3, progress=False)
+    assert result.success and len(result.emulator) == len(CENTER)
+
+
+def test_a_target_out_of_reach_is_said():
+    _, spectrum = blended()
+    result = clone(spectrum, rms_target=1e-3, max_iterations=2, progress=False)
+    assert not result.success
+    assert "the target of 0.1 % was not reached" in result.message
+
+
+@pytest.mark.parametrize("target", [0.0, -1.0, 1.0, "small"])
+def test_bad_targets(target):
+    with pytest.raises(ValueError, match="rms_target must lie between 0 and 1"):
+        clone(template(), rms_target=target, progress=False)

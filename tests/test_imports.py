@@ -26,7 +26,7 @@ LAYERS = (
     {"normal_equations"},
     {"quasi_newton", "problem"},
     {"least_squares"},
-    {"spectrum", "ledger", "templates", "simulate"},
+    {"spectrum", "ledger", "line_finding", "templates", "simulate"},
     {"cloning", "result"},
     {"components", "starting"},
     {"fitting"},

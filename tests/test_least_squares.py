@@ -34,6 +34,9 @@ class Toy:
     def read(self):
         return self.vector.clone()
 
+    def write(self, vector):
+        self.vector = vector.clone()
+
     def project(self, vector):
         return vector.clamp(self.lower, self.upper)
 

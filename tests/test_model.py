@@ -177,9 +177,11 @@ def test_limiting_depth_that_varies():
 
 
 def test_emission_and_centre_offsets():
-    star = {**STAR, "sign": np.where(np.arange(60) % 7 == 0, -1, 1), "rv_offset": np.linspace(-2.0, 2.0, 60)}
+    offset = np.linspace(-2.0, 2.0, 60)
+    center = np.asarray(STAR["center"]) * (1.0 + offset / 299792.458)
+    star = {**STAR, "center": center, "sign": np.where(np.arange(60) % 7 == 0, -1, 1)}
     model = build()
-    model.star = emulator(STAR, sign=star["sign"], rv_offset=star["rv_offset"])
+    model.star = emulator(STAR, sign=star["sign"], rv_offset=offset)
     truth = simulated(star)
     assert truth.max() > 1.06
     np.testing.assert_allclose(evaluate(model), truth, rtol=0, atol=2e-5)

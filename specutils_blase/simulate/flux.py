@@ -62,8 +62,8 @@ def simulate_flux(
         Lower and upper vacuum wavelength of each pixel [Å], pixels ascending; gaps and overlaps are allowed.
     star, telluric : table, optional
         Lines: anything with the columns (or keys) ``center``, ``area``, ``sigma``, ``gamma`` [Å or Quantity] and,
-        optionally, ``sign`` (+1 absorption, the default; −1 emission) and ``rv_offset`` [km/s or Quantity], which moves
-        the centre by the factor 1 + rv_offset/c. Star lines are rest-frame lines. ``None``: no lines.
+        optionally, ``sign`` (+1 absorption, the default; −1 emission). ``center`` is where the line is; ``rv_offset``,
+        as in ledgers, says how far it was moved to get there. Star lines are rest-frame lines. ``None``: no lines.
     rv, vsini : float or Quantity
         Radial velocity of the star and projected rotation velocity [km/s].
     limb_darkening : (float, float)

@@ -57,19 +57,19 @@ def line_table(lines):
 
 
 def line_columns(lines, component):
-    """Arrays center (offset applied), area, sigma, gamma [Å], sign; each of shape (n_line,)."""
+    """Arrays center, area, sigma, gamma [Å], sign; each of shape (n_line,)."""
     if lines is None:
         return np.zeros((5, 0))
     table = line_table(lines)
-    center, area, sigma, gamma, sign, offset = (table[name].value for name in UNITS)
+    center, area, sigma, gamma, sign, _ = (table[name].value for name in UNITS)
     good = (center > 0) & (area >= 0) & (sigma > 0) & (gamma >= 0) & np.isin(sign, (-1, 1))
-    good &= np.isfinite(center + area + sigma + gamma + offset)
+    good &= np.isfinite(center + area + sigma + gamma)
     if not np.all(good):
         raise ValueError(
             f"{component}: {np.sum(~good)} lines without physical meaning, expected center > 0, area >= 0, sigma > 0, "
             "gamma >= 0 and sign +1 or -1 (emission is sign = -1 with a positive area)"
         )
-    return np.stack([center * (1.0 + offset / C_KMS), area, sigma, gamma, sign])
+    return np.stack([center, area, sigma, gamma, sign])
 
 
 def checked_edges(edges):

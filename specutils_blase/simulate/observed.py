@@ -10,7 +10,7 @@ from numpy.polynomial.legendre import legval
 from specutils import Spectrum
 
 from .flux import simulate_flux
-from .inputs import checked_edges, in_unit, line_table, number, pixel_edges
+from .inputs import C_KMS, checked_edges, in_unit, line_table, number, pixel_edges
 
 # Legendre coefficients [Å] of HPF's 28 orders on x = -1 (first) to 1 (last of 2048 pixels).
 # fmt: off
@@ -133,14 +133,17 @@ def perturbed(lines, seed=0, scatter_ln_area=0.1, *, scatter_ln_sigma=0.0, scatt
     Returns
     -------
     astropy.table.QTable
-        Same rows, same order: ``center, area, sigma, gamma`` [Å], ``sign``, ``rv_offset`` [km/s].
+        Same rows, same order: ``center, area, sigma, gamma`` [Å], ``sign``, ``rv_offset`` [km/s]; the
+        centres include the offsets.
     """
     table = line_table(lines)
     random = np.random.default_rng(seed).standard_normal((4, len(table)))
     table["area"] *= np.exp(scatter_ln_area * random[0])
     table["sigma"] *= np.exp(scatter_ln_sigma * random[1])
     table["gamma"] *= np.exp(scatter_ln_gamma * random[2])
-    table["rv_offset"] += number(scatter_rv_offset, u.km / u.s, "scatter_rv_offset") * random[3] * u.km / u.s
+    shift = number(scatter_rv_offset, u.km / u.s, "scatter_rv_offset") * random[3]
+    table["center"] *= 1.0 + shift / C_KMS
+    table["rv_offset"] += shift * u.km / u.s
     return table
 
 
