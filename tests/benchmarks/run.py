@@ -242,7 +242,7 @@ BENCHMARKS = {
     "stars": {
         f"{star} {law} {prominence}": (
             clone_benchmark,
-            {"name": star, "flux_scale": law, "prominence": prominence, "max_iterations": 8},
+            {"name": star, "flux_scale": law, "prominence": prominence, "max_iterations": 6},
         )
         for star in STARS
         for law in LAWS
@@ -254,7 +254,7 @@ BENCHMARKS = {
         for law in LAWS
     },
     "phoenix": {
-        law: (clone_benchmark, {"name": "phoenix_10000K", "flux_scale": law, "max_iterations": 8}) for law in LAWS
+        law: (clone_benchmark, {"name": "phoenix_10000K", "flux_scale": law, "max_iterations": 6}) for law in LAWS
     },
     "forward": {law: (forward, {"law": law}) for law in ("log", "linear")},
     "voigt": {"all derivatives": (voigt, {})},
