@@ -38,6 +38,9 @@ CLONE_PRIORS = LinePriors(ln_area=1.0, ln_sigma=0.7, ln_gamma=1.0, rv_offset=0.5
 SIGNIFICANT = 1.5
 """Prominence of a line in the residual, in units of its root mean square, from which on it is taken for a line."""
 
+BROADEST_GUESS = 2.0
+"""Widest first guess for a line in the residual, in units of the median width of the lines that are there already."""
+
 ROUND_ITERATIONS = 5
 """Iterations between two looks at the residual."""
 
@@ -217,6 +220,9 @@ def clone(
             break
         residual = 1.0 - (clone_flux - normalised)
         missing = find_lines(wavelength.numpy(), residual, SIGNIFICANT * rms, resolving_power=resolving_power)
+        # A swell of the residual is no line: what starts no broader than lines are can still grow.
+        broadest = BROADEST_GUESS * float((emulator.sigma.detach() + emulator.gamma.detach()).median()) / 2.0
+        missing |= {name: np.minimum(missing[name], broadest) for name in ("sigma", "gamma")}
         missing = _worth_adding(missing, wavelength.numpy(), int(good.sum()) * (rms**2 - rms_target**2))
         if not len(missing["center"]):
             break
