@@ -40,6 +40,9 @@ logger = logging.getLogger(__name__)
 LOOSE = {"ln_area": 3.0, "ln_sigma": 3.0, "ln_gamma": 3.0, "rv_offset": 2.0}
 """Factors on the prior widths in the first stage of a fit."""
 
+TOLERANCE = 0.0025
+"""Promised decrease of χ² below which a fit has converged: no parameter is then 0.05 of its error from the minimum."""
+
 NOISE_ROUNDS = 3
 """Fits repeated with the noise that the residuals show, where the data bring none."""
 
@@ -196,7 +199,7 @@ def fit(
                 break
             problem.weight = problem.weight / reduced
             history = solution.history
-            solution = minimize(problem, max_iterations=max_iterations, callback=report)
+            solution = minimize(problem, max_iterations=max_iterations, absolute_tolerance=TOLERANCE, callback=report)
             solution.history = history + [e | {"iteration": len(history) + k} for k, e in enumerate(solution.history)]
     settings = {
         "free": list(free),
@@ -228,7 +231,7 @@ def _solve(problem: AnchoredProblem, max_iterations: int, report) -> Solution:
         history = first.history
         problem.loosen(None)
     n_left = max_iterations - max(0, len(history) - 1)
-    solution = minimize(problem, max_iterations=n_left, absolute_tolerance=0.05, callback=report)
+    solution = minimize(problem, max_iterations=n_left, absolute_tolerance=TOLERANCE, callback=report)
     for entry in solution.history:
         history.append(entry | {"iteration": len(history)})
     solution.history = history

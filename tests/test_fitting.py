@@ -285,3 +285,17 @@ def test_a_template_spectrum_is_cloned_first_unless_it_is_too_coarse():
     assert result.reduced_chi2 < 1.5
     with pytest.raises(ValueError, match=r"sampled every 1 Å, coarser than the data's resolution element"):
         quick(observed(), coarse)
+
+
+def test_further_iterations_change_nothing(monkeypatch):
+    """Where the model is right, no parameter is 0.05 of its error from where ever more iterations would take it."""
+    usual = quick(observed())
+    monkeypatch.setattr("specutils_blase.fitting.TOLERANCE", 1e-10)
+    further = quick(observed())
+    assert usual.success and further.success and len(further.history) > len(usual.history)
+    for name in ("rv", "vsini", "continuum_0"):
+        assert abs(further.value(name) - usual.value(name)) < 0.05 * usual.error(name)
+    for name in ("area", "sigma", "gamma", "rv_offset"):
+        error = usual.ledger[f"{name}_err"]
+        moved = np.abs(further.ledger[name] - usual.ledger[name])[error > 0]
+        assert (moved < 0.05 * error[error > 0]).all(), name

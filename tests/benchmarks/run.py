@@ -252,7 +252,8 @@ BENCHMARKS = {
         f"{star} {law}": (clone_target, {"name": star, "flux_scale": law, "rms_target": 0.003})
         for star in STARS
         for law in LAWS
-    },
+    }
+    | {"arcturus to 0.9 %": (clone_target, {"name": STARS[0], "flux_scale": "log", "rms_target": 0.009})},
     "phoenix": {
         law: (clone_benchmark, {"name": "phoenix_10000K", "flux_scale": law, "max_iterations": 6}) for law in LAWS
     },
