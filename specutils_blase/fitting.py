@@ -40,6 +40,9 @@ logger = logging.getLogger(__name__)
 LOOSE = {"ln_area": 3.0, "ln_sigma": 3.0, "ln_gamma": 3.0, "rv_offset": 2.0}
 """Factors on the prior widths in the first stage of a fit."""
 
+LOOSE_TOLERANCE = 0.002
+"""Promised decrease of χ² per datum below which the first stage has come near enough."""
+
 TOLERANCE = 0.0025
 """Promised decrease of χ² below which a fit has converged: no parameter is then 0.05 of its error from the minimum."""
 
@@ -227,11 +230,14 @@ def _solve(problem: AnchoredProblem, max_iterations: int, report) -> Solution:
     loose_iterations = min(LOOSE_ITERATIONS, max_iterations - 1)
     if loose_iterations > 0 and bool(problem.freedom.isfinite().any()):
         problem.loosen(LOOSE)
-        first = minimize(problem, max_iterations=loose_iterations, absolute_tolerance=1.0, callback=report)
+        tolerance = LOOSE_TOLERANCE * problem.n_datum
+        first = minimize(problem, max_iterations=loose_iterations, absolute_tolerance=tolerance, callback=report)
         history = first.history
         problem.loosen(None)
     n_left = max_iterations - max(0, len(history) - 1)
-    solution = minimize(problem, max_iterations=n_left, absolute_tolerance=TOLERANCE, callback=report)
+    solution = minimize(
+        problem, max_iterations=n_left, absolute_tolerance=TOLERANCE, from_afar=not history, callback=report
+    )
     for entry in solution.history:
         history.append(entry | {"iteration": len(history)})
     solution.history = history

@@ -88,6 +88,7 @@ def minimize(
     *,
     max_iterations: int = 50,
     absolute_tolerance: float = 1e-2,
+    from_afar: bool = True,
     callback: Callable[[dict[str, float]], None] | None = None,
 ) -> Solution:
     r"""Minimise a problem's cost: Levenberg-Marquardt from afar, quasi-Newton at the end where that is slow.
@@ -98,7 +99,8 @@ def minimize(
     are really √q larger. A damped step promises little whatever is left: it says nothing about convergence.
 
     Levenberg-Marquardt hands over when damping keeps its steps below `HELD_BACK` of what is left, `PATIENCE` times in
-    a row, or when no step leads down any more.
+    a row, or when no step leads down any more. Without `from_afar`, the start is near enough for the quasi-Newton end
+    alone, whose iterations cost a quarter: the normal matrix is formed once in `quasi_newton.REFRESH` of them.
     """
 
     def tolerance(cost: float) -> float:
@@ -113,11 +115,13 @@ def minimize(
         if callback is not None and len(history) > 1:
             callback(history[-1])
 
-    for state in levenberg_marquardt(problem, tolerance, max_iterations):
-        if state.status != "hand over":
-            record(state)
-    if state.status == "hand over":
+    start, n_left = problem.read(), max_iterations
+    if from_afar:
+        for state in levenberg_marquardt(problem, tolerance, max_iterations):
+            if state.status != "hand over":
+                record(state)
         start, n_left = state.vector, max_iterations + 1 - len(history)
+    if not from_afar or state.status == "hand over":
         for state in quasi_newton(problem, start, tolerance, n_left):
             if not state.status:
                 record(state)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .profiles import voigt_with_derivatives
+from .profiles import block_size, voigt_with_derivatives
 
 REACH = 64
 """Nodes on each side of a line that a level covers; the next level takes over between REACH/4 and REACH.
@@ -26,9 +26,6 @@ there, where 48 nodes would give 5e-6 and 32 nodes 7e-5.
 
 HANDOVER = 0.25
 """Part of its reach that a level covers alone."""
-
-_BLOCK = 1 << 16  # entries at once
-
 
 NEVER = 1e30
 """Reciprocal reach of a finer level that is not there: the hand-over from it is complete everywhere."""
@@ -94,9 +91,9 @@ class _LineSum(torch.autograd.Function):
         total = area.new_zeros(n_row * n_node)
         rest = nodes / factor
         wanted = any(ctx.needs_input_grad[:5])
-        kept = []
-        for part in _chunks(windows):
-            line, node, fade_out, fade_in = _entries(part)
+        kept, chunks = [], _chunks(windows)
+        for part, n_entry in chunks:
+            line, node, fade_out, fade_in = _entries(part, n_entry)
             middle = center[line]
             x = rest[node].sub_(middle)
             distance = x.abs().div_(middle).clamp_(min=1.0 / math.sqrt(NEVER))
@@ -117,7 +114,7 @@ class _LineSum(torch.autograd.Function):
                 weight.mul_(a)
                 kept += [d_x.mul_(weight), d_sigma.mul_(weight), d_gamma.mul_(weight)]
         ctx.save_for_backward(center, factor, *kept)
-        ctx.windows, ctx.nodes, ctx.emits = windows, nodes, emits
+        ctx.chunks, ctx.nodes, ctx.emits = chunks, nodes, emits
         return total.reshape(n_row, n_node)
 
     @staticmethod
@@ -128,8 +125,8 @@ class _LineSum(torch.autograd.Function):
         grad = grad.reshape(-1)
         by_line = grad.new_zeros(4, center.numel())
         of_factor = torch.zeros_like(factor)
-        for index, part in enumerate(_chunks(ctx.windows)):
-            line, node, _, _ = _entries(part, with_fades=False)
+        for index, (part, n_entry) in enumerate(ctx.chunks):
+            line, node, _, _ = _entries(part, n_entry, with_fades=False)
             here = grad[node if ctx.emits is None else node + ctx.emits[line] * n_node]
             pulls = [here * derivative for derivative in kept[4 * index : 4 * index + 4]]
             for row, pull in zip(by_line, pulls, strict=True):
@@ -140,27 +137,36 @@ class _LineSum(torch.autograd.Function):
         return -d_x.double(), d_area, d_sigma, d_gamma, of_factor / factor.square(), None, None, None, None
 
 
-def _chunks(windows: Windows) -> list[Windows]:
-    """Split runs so that each part holds about `_BLOCK` entries."""
+def _chunks(windows: Windows) -> list[tuple[Windows, int]]:
+    """Split runs so that each part holds about `profiles.block_size` entries; parts and their numbers of entries."""
     if windows.line.is_meta:
-        return [windows]
+        return [(windows, windows.line.numel())]
     if not windows.line.numel():
         return []
     total = torch.cumsum(windows.count, 0)
-    n_part = int(total[-1]) // _BLOCK + 1
-    bounds = torch.searchsorted(total, torch.arange(1, n_part, device=total.device) * _BLOCK).tolist()
-    bounds = zip([0, *bounds], [*bounds, total.numel()], strict=True)
-    return [Windows(*(column[a:b] for column in windows)) for a, b in bounds if b > a]
+    size = block_size()
+    goals = torch.arange(1, int(total[-1]) // size + 1, device=total.device) * size
+    at = torch.searchsorted(total, goals)
+    # The only values that the host needs.
+    bounds, reached = torch.stack([at, torch.where(at > 0, total[at - 1], 0)]).tolist()
+    bounds, reached = [0, *bounds, total.numel()], [0, *reached, int(total[-1])]
+    return [
+        (Windows(*(column[a:b] for column in windows)), after - before)
+        for a, b, before, after in zip(bounds, bounds[1:], reached, reached[1:], strict=False)
+        if b > a
+    ]
 
 
-def _entries(windows: Windows, with_fades: bool = True) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+def _entries(
+    windows: Windows, n_entry: int, with_fades: bool = True
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Line, node, `fade_out` and `fade_in` of every entry of the runs."""
     line, start, count, fade_out, fade_in = windows
     if line.is_meta:  # counts are values; a stand-in of the right kind is all that shape inference can have
         return line, start, fade_out.clone(), fade_in.clone()
-    run = torch.repeat_interleave(count)
+    run = torch.repeat_interleave(count, output_size=n_entry)
     before = torch.cumsum(count, 0).sub_(count)
-    node = (start - before)[run].add_(torch.arange(run.numel(), device=line.device))
+    node = (start - before)[run].add_(torch.arange(n_entry, device=line.device))
     if not with_fades:
         return line[run], node, None, None
     return line[run], node, fade_out[run], fade_in[run]

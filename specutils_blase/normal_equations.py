@@ -10,6 +10,7 @@ Does not live here: derivatives (`jacobian`), the iteration (`least_squares`).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
 from itertools import pairwise
@@ -180,6 +181,13 @@ class Factor:
 
     def __init__(self, normal: NormalEquations, damping: Tensor):
         self.normal = normal
+        # Whether blocks are positive definite is asked once, at the end: on a GPU every question stalls the queue.
+        failures = self._factorise(damping, lambda matrix: torch.linalg.cholesky_ex(matrix))
+        if failures and bool(torch.stack(failures).any()):
+            self._factorise(damping, _mended_cholesky)
+
+    def _factorise(self, damping: Tensor, cholesky: Callable[[Tensor], tuple[Tensor, Tensor]]) -> list[Tensor]:
+        normal, failures = self.normal, []
         corner = normal.corner + torch.diag((damping * normal.diagonal)[normal.border])
         self.lower: list[Tensor] = []
         self.below: list[Tensor] = []
@@ -194,10 +202,16 @@ class Factor:
                     ).mT
                     self.below.append(below)
                     block = block - below @ below.mT
-                self.lower.append(_cholesky(block))
+                lower, info = cholesky(block)
+                self.lower.append(lower)
+                failures.append(info)
             self.border_solution = self._solve_local(normal.border_blocks)
             corner = corner - torch.einsum("bpi,bpj->ij", normal.border_blocks, self.border_solution)
-        self.corner = _cholesky(corner) if corner.numel() else corner
+        self.corner = corner
+        if corner.numel():
+            self.corner, info = cholesky(corner)
+            failures.append(info)
+        return failures
 
     def _solve_local(self, right: Tensor) -> Tensor:
         """Solve the block-tridiagonal part for right sides (n_block, width, n)."""
@@ -341,7 +355,7 @@ def _flatten(jacobian: Jacobian, columns: Tensor, root: Tensor) -> _Entries:
     return _Entries(value, row, torch.repeat_interleave(at[order], length[order]))
 
 
-def _cholesky(matrix: Tensor) -> Tensor:
+def _mended_cholesky(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Cholesky factor; a matrix that rounding has made indefinite gets the smallest jitter that mends it."""
     factor, info = torch.linalg.cholesky_ex(matrix)
     jitter = 1e-14
@@ -350,7 +364,7 @@ def _cholesky(matrix: Tensor) -> Tensor:
         factor, info = torch.linalg.cholesky_ex(matrix + jitter * torch.diag(torch.diagonal(matrix).abs()))
     if int(info):
         raise torch.linalg.LinAlgError("the normal matrix is not positive definite: a parameter has no information")
-    return factor
+    return factor, info
 
 
 def _partition(jacobian: Jacobian, device) -> _Partition | None:

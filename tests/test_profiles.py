@@ -19,11 +19,11 @@ SLOPE_ERROR = {torch.float64: 1e-10, torch.float32: 2e-5}
 DECADES = np.logspace(-4, 5, 181)
 OFFSETS, RATIOS = np.concatenate([[0.0], DECADES]), np.concatenate([[0.0, 1e-7], DECADES])
 
-# Both sides of the seam between the two expansions, |z| = 8, that is x² + γ² = 128 σ², along several directions.
+# Both sides of the seams between the two expansions, |z| = 8 and 5, that is x² + γ² = 2|z|² σ², in several directions.
 SEAM = np.array(
     [
         (radius * np.cos(angle), radius * np.sin(angle))
-        for radius in np.sqrt(128.0) * (1.0 + np.array([-1e-2, -1e-9, 1e-9, 1e-2]))
+        for radius in np.outer([8.0, 5.0], np.sqrt(2.0) * (1.0 + np.array([-1e-2, -1e-9, 1e-9, 1e-2]))).ravel()
         for angle in (1e-7, 1e-3, 0.3, 0.8, 1.2, 1.5, np.pi / 2)
     ]
 )
@@ -204,11 +204,36 @@ def test_only_what_needs_a_gradient_gets_one():
 def test_faddeeva_on_the_imaginary_axis():
     """w(iy) = exp(y²) erfc(y) is real and falls from 1."""
     y = torch.logspace(-8, 4, 200, dtype=F64)
-    w, slope = faddeeva(torch.complex(torch.zeros_like(y), y))
-    torch.testing.assert_close(w.real, torch.special.erfcx(y), rtol=1e-12, atol=0)
-    assert w.imag.abs().max() < 1e-15
+    w_real, w_imag, slope_real, slope_imag = faddeeva(torch.zeros_like(y), y)
+    torch.testing.assert_close(w_real, torch.special.erfcx(y), rtol=1e-12, atol=0)
+    assert w_imag.abs().max() < 1e-15 and slope_real.abs().max() < 1e-13
     truth = 2.0 * y * torch.special.erfcx(y) - 2.0 / np.sqrt(np.pi)  # d/dy of the same
-    torch.testing.assert_close(-slope.imag, truth, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(-slope_imag, truth, rtol=1e-6, atol=1e-9)
+
+
+def test_faddeeva_against_wofz(device):
+    """Both parts of w over the upper half plane, near, far and across the seam."""
+    radius, angle = np.meshgrid(np.logspace(-3, 4, 300), np.linspace(0.0, np.pi, 61))
+    z = radius * np.exp(1j * angle)
+    z.imag = np.abs(z.imag)
+    w_real, w_imag, *_ = faddeeva(torch.tensor(z.real, device=device), torch.tensor(z.imag, device=device))
+    truth = wofz(z)
+    assert np.abs(w_real.cpu().numpy() - truth.real).max() < 2e-13
+    assert np.abs(w_imag.cpu().numpy() - truth.imag).max() < 2e-13
+
+
+def test_both_orders_of_work_agree():
+    """Where most points are near, the far ones are done apart, and the other way round."""
+    generator = torch.Generator().manual_seed(1)
+    near, far = (
+        torch.rand(1000, generator=generator, dtype=F64),
+        10.0 + torch.rand(1000, generator=generator, dtype=F64),
+    )
+    alone = [torch.stack(faddeeva(part, part)) for part in (near, far)]
+    for n_near, n_far in ((1000, 10), (10, 1000), (500, 500)):
+        mixed = torch.cat([near[:n_near], far[:n_far]])
+        expected = torch.cat([alone[0][:, :n_near], alone[1][:, :n_far]], dim=1)
+        torch.testing.assert_close(torch.stack(faddeeva(mixed, mixed)), expected, rtol=1e-14, atol=1e-16)
 
 
 # --- identities -------------------------------------------------------------------------------------------------------
