@@ -1,4 +1,4 @@
-"""The command line: ``specutils-blase demo | clone | fit``.
+"""The command line: ``specutils-blase demo | clone | fit | orders``.
 
 Results are printed as a few lines; the full ones go to the files asked for. Exit code 0: done; 1: done, but the
 iteration did not converge (files are written all the same); 2: bad input, with one line on stderr that says why.
@@ -138,6 +138,23 @@ def run_fit(args) -> int:
         print(f"  rv is in the frame of the data's wavelengths{barycentre}")
     _write(result, args.out, args.ledger, args.plot, overwrite=args.overwrite)
     return _status(result)
+
+
+def run_orders(args) -> int:
+    """List what the files of an observation hold."""
+    from astropy.utils.exceptions import AstropyUserWarning
+
+    from .adapters.files import load_orders
+    from .adapters.orders import order_lines
+
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always", AstropyUserWarning)  # of the loaders: what the files do not tell
+        spectra = load_orders(args.files, format=args.format, extension=args.extension)
+        lines = order_lines(spectra, medium=args.medium, barycentric_velocity=args.barycentric_velocity)
+    print("\n".join([", ".join(args.files), *lines]))
+    for note in notes:
+        print(f"note: {note.message}", file=sys.stderr)
+    return CONVERGED
 
 
 def _status(result) -> int:
@@ -283,7 +300,8 @@ def _parser() -> argparse.ArgumentParser:
         description="Every line of a high-resolution spectrum, star and Earth's atmosphere fitted together.",
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="demo | clone | fit", parser_class=_Parser)
+    choices = "demo | clone | fit | orders"
+    commands = parser.add_subparsers(dest="command", required=True, metavar=choices, parser_class=_Parser)
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--quiet", action="store_true", help="no progress bars")
     common.add_argument("--threads", type=int, default=1, help="of the computation (default: 1, enough for one order)")
@@ -333,6 +351,14 @@ def _parser() -> argparse.ArgumentParser:
     work.add_argument("--velocity-step", type=float, metavar="KM/S", help="of the model's grid")
     work.add_argument("--out", metavar="ASDF", help="write the whole result")
     work.set_defaults(run=run_fit)
+
+    show = commands.add_parser("orders", parents=[common], help="list what files of HPF, IGRINS, NIRSPEC, ... hold")
+    show.add_argument("files", metavar="FILE", nargs="+", help="one file; or IGRINS' H and K; or orders of NIRSPEC")
+    show.add_argument("--format", help="specutils' format of the file, where it is not recognised")
+    show.add_argument("--medium", choices=("vacuum", "air"), default="vacuum", help="of FILE's wavelengths")
+    show.add_argument("--extension", metavar="EXTNAME", help="flux of an IGRINS file (default SPEC_DIVIDE_A0V)")
+    show.add_argument("--barycentric-velocity", type=float, metavar="KM/S", help="instead of the header's")
+    show.set_defaults(run=run_orders)
     return parser
 
 

@@ -252,7 +252,7 @@ def clone(
     logger.info("cloned %d lines, RMS %.3f %%, %s", len(emulator), 100 * rms, message)
     ledger = build_ledger(
         {"star": (emulator, held_errors(emulator))},
-        wavelength_range={"star": emulator.wavelength_range},
+        wavelength_range={"star": [emulator.wavelength_range]},
         meta={"settings": settings, "wavelength_range": list(emulator.wavelength_range)},
     )
     ledger["free"][:] = True

@@ -26,6 +26,9 @@ VELOCITY_MARGIN = 60.0
 REACHING_OPACITY = 1e-3
 """A line centred outside the data is free if its opacity inside them exceeds this."""
 
+BESIDE, BROADEST = 0.1, 1.0 / 3.0
+"""Farthest free line outside the data, and full width at half maximum of the broadest, in units of their length."""
+
 
 def source_of(component) -> str:
     if isinstance(component, CloneResult):
@@ -33,8 +36,8 @@ def source_of(component) -> str:
     return "" if component is None else type(component).__name__
 
 
-def component_emulator(given, name, span, flux_scale, rv, resolving_power, progress) -> LineEmulator:
-    """The component as an emulator whose parameters are its own, covering the data."""
+def component_emulator(given, name, span, flux_scale, resolving_power, progress) -> LineEmulator:
+    """The component as an emulator whose parameters are its own."""
     if isinstance(given, Spectrum):
         given = _clone_template(given, name, span, flux_scale, resolving_power, progress)
     if isinstance(given, CloneResult):
@@ -46,17 +49,22 @@ def component_emulator(given, name, span, flux_scale, rv, resolving_power, progr
             f"{name} must be a CloneResult, a LineEmulator, a ledger table or a template Spectrum, "
             f"got {type(given).__name__}"
         )
-    low, high = given.wavelength_range
+    return given
+
+
+def not_covered(emulator: LineEmulator, name: str, span, rv: float | None) -> str:
+    """Why an emulator does not cover the data, or nothing if it does."""
+    low, high = emulator.wavelength_range
     margin = VELOCITY_MARGIN + abs(rv or 0.0) if name == "star" else 0.0
     need_low, need_high = span[0] * (1 - margin / SPEED_OF_LIGHT), span[1] * (1 + margin / SPEED_OF_LIGHT)
     # A line list ends at its outermost lines: up to one typical gap short of what its template covered.
-    slack = 2.0 * float(np.median(np.diff(given.center.cpu().numpy()))) if len(given) > 1 else 1.0
-    if low > need_low + slack or high < need_high - slack:
-        raise ValueError(
-            f"the {name} template covers {low:.2f}-{high:.2f} Å, the data need {need_low:.2f}-{need_high:.2f} Å "
-            f"(±{margin:.0f} km/s margin): extend the template or trim the data"
-        )
-    return given
+    slack = 2.0 * float(np.median(np.diff(emulator.center.cpu().numpy()))) if len(emulator) > 1 else 1.0
+    if low <= need_low + slack and high >= need_high - slack:
+        return ""
+    return (
+        f"the {name} template covers {low:.2f}-{high:.2f} Å, the data need {need_low:.2f}-{need_high:.2f} Å "
+        f"(±{margin:.0f} km/s margin): extend the template or trim the data"
+    )
 
 
 def _clone_template(
@@ -101,5 +109,14 @@ def lines_reaching(emulator: LineEmulator, name: str, span, rv: float) -> Tensor
 
 
 def lines_inside(emulator: LineEmulator, span, rv: float) -> Tensor:
-    """Lines that the data may change."""
-    return (_opacity_inside(emulator, span, rv) > REACHING_OPACITY).nonzero().squeeze(-1)
+    """Lines that the data may change: those that reach into them, and that a continuum could not imitate.
+
+    Of a line broader than a third of the data, or centred outside by more than a tenth of their length, the data see a
+    slope or a bow. Free, hydrogen lines from outside and the continuum trade against each other without end.
+    """
+    center = emulator.shifted_center.detach() * (1.0 + rv / SPEED_OF_LIGHT)
+    distance = torch.maximum(span[0] - center, center - span[1])
+    fwhm = voigt_fwhm(emulator.sigma.detach().double(), emulator.gamma.detach().double())
+    length = span[1] - span[0]
+    local = (distance < BESIDE * length) & (fwhm < BROADEST * length)
+    return ((_opacity_inside(emulator, span, rv) > REACHING_OPACITY) & local).nonzero().squeeze(-1)

@@ -19,11 +19,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .echelle import EchelleModel
 from .grids import SPEED_OF_LIGHT
 from .kernels import convolve, correlate
 from .lines import LineEmulator
 from .model import ForwardModel, Stages
-from .parameters import FreeParameters
+from .parameters import FreeParameters, OrderParameters
 from .profiles import voigt_fwhm, voigt_with_derivatives
 
 
@@ -56,11 +57,23 @@ _CHUNK = 1 << 21  # values of a batch of windows held at once
 
 @dataclass(frozen=True)
 class LocalBlock:
-    """Derivatives of a batch of lines: `values[b, p, w]` belongs to parameter `columns[b, p]`, row `start[b] + w`."""
+    """Derivatives of a batch of lines: `values[b, p, w]` belongs to parameter `columns[b, p]`, pixel `start[b] + w`.
+
+    Pixel i of the order is row `rows[i]` of the problem, or row i where there is one order only.
+    """
 
     columns: Tensor
     start: Tensor
     values: Tensor
+    rows: Tensor | None = None
+
+    def span(self, n_row: int) -> tuple[Tensor, Tensor]:
+        """First row of each line's window, and one past its last."""
+        stop = self.start + self.values.shape[-1]
+        if self.rows is None:
+            return self.start, stop
+        last = self.rows.numel() - 1
+        return self.rows[self.start.clamp(0, last)], self.rows[(stop - 1).clamp(0, last)] + 1
 
 
 @dataclass(frozen=True)
@@ -73,12 +86,44 @@ class Jacobian:
     dense_columns: Tensor
 
 
-@torch.no_grad()
-def linearize(free: FreeParameters, stages: Stages | None = None, cut: Cut | None = None) -> Jacobian:
+def linearize(free: FreeParameters, stages: list[Stages] | None = None, cut: Cut | None = None) -> Jacobian:
     """Flux of the model and its derivatives to all free parameters.
 
-    `stages` are those of the present state, if known; `cut` is the one for steps if not given.
+    `stages` are those of the present state, one an order, if known; `cut` is the one for steps if not given.
     """
+    stages = [None] * len(free.orders) if stages is None else stages
+    parts = [linearize_order(free.part(k), each, cut) for k, each in enumerate(stages)]
+    return _merged(free, parts) if isinstance(free.model, EchelleModel) else parts[0]
+
+
+def _merged(free: FreeParameters, parts: list[Jacobian]) -> Jacobian:
+    """All orders' derivatives as one Jacobian, its rows in order of wavelength."""
+    rows = [free.model.rows(k) for k in range(len(parts))]
+    flux = free.merge([part.flux for part in parts])
+    dense_columns = torch.unique(torch.cat([part.dense_columns for part in parts]))
+    place = torch.full((len(free),), -1, dtype=torch.long, device=flux.device)
+    place[dense_columns] = torch.arange(dense_columns.numel(), device=flux.device)
+    dense = flux.new_zeros(flux.numel(), dense_columns.numel())
+    blocks: list[LocalBlock] = []
+    for row, part in zip(rows, parts, strict=True):
+        dense[row.unsqueeze(1), place[part.dense_columns]] = part.dense
+        for block in part.blocks:
+            elsewhere = place[block.columns[:, 0]] >= 0  # a line that is dense in another order is dense in all
+            for line in elsewhere.nonzero().squeeze(-1).tolist():
+                pixel = block.start[line] + torch.arange(block.values.shape[-1], device=row.device)
+                inside = (pixel >= 0) & (pixel < row.numel())
+                dense[row[pixel[inside]].unsqueeze(1), place[block.columns[line]]] = block.values[line][:, inside].T
+            keep = ~elsewhere
+            if bool(keep.any()):
+                blocks.append(LocalBlock(block.columns[keep], block.start[keep], block.values[keep], row))
+    return Jacobian(flux, blocks, dense, dense_columns)
+
+
+@torch.no_grad()
+def linearize_order(
+    free: FreeParameters | OrderParameters, stages: Stages | None = None, cut: Cut | None = None
+) -> Jacobian:
+    """The same of one order, its pixels being the rows."""
     model = free.model
     in_band = len(model.sampling) > BAND
     cut = cut or (STEERING_IN_BAND if in_band else STEERING)

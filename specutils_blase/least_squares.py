@@ -39,8 +39,8 @@ class Problem(Protocol):
     def value_and_pull(self, vector: Tensor) -> tuple[float, Tensor]:
         """Cost at a parameter vector, and minus half its exact gradient."""
 
-    def linearize(self, vector: Tensor) -> NormalEquations:
-        """Normal equations at a parameter vector."""
+    def linearize(self, vector: Tensor, precise: bool = False) -> NormalEquations:
+        """Normal equations at a parameter vector; `precise` where they serve for more than one step."""
 
     def project(self, vector: Tensor) -> Tensor:
         """Nearest allowed parameter vector."""
@@ -125,6 +125,8 @@ def minimize(
         for state in quasi_newton(problem, start, tolerance, n_left):
             if not state.status:
                 record(state)
+    if not history:
+        record(state)
     problem.write(state.vector)  # leave the model at the solution, not at the last trial
     success = state.status == "converged"
     return Solution(state.vector, state.cost, success, MESSAGES[state.status], state.normal, history)

@@ -7,6 +7,7 @@ files (`asdf`).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import astropy.units as u
@@ -109,8 +110,8 @@ class LineErrors:
 def build_ledger(
     components: dict[str, tuple[LineEmulator, LineErrors]],
     *,
-    wavelength_range: dict[str, tuple[float, float]],
-    orders: str = "",
+    wavelength_range: dict[str, list[tuple[float, float]]],
+    orders: Sequence[str] = ("",),
     meta: dict | None = None,
 ) -> QTable:
     """Ledger of one or two emulators.
@@ -120,9 +121,9 @@ def build_ledger(
     components : dict
         "star" and/or "telluric" to emulator and errors.
     wavelength_range : dict
-        Component to the range [Å, in its own rest frame] that the data cover.
-    orders : str
-        Value of the column `orders`.
+        Component to the ranges [Å, in its own rest frame] that the data cover, one an order.
+    orders : sequence of str
+        Names of the orders.
     meta : dict, optional
         Added to the table's meta, beside column descriptions.
     """
@@ -145,7 +146,7 @@ def build_ledger(
     return table
 
 
-def _component_columns(name, emulator, errors, wavelength_range, orders) -> dict[str, np.ndarray]:
+def _component_columns(name, emulator, errors, ranges, orders) -> dict[str, np.ndarray]:
     with torch.no_grad():
         center, sign = emulator.shifted_center, emulator.sign.double()
         area, sigma, gamma = (t.double() for t in (emulator.area, emulator.sigma, emulator.gamma))
@@ -158,8 +159,11 @@ def _component_columns(name, emulator, errors, wavelength_range, orders) -> dict
         saturated = (slope * per_y).abs() < 0.125 * weak_slope.abs()
         if emulator.law.name == "linear":  # a product never flattens: its core is full once the depth nears one
             saturated = peak > 0.875
-        low, high = wavelength_range
-        edge = (center < low + fwhm) | (center > high - fwhm)
+        low, high = (
+            torch.tensor(ends, dtype=torch.float64).to(center).unsqueeze(1) for ends in zip(*ranges, strict=True)
+        )
+        edge = ~((center >= low + fwhm) & (center <= high - fwhm)).any(0)
+        seen = (center > low - fwhm) & (center < high + fwhm)
         gap = torch.diff(center)
         touching = gap < 0.5 * (fwhm[1:] + fwhm[:-1])
         blended = torch.zeros_like(edge)
@@ -200,8 +204,10 @@ def _component_columns(name, emulator, errors, wavelength_range, orders) -> dict
     result = {key: value.detach().cpu().numpy() for key, value in columns.items()}
     n_line = len(emulator)
     result["component"] = np.full(n_line, name)
-    result["species"] = np.array(getattr(emulator, "species", None) or [""] * n_line, dtype="U16")
-    result["orders"] = np.full(n_line, orders, dtype=f"U{max(1, len(orders))}")
+    result["species"] = np.array(emulator.species or [""] * n_line, dtype="U16")
+    known = np.array(orders, dtype="U")
+    texts = [",".join(known[column]) for column in seen.cpu().numpy().T]
+    result["orders"] = np.array(texts, dtype="U") if any(texts) else np.full(n_line, "", dtype="U1")
     return result
 
 
@@ -221,7 +227,8 @@ def emulator_from_ledger(table, *, component: str | None = None, law=None, wavel
     ----------
     table : Table
         Columns may be quantities of any length unit, or bare numbers in Å. `rv_offset` [km/s], if present, is taken as
-        already contained in `center`; `depth` < 0, or `sign` < 0, marks emission.
+        already contained in `center`; `depth` < 0, or `sign` < 0, marks emission. `species`, if present, stays with the
+        emulator's lines.
     component : str, optional
         Rows of this component only, where the table has the column `component`.
     law : SaturationLaw or str, optional
@@ -260,6 +267,7 @@ def emulator_from_ledger(table, *, component: str | None = None, law=None, wavel
         sign=sign,
         law=law,
         wavelength_range=wavelength_range or table.meta.get("wavelength_range"),
+        species=np.asarray(table["species"]).astype("U") if "species" in table.colnames else None,
     )
 
 

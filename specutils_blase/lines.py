@@ -11,6 +11,7 @@ Does not live here: the sums themselves (`line_sum`), motion and rotation (`extr
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from copy import deepcopy
 
 import torch
@@ -47,6 +48,8 @@ class LineEmulator(DoublePrecision):
         "log", "linear", "minnaert", or an object.
     wavelength_range : (float, float), optional
         Range in Å over which the line list is complete; the outermost centres when not given.
+    species : sequence of str, optional
+        What makes each line, empty where unknown.
 
     References
     ----------
@@ -55,7 +58,19 @@ class LineEmulator(DoublePrecision):
 
     double = ("center",)
 
-    def __init__(self, center, area, sigma, gamma, *, rv_offset=None, sign=None, law="log", wavelength_range=None):
+    def __init__(
+        self,
+        center,
+        area,
+        sigma,
+        gamma,
+        *,
+        rv_offset=None,
+        sign=None,
+        law="log",
+        wavelength_range=None,
+        species: Sequence[str] | None = None,
+    ):
         super().__init__()
         center, area, sigma, gamma = (
             torch.as_tensor(values, dtype=torch.float64).reshape(-1) for values in (center, area, sigma, gamma)
@@ -89,6 +104,7 @@ class LineEmulator(DoublePrecision):
         # ln γ = -inf has no gradient; 1e-8 Å is 1e-6 of the narrowest line there is.
         self.ln_gamma = nn.Parameter(gamma[order].clamp(min=1e-8).log())
         self.rv_offset = nn.Parameter(rv_offset[order])
+        self.species = None if species is None else [str(species[k]) for k in order.tolist()]
 
     def __len__(self) -> int:
         return self.center.numel()
@@ -136,6 +152,7 @@ class LineEmulator(DoublePrecision):
             sign=self.sign[index],
             law=deepcopy(self.law),  # its parameters may be fitted: not those of the emulator this came from
             wavelength_range=self.wavelength_range,
+            species=None if self.species is None else [self.species[k] for k in index.tolist()],
         )
         return part
 

@@ -1,16 +1,15 @@
-"""Structured normal equations and their factor.
+"""Structured normal equations.
 
 Lines in wavelength order touch only their neighbours, so the normal matrix of their parameters is block-tridiagonal;
 parameters that touch everything form a thin border. Factorising, solving and the marginal covariances cost time and
 memory linear in the number of lines, with dense blocks that run on any device.
 
-Does not live here: derivatives (`jacobian`), the iteration (`least_squares`).
+Does not live here: their factor (`factor`), derivatives (`jacobian`), the iteration (`least_squares`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,6 +17,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from .factor import Factor
 from .jacobian import Jacobian
 
 _CHUNK = 1 << 22  # dense values held at once during assembly
@@ -78,10 +78,11 @@ class NormalEquations:
         self.partition = _partition(jacobian, residual.device)
         self._root, self._dense = root, dense
         self.residual = residual
-        self._spans = [
-            (block.columns, block.start + block.values.shape[-1] // 4, block.start + (3 * block.values.shape[-1]) // 4)
-            for block in jacobian.blocks
-        ]
+        self._spans = []
+        for block in jacobian.blocks:
+            start, stop = block.span(residual.numel())
+            width = stop - start
+            self._spans.append((block.columns, start + width // 4, start + (3 * width) // 4))
         if self.partition is not None:
             self._assemble(jacobian, residual, dense, prior_precision)
 
@@ -151,9 +152,11 @@ class NormalEquations:
         """
         total = torch.cat([rows.new_zeros(1), rows.cumsum(0)])
         result = (rows.sum() + parameters.sum()).expand(self.n_parameter).clone()
-        for columns, start, stop in self._spans:
+        for columns, _, _ in self._spans:
+            result[columns] = parameters[columns].sum(1).unsqueeze(1).expand(columns.shape)
+        for columns, start, stop in self._spans:  # more than one for a line that several orders see
             window = total[stop.clamp(0, rows.numel())] - total[start.clamp(0, rows.numel())]
-            result[columns] = (window + parameters[columns].sum(1)).unsqueeze(1).expand(columns.shape)
+            result[columns] += window.unsqueeze(1)
         return result
 
     def factor(self, damping: Tensor | float = 0.0) -> Factor:
@@ -176,160 +179,6 @@ class NormalEquations:
         return factor.solve(gradient), factor
 
 
-class Factor:
-    """Block Cholesky factor of `NormalEquations`, with its Schur complement for the border."""
-
-    def __init__(self, normal: NormalEquations, damping: Tensor):
-        self.normal = normal
-        # Whether blocks are positive definite is asked once, at the end: on a GPU every question stalls the queue.
-        failures = self._factorise(damping, lambda matrix: torch.linalg.cholesky_ex(matrix))
-        if failures and bool(torch.stack(failures).any()):
-            self._factorise(damping, _mended_cholesky)
-
-    def _factorise(self, damping: Tensor, cholesky: Callable[[Tensor], tuple[Tensor, Tensor]]) -> list[Tensor]:
-        normal, failures = self.normal, []
-        corner = normal.corner + torch.diag((damping * normal.diagonal)[normal.border])
-        self.lower: list[Tensor] = []
-        self.below: list[Tensor] = []
-        if normal.partition is not None:
-            blocks = normal.diagonal_blocks
-            blocks = blocks + torch.diag_embed(self._gather(damping * normal.diagonal))
-            for index in range(blocks.shape[0]):
-                block = blocks[index]
-                if index:
-                    below = torch.linalg.solve_triangular(
-                        self.lower[-1], normal.lower_blocks[index - 1].mT, upper=False
-                    ).mT
-                    self.below.append(below)
-                    block = block - below @ below.mT
-                lower, info = cholesky(block)
-                self.lower.append(lower)
-                failures.append(info)
-            self.border_solution = self._solve_local(normal.border_blocks)
-            corner = corner - torch.einsum("bpi,bpj->ij", normal.border_blocks, self.border_solution)
-        self.corner = corner
-        if corner.numel():
-            self.corner, info = cholesky(corner)
-            failures.append(info)
-        return failures
-
-    def _solve_local(self, right: Tensor) -> Tensor:
-        """Solve the block-tridiagonal part for right sides (n_block, width, n)."""
-        forward: list[Tensor] = []
-        for index, lower in enumerate(self.lower):
-            value = right[index]
-            if index:
-                value = value - self.below[index - 1] @ forward[-1]
-            forward.append(torch.linalg.solve_triangular(lower, value, upper=False))
-        return self._back_substitute(forward)
-
-    def _back_substitute(self, forward: list[Tensor]) -> Tensor:
-        result: list[Tensor] = [None] * len(forward)
-        for index in range(len(forward) - 1, -1, -1):
-            value = forward[index]
-            if index + 1 < len(forward):
-                value = value - self.below[index].mT @ result[index + 1]
-            result[index] = torch.linalg.solve_triangular(self.lower[index].mT, value, upper=True)
-        return torch.stack(result)
-
-    def _gather(self, vector: Tensor) -> Tensor:
-        columns = self.normal.partition.columns
-        return torch.where(columns >= 0, vector[columns.clamp(min=0)], 0.0)
-
-    def _scatter(self, blocks: Tensor, border: Tensor, elsewhere: Tensor | None = None) -> Tensor:
-        """Vector of parameters; `elsewhere` (or zero) for those that no datum touches."""
-        result = border.new_zeros(self.normal.n_parameter) if elsewhere is None else elsewhere
-        if self.normal.partition is not None:
-            columns = self.normal.partition.columns
-            used = columns >= 0
-            result[columns[used]] = blocks[used]
-        result[self.normal.border] = border
-        return result
-
-    def solve(self, right: Tensor) -> Tensor:
-        """Solution δ for a right side (n_parameter,)."""
-        border = right[self.normal.border]
-        if self.normal.partition is None:
-            return self._scatter(None, torch.cholesky_solve(border.unsqueeze(-1), self.corner).squeeze(-1))
-        local = self._solve_local(self._gather(right).unsqueeze(-1))
-        if border.numel():
-            reduced = border - torch.einsum("bpi,bp->i", self.normal.border_blocks, local.squeeze(-1))
-            border = torch.cholesky_solve(reduced.unsqueeze(-1), self.corner).squeeze(-1)
-            local = local - (self.border_solution @ border).unsqueeze(-1)
-        return self._scatter(local.squeeze(-1), border)
-
-    def variance(self) -> Tensor:
-        """Marginal variance of every parameter, (n_parameter,)."""
-        border, prior = torch.diagonal(self.border_covariance()), 1.0 / self.normal.prior_precision
-        if self.normal.partition is None:
-            return self._scatter(None, border, prior)
-        return self._scatter(torch.diagonal(self.block_covariance(), dim1=-2, dim2=-1), border, prior)
-
-    def border_covariance(self) -> Tensor:
-        """Covariance of the border's parameters, in the order of `NormalEquations.border`."""
-        return torch.cholesky_inverse(self.corner) if self.corner.numel() else self.corner
-
-    def block_covariance(self) -> Tensor:
-        """Marginal covariance within each block, (n_block, width, width), by selected inversion (Takahashi 1973)."""
-        result: list[Tensor] = [None] * len(self.lower)
-        for index in range(len(self.lower) - 1, -1, -1):
-            inverse = torch.cholesky_inverse(self.lower[index])
-            if index + 1 < len(self.lower):
-                gain = torch.linalg.solve_triangular(self.lower[index].mT, self.below[index].mT, upper=True)
-                inverse = inverse + gain @ result[index + 1] @ gain.mT
-            result[index] = inverse
-        covariance = torch.stack(result)
-        if self.corner.numel():
-            covariance = covariance + self.border_solution @ self.border_covariance() @ self.border_solution.mT
-        return covariance
-
-    def covariance_blocks(self, columns: Tensor) -> Tensor:
-        """Marginal covariance of small groups of local parameters, e.g. of each line; (n_group, k, k) for (n_group, k).
-
-        Groups that belong to the border are served too, and groups that no datum touches keep their prior's; a group
-        must not straddle blocks.
-        """
-        place = torch.full((self.normal.n_parameter,), -1, dtype=torch.long, device=columns.device)
-        result = torch.diag_embed(1.0 / self.normal.prior_precision[columns])
-        place[self.normal.border] = torch.arange(self.normal.border.numel(), device=columns.device)
-        at = place[columns]
-        chosen = (at >= 0).all(-1)
-        pick = at[chosen]
-        result[chosen] = self.border_covariance()[pick.unsqueeze(-1), pick.unsqueeze(-2)]
-        if self.normal.partition is not None:
-            table = self.normal.partition.columns
-            flat = table.reshape(-1)
-            used = flat >= 0
-            place.fill_(-1)
-            place[flat[used]] = torch.arange(flat.numel(), device=columns.device)[used]
-            at = place[columns]
-            chosen = (at >= 0).all(-1)
-            block, inner = at[chosen][:, 0] // table.shape[1], at[chosen] % table.shape[1]
-            covariance = self.block_covariance()
-            result[chosen] = covariance[block.view(-1, 1, 1), inner.unsqueeze(-1), inner.unsqueeze(-2)]
-        return result
-
-    def draw(self, n_draw: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draws from the Gaussian with this precision matrix, zero mean, (n_draw, n_parameter).
-
-        Parameters that no datum touches scatter as their priors do.
-        """
-        dtype, device = self.corner.dtype, self.corner.device
-        shape = (n_draw, self.normal.n_parameter)
-        elsewhere = torch.randn(shape, generator=generator, dtype=dtype, device=device)
-        elsewhere /= self.normal.prior_precision.sqrt()
-        n_border = self.normal.border.numel()
-        noise = torch.randn(n_border, n_draw, generator=generator, dtype=dtype, device=device)
-        border = torch.linalg.solve_triangular(self.corner.mT, noise, upper=True) if n_border else noise
-        if self.normal.partition is None:
-            return torch.stack([self._scatter(None, border[:, k], elsewhere[k]) for k in range(n_draw)])
-        shape = (*self.normal.partition.columns.shape, n_draw)
-        noise = torch.randn(shape, generator=generator, dtype=dtype, device=device)
-        local = self._back_substitute(list(noise))
-        local = local - self.border_solution @ border
-        return torch.stack([self._scatter(local[..., k], border[:, k], elsewhere[k]) for k in range(n_draw)])
-
-
 def _flatten(jacobian: Jacobian, columns: Tensor, root: Tensor) -> _Entries:
     """All local derivatives in the order of the blocks' columns, times the root of the weights."""
     flat = columns.reshape(-1)
@@ -347,33 +196,33 @@ def _flatten(jacobian: Jacobian, columns: Tensor, root: Tensor) -> _Entries:
         offset = torch.arange(block.values.shape[-1], device=flat.device)
         position = start.unsqueeze(1) + offset
         rows = block.start.unsqueeze(1) + offset
-        inside = (rows >= 0) & (rows < root.numel())
-        rows = rows.clamp(0, root.numel() - 1)
+        n_pixel = root.numel() if block.rows is None else block.rows.numel()
+        inside = (rows >= 0) & (rows < n_pixel)
+        rows = rows.clamp(0, n_pixel - 1)
+        if block.rows is not None:
+            rows = block.rows[rows]
         scaled = block.values.double() * (root[rows] * inside).unsqueeze(1)
         value[position] = scaled.reshape(position.shape)
         row[position] = rows.repeat_interleave(block.columns.shape[1], dim=0)
     return _Entries(value, row, torch.repeat_interleave(at[order], length[order]))
 
 
-def _mended_cholesky(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Cholesky factor; a matrix that rounding has made indefinite gets the smallest jitter that mends it."""
-    factor, info = torch.linalg.cholesky_ex(matrix)
-    jitter = 1e-14
-    while int(info) and jitter < 1e-3:
-        jitter *= 100.0
-        factor, info = torch.linalg.cholesky_ex(matrix + jitter * torch.diag(torch.diagonal(matrix).abs()))
-    if int(info):
-        raise torch.linalg.LinAlgError("the normal matrix is not positive definite: a parameter has no information")
-    return factor, info
-
-
 def _partition(jacobian: Jacobian, device) -> _Partition | None:
     """Group lines into blocks that share rows with their neighbours only."""
     if not jacobian.blocks:
         return None
-    start = torch.cat([block.start for block in jacobian.blocks])
-    stop = torch.cat([block.start + block.values.shape[-1] for block in jacobian.blocks])
-    groups = [row.tolist() for block in jacobian.blocks for row in block.columns]
+    spans = [block.span(jacobian.flux.numel()) for block in jacobian.blocks]
+    start, stop = (torch.cat(ends) for ends in zip(*spans, strict=True))
+    columns = [row for block in jacobian.blocks for row in block.columns.tolist()]
+    key = torch.tensor([row[0] for row in columns], device=start.device)
+    known, line = torch.unique(key, return_inverse=True)
+    if known.numel() < key.numel():  # a line that several orders see stands in as many blocks
+        start = start.new_full(known.shape, 1 << 60).scatter_reduce(0, line, start, "amin")
+        stop = stop.new_zeros(known.shape).scatter_reduce(0, line, stop, "amax")
+        first_seen = dict(zip(line.tolist(), columns, strict=True))
+        groups = [first_seen[index] for index in range(known.numel())]
+    else:
+        groups = columns
     order = torch.argsort(start + stop).tolist()
     start, stop = start[order].tolist(), stop[order].tolist()
     lowest_after = start[:]  # smallest start among this and all later lines

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .echelle import EchelleModel
 from .model import ForwardModel, Stages
 
 KINDS = ("ln_area", "ln_sigma", "ln_gamma", "rv_offset")
@@ -24,13 +25,21 @@ square and flat in v sin i itself, where a Gauss-Newton step would be arbitrary.
 """
 
 
+ORDER_GLOBALS = ("resolving_power", "continuum")
+"""Those of `GLOBALS` that every order of an échelle spectrum has for itself."""
+
+
 @dataclass(frozen=True)
 class FreeParameters:
     """Which of a model's parameters are free, and where each stands in the parameter vector.
 
+    The vector has the lines' parameters first, component by component, then the shared `GLOBALS`, then those of each
+    order. In the dictionaries a name of an order's own parameter is followed by the order's position, as
+    "continuum[3]", if the model is an `EchelleModel`.
+
     Parameters
     ----------
-    model : ForwardModel
+    model : ForwardModel or EchelleModel
     kinds : dict
         Component name to the free line parameters among `KINDS`.
     lines : dict
@@ -39,32 +48,45 @@ class FreeParameters:
         Free ones among `GLOBALS`.
     """
 
-    model: ForwardModel
+    model: ForwardModel | EchelleModel
     kinds: dict[str, tuple[str, ...]]
     lines: dict[str, Tensor]
     globals: tuple[str, ...] = ()
     _tensors: dict[str, torch.nn.Parameter] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self):
-        model = self.model
+        model, many = self.model, isinstance(self.model, EchelleModel)
         owners = {
             "rv": (model.doppler, "rv"),
             "vsini": (model.rotation, "vsini"),
             "limb_darkening": (model.rotation, "limb_darkening"),
-            "resolving_power": (model.line_spread, "ln_resolving_power"),
-            "continuum": (model.continuum, "coefficients"),
             "star_law": (model.star.law if model.star is not None else None, "coefficients"),
             "telluric_law": (model.telluric.law if model.telluric is not None else None, "coefficients"),
         }
+        wanted = {name: (name, *owners[name]) for name in self.globals if name in owners}
+        for k, order in enumerate(self.orders):
+            own = {
+                "resolving_power": (order.line_spread, "ln_resolving_power"),
+                "continuum": (order.continuum, "coefficients"),
+            }
+            wanted |= {f"{name}[{k}]" if many else name: (name, *own[name]) for name in self.globals if name in own}
         tensors = {}
-        for name in self.globals:
-            owner, attribute = owners[name]
+        for key, (name, owner, attribute) in wanted.items():
             if owner is None:
                 raise ValueError(f"{name} cannot be free: the model has no such stage")
             if name.endswith("_law") and not owner.n_parameter:
                 continue
-            tensors[name] = getattr(owner, attribute)
+            tensors[key] = getattr(owner, attribute)
         object.__setattr__(self, "_tensors", tensors)
+
+    @property
+    def orders(self) -> tuple[ForwardModel, ...]:
+        """The models of the single orders."""
+        return tuple(self.model.orders) if isinstance(self.model, EchelleModel) else (self.model,)
+
+    def part(self, k: int) -> FreeParameters | OrderParameters:
+        """The free parameters as order k sees them."""
+        return OrderParameters.of(self, k) if isinstance(self.model, EchelleModel) else self
 
     def columns(self, component: str) -> Tensor:
         """Position in the vector of each free parameter of each free line, (n_free_line, n_kind)."""
@@ -104,20 +126,33 @@ class FreeParameters:
             parts.append(value.square() if name == "vsini" else value)
         return torch.cat(parts)
 
-    def evaluate(self) -> tuple[Stages, Callable[[Tensor], Tensor]]:
-        """All stages of one evaluation, and the way back: the exact Jᵀ × a cotangent of the flux, by autograd, once."""
+    def merge(self, parts: list[Tensor]) -> Tensor:
+        """One value a pixel of each order, as one tensor in the order in which solvers see them."""
+        return self.model.merge(parts) if isinstance(self.model, EchelleModel) else parts[0]
+
+    def split(self, merged: Tensor) -> list[Tensor]:
+        """The inverse of `merge`."""
+        return self.model.split(merged) if isinstance(self.model, EchelleModel) else [merged]
+
+    def flux(self) -> Tensor:
+        """Model flux of all orders, as `merge` puts them."""
+        return self.merge([order() for order in self.orders])
+
+    def evaluate(self) -> tuple[Tensor, list[Stages], Callable[[Tensor], Tensor]]:
+        """Flux, stages of each order, and the way back: the exact Jᵀ × a cotangent of the flux, by autograd, once."""
         inputs, kinds = [], {}
         for name, emulator in self.model.components.items():
             kinds[name] = [getattr(emulator, kind) for kind in self.kinds[name]]
             inputs += kinds[name]
         inputs += list(self._tensors.values())
         with torch.enable_grad():
-            stages = self.model.stages()
+            stages = [order.stages() for order in self.orders]
+            flux = self.merge([each.flux for each in stages])
 
         def pull(cotangent: Tensor) -> Tensor:
             with torch.enable_grad():
-                product = stages.flux @ cotangent.to(stages.flux.dtype)
-            gradients = list(torch.autograd.grad(product, inputs))
+                product = flux @ cotangent.to(flux.dtype)
+            gradients = list(torch.autograd.grad(product, inputs, materialize_grads=True))
             parts = []
             for name in self.model.components:
                 own = [gradients.pop(0)[self.lines[name]] for _ in kinds[name]]
@@ -128,7 +163,7 @@ class FreeParameters:
                 parts.append((gradient.double() / slope).reshape(-1))
             return torch.cat(parts)
 
-        return stages.detach(), pull
+        return flux.detach(), [each.detach() for each in stages], pull
 
     @torch.no_grad()
     def write(self, vector: Tensor) -> None:
@@ -147,3 +182,46 @@ class FreeParameters:
             value = vector[start : start + tensor.numel()].reshape(tensor.shape)
             tensor.copy_(value.clamp(min=0.0).sqrt() if name == "vsini" else value)
             start += tensor.numel()
+
+
+@dataclass(frozen=True)
+class OrderParameters:
+    """What one order sees of the `FreeParameters` of an échelle model: its own lines, the whole vector's positions.
+
+    Parameters
+    ----------
+    model : ForwardModel
+        Of the order.
+    kinds, lines : dict
+        As of `FreeParameters`; lines are counted as the order's own emulators count them.
+    global_slices : dict
+        Name of a global parameter, without an order's position, to its place in the vector.
+    """
+
+    model: ForwardModel
+    kinds: dict[str, tuple[str, ...]]
+    lines: dict[str, Tensor]
+    global_slices: dict[str, slice]
+    _columns: dict[str, Tensor] = field(repr=False)
+
+    @classmethod
+    def of(cls, free: FreeParameters, k: int) -> OrderParameters:
+        model = free.model.orders[k]
+        lines, columns = {}, {}
+        for name, view in model.components.items():
+            row = torch.full((len(view.parent),), -1, dtype=torch.long, device=view.index.device)
+            row[free.lines[name]] = torch.arange(free.lines[name].numel(), device=row.device)
+            seen = row[view.index]
+            lines[name] = (seen >= 0).nonzero().squeeze(-1)
+            columns[name] = free.columns(name)[seen[lines[name]]]
+        suffix = f"[{k}]"
+        slices = {
+            key.removesuffix(suffix): place
+            for key, place in free.global_slices.items()
+            if key.endswith(suffix) or "[" not in key
+        }
+        return cls(model, free.kinds, lines, slices, columns)
+
+    def columns(self, component: str) -> Tensor:
+        """Position in the whole vector of each free parameter of each free line of this order."""
+        return self._columns[component]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .jacobian import Cut, linearize
+from .jacobian import BAND, COVARIANCE, linearize
 from .model import Stages
 from .normal_equations import NormalEquations
 from .parameters import FreeParameters
@@ -29,7 +29,8 @@ class _Evaluation:
     state: Tensor
     flux: Tensor
     weight: Tensor
-    stages: Stages
+    model_flux: Tensor
+    stages: list[Stages]
     pull: Callable[[Tensor], Tensor] | None
     pulled: Tensor | None = None
 
@@ -42,13 +43,15 @@ class AnchoredProblem:
     free : FreeParameters
         The model and what is free in it.
     flux, weight : Tensor, (n,)
-        Data, and inverse variances that are zero where a pixel does not count.
+        Data, and inverse variances that are zero where a pixel does not count; of all orders together, as
+        `FreeParameters.merge` puts them.
     line_priors : dict
         Component name to its `LinePriors`.
     """
 
     def __init__(self, free: FreeParameters, flux: Tensor, weight: Tensor, line_priors: dict[str, LinePriors]):
         self.free, self.flux, self.weight = free, flux, weight
+        self.line_priors = line_priors
         self.n_datum = int((weight > 0).sum())
         self.anchor = free.read()
         self._last: _Evaluation | None = None
@@ -64,7 +67,8 @@ class AnchoredProblem:
         self.loosen(None)
         self.lower = torch.full_like(self.anchor, -torch.inf)
         self.upper = torch.full_like(self.anchor, torch.inf)
-        for name, columns in free.global_slices.items():
+        for key, columns in free.global_slices.items():
+            name = key.partition("[")[0]
             self.precision[columns] = GLOBAL_PRIORS[name] ** -2
             if name == "vsini":
                 rotation = free.model.rotation
@@ -90,7 +94,7 @@ class AnchoredProblem:
     def chi_square(self) -> float:
         """Σ weight (data - model)² at the model's present state."""
         with torch.no_grad():
-            return float((self.weight * (self.flux - self.free.model()).square()).sum())
+            return float((self.weight * (self.flux - self.free.flux()).square()).sum())
 
     def write(self, vector: Tensor) -> None:
         """Put a vector into the model."""
@@ -117,13 +121,13 @@ class AnchoredProblem:
     def _pull(self, known: _Evaluation) -> Tensor:
         """JᵀW × residual at an evaluation."""
         if known.pulled is None:
-            known.pulled = known.pull(self.weight * (self.flux - known.stages.flux))
+            known.pulled = known.pull(self.weight * (self.flux - known.model_flux))
             known.pull = None
         return known.pulled
 
     def evaluate(self, vector: Tensor) -> tuple[Tensor, Tensor]:
         """χ² of every pixel and prior term of every parameter; their total is the cost."""
-        flux = self._at(vector).stages.flux
+        flux = self._at(vector).model_flux
         return self.weight * (self.flux - flux).square(), self.prior_cost(vector)
 
     def value_and_pull(self, vector: Tensor) -> tuple[float, Tensor]:
@@ -153,10 +157,11 @@ class AnchoredProblem:
         freedom = torch.where(heavy, self.freedom, 1.0)
         return self.precision / self.slack.square() * torch.where(heavy, (freedom + 1.0) / (freedom + square), 1.0)
 
-    def linearize(self, vector: Tensor, cut: Cut | None = None) -> NormalEquations:
-        """Normal equations at a vector; `cut` says how far out lines are followed, for steps if not given."""
+    def linearize(self, vector: Tensor, precise: bool = False) -> NormalEquations:
+        """Normal equations at a vector; `precise` follows lines out into their wings, as far as a band allows."""
         known = self._at(vector)
-        jacobian = linearize(self.free, known.stages, cut)
+        in_band = max(len(order.sampling) for order in self.free.orders) > BAND
+        jacobian = linearize(self.free, known.stages, COVARIANCE if precise and not in_band else None)
         precision = self.prior_precision(vector)
         pull = precision * (self.anchor - vector)
         residual = self.flux - jacobian.flux

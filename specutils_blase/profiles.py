@@ -17,7 +17,7 @@ from torch import Tensor
 SQRT_PI = math.sqrt(math.pi)
 
 FAR_RADIUS = {torch.float64: 8.0, torch.float32: 5.0}
-"""|z| beyond which the asymptotic series is used: further out, -2zw + 2i/√π loses |z|² roundings of single precision."""
+"""|z| beyond which the asymptotic series is used: inside, -2zw + 2i/√π loses |z|² roundings."""
 
 _BLOCK = 1 << 15
 """Points that a thread evaluates at once: the dozen temporaries of a block then stay in the cache of its core.

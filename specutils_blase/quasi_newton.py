@@ -18,13 +18,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .normal_equations import Factor, NormalEquations
+from .factor import Factor
+from .normal_equations import NormalEquations
 
 REFRESH = 15
 """Iterations after which the preconditioner is computed afresh and the memory starts anew."""
 
-SHIFT = 1e-3
-"""Multiple of the normal matrix's diagonal added to it: directions that only the priors hold stay short."""
+SHIFT, LEAST_SHIFT, MOST_SHIFT = 1e-3, 1e-8, 1e-1
+"""Multiple of the normal matrix's diagonal added to it, at first, and its bounds.
+
+Directions that only the priors hold stay short. Far wings that the continuum can imitate are as poorly determined, and
+there a shift makes the iteration creep: it falls tenfold with every matrix as long as whole steps succeed.
+"""
 
 SUFFICIENT = 1e-4
 """Part of the decrease promised by the slope that a step must keep (Armijo)."""
@@ -70,28 +75,32 @@ class Point:
 def quasi_newton(problem, vector: Tensor, tolerance: Callable[[float], float], max_iterations: int) -> Iterator[State]:
     r"""Iterate from `vector`, yielding the state after each iteration and, again, at the end.
 
-    The direction is L-BFGS's (Nocedal & Wright 2006, algorithm 7.4) with H₀ ∝ (A + `SHIFT` diag A)⁻¹, A being the
-    Gauss-Newton matrix of every `REFRESH` iterations. Status is "" while it goes on, "converged" once the undamped
+    The direction is L-BFGS's (Nocedal & Wright 2006, algorithm 7.4) with H₀ ∝ (A + s diag A)⁻¹, A being the
+    Gauss-Newton matrix of every `REFRESH` iterations, with the wings of the lines in it: wings that are cut off cannot
+    be told from the continuum, and the iteration creeps. Status is "" while it goes on, "converged" once the undamped
     quadratic model promises less than `tolerance(cost)`, "stalled" where not even the steepest way down the
     preconditioner leads down, "iterations" at the limit.
     """
     point = Point.at(problem, vector)
     memory: deque[tuple[Tensor, Tensor, float]] = deque(maxlen=REFRESH)
     normal = factor = None
-    promised, fresh = math.inf, False
+    promised, fresh, shift, shortened = math.inf, False, 10.0 * SHIFT, 0
     for _ in range(max_iterations):
         if normal is None:
-            normal = problem.linearize(point.vector)
+            normal = problem.linearize(point.vector, precise=True)
             promised = remaining_decrease(normal)
             if promised < tolerance(point.cost):
                 yield State("converged", point.vector, point.cost, promised, normal)
                 return
-            factor = normal.step(torch.full_like(point.pull, SHIFT))[1]
+            shift = min(max(shift * (0.1 if shortened < 3 else 10.0), LEAST_SHIFT), MOST_SHIFT)
+            shortened = 0
+            factor = normal.step(torch.full_like(point.pull, shift))[1]
             memory.clear()
             fresh = True
         direction = _direction(point, factor, memory)
         slope = float(point.pull @ direction)
-        following = _search(problem, point, direction, slope)
+        following, scale = _search(problem, point, direction, slope)
+        shortened += scale < 0.5
         if following is None:
             if fresh:
                 yield State("stalled", point.vector, point.cost, promised, normal)
@@ -108,7 +117,7 @@ def quasi_newton(problem, vector: Tensor, tolerance: Callable[[float], float], m
         if len(memory) == REFRESH or (slope < 0.3 * tolerance(point.cost) and len(memory) > 2):
             normal = None
     if not fresh:
-        normal = problem.linearize(point.vector)
+        normal = problem.linearize(point.vector, precise=True)
         promised = remaining_decrease(normal)
     status = "converged" if promised < tolerance(point.cost) else "iterations"
     yield State(status, point.vector, point.cost, promised, normal)
@@ -131,10 +140,10 @@ def _direction(point: Point, factor: Factor, memory) -> Tensor:
     return torch.where(point.pinned, 0.0, direction)
 
 
-def _search(problem, point: Point, direction: Tensor, slope: float) -> Point | None:
-    """Point of sufficient decrease along a direction, by quadratic interpolation; None where there is none."""
+def _search(problem, point: Point, direction: Tensor, slope: float) -> tuple[Point | None, float]:
+    """Point of sufficient decrease along a direction, by quadratic interpolation, and its distance; None if none."""
     if not (math.isfinite(slope) and slope > 0.0):
-        return None
+        return None, 0.0
     scale = min(1.0, LONGEST_STEP / max(float((direction / problem.limit).abs().max()), 1e-300))
     for _ in range(MOST_HALVINGS):
         trial = Point.at(problem, problem.project(point.vector + scale * direction))
@@ -143,6 +152,6 @@ def _search(problem, point: Point, direction: Tensor, slope: float) -> Point | N
             continue
         rise = trial.cost - point.cost
         if rise <= -2.0 * SUFFICIENT * scale * slope:
-            return trial
+            return trial, scale
         scale *= min(max(scale * slope / (rise + 2.0 * scale * slope), 0.1), 0.5)
-    return None
+    return None, 0.0

@@ -50,6 +50,8 @@ class FitResult:
         Iteration, cost, damping.
     settings : dict
         Everything asked for.
+    orders : QTable, optional
+        One row an order; see `outcome.ORDER_COLUMNS`.
     """
 
     model: ForwardModel
@@ -65,6 +67,7 @@ class FitResult:
     message: str
     history: list[dict[str, float]]
     settings: dict = field(default_factory=dict)
+    orders: QTable | None = None
 
     def __repr__(self) -> str:
         lines = [f"FitResult: {self.message}"]

@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor
 
+from .echelle import EchelleModel
 from .instrument import Continuum
 from .least_squares import minimize
 from .model import ForwardModel
@@ -17,7 +18,7 @@ from .parameters import FreeParameters
 from .priors import LinePriors
 from .problem import AnchoredProblem
 
-LOOSE_ITERATIONS = 15
+LOOSE_ITERATIONS = 30
 """Limit on the iterations of each preliminary stage."""
 
 
@@ -45,8 +46,8 @@ def start_continuum(model: ForwardModel, flux: Tensor, weight: Tensor) -> None:
     model.continuum.coefficients.copy_(solution)
 
 
-def start_velocities(model: ForwardModel, free: tuple[str, ...], flux: Tensor, weight: Tensor) -> None:
-    """Velocities and continuum with all lines held at their clones.
+def start_velocities(model: ForwardModel | EchelleModel, free: tuple[str, ...], flux: Tensor, weight: Tensor) -> None:
+    """Velocities and continuum with all lines held at their clones; data as `FreeParameters.merge` puts them.
 
     Thousands of line widths can imitate a rotation: started at the wrong v sin i with precise data, they do, and the
     fit ends there (at S/N 2000, 1.2 km/s off with a reduced χ² of 3.5). Held lines cannot.
@@ -58,4 +59,47 @@ def start_velocities(model: ForwardModel, free: tuple[str, ...], flux: Tensor, w
     layout = FreeParameters(model, dict.fromkeys(model.components, ()), nothing, moving)
     if len(layout):
         problem = AnchoredProblem(layout, flux, weight, dict.fromkeys(model.components, LinePriors()))
-        minimize(problem, max_iterations=LOOSE_ITERATIONS, absolute_tolerance=1.0)
+        minimize(problem, max_iterations=LOOSE_ITERATIONS, absolute_tolerance=max(1.0, 1e-3 * problem.n_datum))
+
+
+LEAST_CORRELATION = 0.1
+"""Correlation of an order with its model below which it does not look like its templates."""
+
+VISIBLE = 5.0
+"""Features of the model, in units of the noise, from which on they must be seen in the data."""
+
+SAME_PLACE = 0.9
+"""Common part of two orders' wavelengths from which on one of them is taken for wrong."""
+
+
+@torch.no_grad()
+def implausible(orders, fluxes: list[Tensor], weights: list[Tensor]) -> dict[int, str]:
+    """Orders that do not show what their wavelengths promise, and the reason; all lines still held at their clones.
+
+    An order whose model has features well above the noise, none of which the data show, has the wrong wavelengths or is
+    no spectrum. Two orders that claim the same wavelengths are not both right: the one that looks less like the model
+    is left out.
+    """
+    correlations, visible = [], []
+    for order, flux, weight in zip(orders, fluxes, weights, strict=True):
+        root = weight.sqrt()
+        trend = order.continuum.basis.T * root.unsqueeze(1)
+        values = torch.stack([flux, order()], dim=1).double() * root.unsqueeze(1)
+        data, model = (values - trend @ torch.linalg.lstsq(trend, values).solution).unbind(1)
+        correlations.append(float(data @ model / (data.norm() * model.norm()).clamp(min=1e-300)))
+        visible.append(float(model.square().sum() / (root > 0).sum()) ** 0.5 > VISIBLE)
+    wrong = {
+        k: f"does not look like its templates (correlation {correlation:.2f}): are its wavelengths right?"
+        for k, correlation in enumerate(correlations)
+        if visible[k] and correlation < LEAST_CORRELATION
+    }
+    spans = [(float(order.pixels.edges.min()), float(order.pixels.edges.max())) for order in orders]
+    for one in range(len(spans)):
+        for other in range(one):
+            common = min(spans[one][1], spans[other][1]) - max(spans[one][0], spans[other][0])
+            shorter = min(spans[one][1] - spans[one][0], spans[other][1] - spans[other][0])
+            if common > SAME_PLACE * shorter and not {one, other} & set(wrong):
+                worse = one if correlations[one] < correlations[other] else other
+                if correlations[worse] < 0.5 * max(correlations[one], correlations[other]):
+                    wrong[worse] = "has the wavelengths of another order, which looks more like the templates"
+    return wrong

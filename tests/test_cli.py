@@ -14,10 +14,12 @@ from astropy.io import fits
 from astropy.table import QTable, Table
 from matplotlib.image import imread
 from specutils import Spectrum
+from test_adapters import write_hpf
+from test_loaders import write_igrins
 
 import specutils_blase as sb
 from specutils_blase import cli, demo
-from specutils_blase.simulate import perturbed, simulate
+from specutils_blase.simulate import hpf_wavelengths, perturbed, simulate
 
 RV, VSINI, R = -12.4, 6.0, 55_000
 STAR = {
@@ -372,3 +374,71 @@ class TestDemo:
             assert correlation > 0.9
             assert abs(mean) < 0.6
             assert 0.7 < scatter < 1.4
+
+
+class TestOrders:
+    def run(self, capsys, *words):
+        assert cli.main(["orders", *map(str, words)]) == 0
+        return capsys.readouterr()
+
+    def test_hpf(self, tmp_path, capsys):
+        path = write_hpf(tmp_path / "night.fits")
+        printed = self.run(capsys, path)
+        lines = printed.out.splitlines()
+        assert lines[0] == str(path) and printed.err == ""
+        assert lines[1:4] == [
+            "28 orders of HPF",
+            "target test, middle of the exposure unknown",
+            "barycentric velocity -14.198 km/s (header BRVCORR)",
+        ]
+        assert lines[4].split() == ["index", "order", "from", "Å", "to", "Å", "pixels", "good", "S/N", "R"]
+        assert len(lines) == 5 + 28
+        low, high = (f"{end:.3f}" for end in hpf_wavelengths(5)[[0, -1]])
+        assert lines[10].split() == ["5", "5", low, high, "2048", "2040", "10", "55000"]
+
+    def test_igrins_pair(self, tmp_path, capsys):
+        paths = [write_igrins(tmp_path / f"{band}.fits", band) for band in "KH"]
+        lines = self.run(capsys, *paths, "--extension", "TGT_SPEC").out.splitlines()
+        assert lines[0] == f"{paths[0]}, {paths[1]}" and lines[1] == "8 orders of IGRINS"
+        assert lines[2] == "target CPD-57 1131, middle of the exposure 2020-12-03T08:23:44 UTC"
+        assert [line.split()[1] for line in lines[5:]] == ["101", "100", "99", "98", "74", "73", "72", "71"]
+
+    def test_what_is_unknown_is_said(self, tmp_path, capsys):
+        path = write_igrins(tmp_path / "a.fits", "K", "earlier", OBJRA="", OBJDEC="")
+        printed = self.run(capsys, path)
+        assert printed.err == (
+            f"note: no variances of {path}: the noise is unknown, errors of a fit can only be relative\n"
+        )
+        assert "barycentric velocity unknown: no coordinates of the target in the header" in printed.out
+        assert printed.out.splitlines()[-1].split()[-2:] == ["-", "45000"]
+        assert (
+            "barycentric velocity -3.200 km/s (given)" in self.run(capsys, path, "--barycentric-velocity", "-3.2").out
+        )
+
+    def test_any_spectrum(self, files, capsys):
+        lines = self.run(capsys, files["data"], "--medium", "air").out.splitlines()
+        assert lines[1] == "1 order" and lines[-1].split()[:6] == ["0", "-", "10501.877", "10518.882", "300", "300"]
+
+    def test_real_files(self, shared_data, capsys):
+        file = shared_data / "data/hpf/Goldilocks_20210212T072837_v1.0_0037.spectra.fits"
+        lines = self.run(capsys, file).out.splitlines()
+        assert lines[2] == "target HR3039_tell_std, middle of the exposure 2021-02-12T07:31:50 UTC"
+        assert lines[3] == "barycentric velocity -14.199 km/s (header BRVCORR)"
+        assert lines[5].split() == ["0", "0", "8079.036", "8183.556", "2048", "2040", "262", "55000"]
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            ("none.fits", "there is no file .*none.fits"),
+            ("notes.txt", "cannot read a spectrum from .*notes.txt"),
+            ("hpf.fits", "row 0 of .*hpf.fits is no spectrum: its wavelengths do not rise from pixel to pixel"),
+            ("hpf.fits hpf.fits", "got 2 files of HPF"),
+            ("hpf.fits --extension TGT_SPEC", "extension TGT_SPEC chooses among the fluxes of an IGRINS file"),
+        ],
+    )
+    def test_bad_input(self, bad, words, message, capsys):
+        words = [f"{bad['tmp']}/{word}" if "." in word else word for word in words.split()]
+        assert cli.main(["orders", *words]) == 2
+        printed = capsys.readouterr()
+        assert re.fullmatch(rf"specutils-blase orders: error: .*{message}.*\n", printed.err), printed.err
+        assert printed.out == ""

@@ -56,7 +56,7 @@ class Toy:
     def jacobian(self, vector):
         return -torch.autograd.functional.jacobian(self.residuals, vector)
 
-    def linearize(self, vector):
+    def linearize(self, vector, precise=False):
         matrix, residual = self.jacobian(vector), self.residuals(vector)
         structured = Jacobian(residual, [], matrix, torch.arange(len(vector)))
         prior = torch.full_like(vector, WEAK)
@@ -78,7 +78,7 @@ class ManyRosenbrocks(Toy):
     def __init__(self, start):
         super().__init__(self.residuals_of, start)
 
-    def linearize(self, vector):
+    def linearize(self, vector, precise=False):
         x, _ = vector.reshape(-1, 2).T
         one, zero = torch.ones_like(x), torch.zeros_like(x)
         pair = torch.stack(

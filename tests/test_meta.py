@@ -139,4 +139,4 @@ def test_devices_of_the_parameter_vector(device):
     assert vector.device.type == device.type
     free.write(vector + 0.01)
     torch.testing.assert_close(free.read(), vector + 0.01, rtol=1e-12, atol=1e-12)
-    assert free.evaluate()[1](torch.ones(N, dtype=F64, device=device)).device.type == device.type
+    assert free.evaluate()[2](torch.ones(N, dtype=F64, device=device)).device.type == device.type

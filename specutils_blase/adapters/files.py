@@ -1,11 +1,13 @@
-"""A spectrum from a file, whoever wrote it: HPF's through muler, anything that specutils reads, or a plain table.
+"""Spectra from a file, whoever wrote it: through muler, anything that specutils reads, or a plain table.
 
-Does not live here: our own ASDF files (`asdf`), what the spectrum then means (`spectrum`).
+Does not live here: our own ASDF files (`asdf`), what the spectrum then means (`spectrum`), the files of HPF, IGRINS and
+NIRSPEC themselves (`loaders`).
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import astropy.units as u
@@ -16,7 +18,9 @@ from astropy.table import QTable
 from astropy.wcs import FITSFixedWarning
 from specutils import Spectrum, SpectrumList
 
-from .muler import HPF_ORDERS, is_hpf, load_hpf
+from .identify import instrument_of
+from .loaders import from_hpf, from_igrins, from_nirspec
+from .muler import HPF_ORDERS, load_hpf
 
 COLUMNS = {
     "wavelength": ("wavelength", "wave", "lambda"),
@@ -35,10 +39,10 @@ def load_spectrum(path, *, order: int | None = None, format: str | None = None) 
     Parameters
     ----------
     path : path-like
-        A reduced HPF file; a file that specutils reads; or a table that astropy reads, with the columns wavelength (Å
-        where it has no unit), flux and, optionally, uncertainty.
+        A reduced HPF, IGRINS or NIRSPEC file; a file that specutils reads; or a table that astropy reads, with the
+        columns wavelength (Å where it has no unit), flux and, optionally, uncertainty.
     order : int, optional
-        Which one, for files that hold several; HPF's are reduced as `load_hpf` says.
+        Which one, from the blue, for files that hold several; HPF's are reduced as `load_hpf` says.
     format : str, optional
         Name of specutils' format, where it does not recognise the file.
 
@@ -49,41 +53,86 @@ def load_spectrum(path, *, order: int | None = None, format: str | None = None) 
     OSError
         If there is no such file.
     """
+    path = _existing(path)
+    instrument = instrument_of(path) if format is None else None
+    if instrument == "HPF":
+        if order is None:
+            raise ValueError(f"{path} holds {HPF_ORDERS} orders of HPF: choose one, order=0 to {HPF_ORDERS - 1}")
+        return load_hpf(path, order)
+    if instrument is not None:
+        return _one(from_igrins(path) if instrument == "IGRINS" else from_nirspec(path), order, path)
+    classes = (Spectrum, SpectrumList) if order is None else (SpectrumList, Spectrum)
+    return _one(_read(path, classes, format), order, path)
+
+
+def load_orders(paths: Sequence, *, format: str | None = None, extension: str | None = None) -> SpectrumList:
+    """All spectra of a file, or of the files of one observation.
+
+    Parameters
+    ----------
+    paths : sequence of path-like
+        One file of anything that `load_spectrum` reads; or the H and the K file of IGRINS; or orders of NIRSPEC.
+    format : str, optional
+        Name of specutils' format, where it does not recognise the file.
+    extension : str, optional
+        EXTNAME of the flux, see `~specutils_blase.from_igrins`.
+
+    Returns
+    -------
+    `~specutils.SpectrumList`
+        As they are in the file, nothing reduced.
+
+    Raises
+    ------
+    ValueError
+        If a file cannot be read, or the files do not belong together.
+    OSError
+        If there is no such file.
+    """
+    paths = [_existing(path) for path in paths]
+    instruments = {instrument_of(path) for path in paths} if format is None else {None}
+    if extension is not None and instruments != {"IGRINS"}:
+        raise ValueError(f"extension {extension} chooses among the fluxes of an IGRINS file, {paths[0]} is none")
+    if instruments == {"IGRINS"}:
+        return from_igrins(paths, extension=extension)
+    if instruments == {"NIRSPEC"}:
+        return from_nirspec(paths)
+    if len(paths) != 1:
+        kinds = ", ".join(str(kind or "another") for kind in sorted(instruments, key=str))
+        raise ValueError(
+            f"expected one file, the H and K files of IGRINS, or orders of NIRSPEC, got {len(paths)} files of {kinds}"
+        )
+    if instruments == {"HPF"}:
+        return from_hpf(paths[0])
+    found = _read(paths[0], (SpectrumList, Spectrum), format)
+    return SpectrumList([found] if isinstance(found, Spectrum) and found.flux.ndim < 2 else list(found))
+
+
+def _existing(path) -> Path:
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"expected the file of a spectrum, got the folder {path}")
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path}")
-    if is_hpf(path) and format is None:
-        if order is None:
-            raise ValueError(f"{path} holds {HPF_ORDERS} orders of HPF: choose one, order=0 to {HPF_ORDERS - 1}")
-        return load_hpf(path, order)
+    return path
+
+
+def _read(path: Path, classes: tuple[type, ...], format: str | None) -> Spectrum | SpectrumList:
+    """By the first reader that can, those of specutils for each class in turn before the one for tables."""
+    options = {} if format is None else {"format": format}
+    readers = [(cls.read, options) for cls in classes]
+    if format is None:
+        readers.append((_from_table, {}))
+    reasons = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FITSFixedWarning)  # of readers that try a table's header as coordinates
-        return _read(path, order, format)
-
-
-def _read(path: Path, order: int | None, format: str | None) -> Spectrum:
-    options = {} if format is None else {"format": format}
-    reasons = []
-    for cls in (Spectrum, SpectrumList) if order is None else (SpectrumList, Spectrum):
-        try:
-            return _one(cls.read(str(path), **options), order, path)
-        except _NotOneSpectrum:
-            raise
-        except UNREADABLE as error:
-            reasons.append(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
-    if format is None:
-        try:
-            return _from_table(QTable.read(str(path)))
-        except UNREADABLE as error:
-            reasons.append(str(error).strip().splitlines()[0])
+        for read, options in readers:
+            try:
+                return read(str(path), **options)
+            except UNREADABLE as error:
+                reasons.append(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
     hint = "give its specutils format, or a table with the columns wavelength, flux, uncertainty"
     raise ValueError(f"cannot read a spectrum from {path} ({reasons[0].rstrip('.')}): {hint}")
-
-
-class _NotOneSpectrum(ValueError):
-    """A file that was read well, but not to one spectrum: no reason to try another reader."""
 
 
 def _one(found, order: int | None, path: Path) -> Spectrum:
@@ -94,13 +143,14 @@ def _one(found, order: int | None, path: Path) -> Spectrum:
     if order is None and number == 1:
         order = 0
     if order is None:
-        raise _NotOneSpectrum(f"{path} holds {number} spectra: choose one, order=0 to {number - 1}")
+        raise ValueError(f"{path} holds {number} spectra: choose one, order=0 to {number - 1}")
     if not 0 <= order < number:
-        raise _NotOneSpectrum(f"{path} holds {number} spectra, order must lie between 0 and {number - 1}, got {order}")
+        raise ValueError(f"{path} holds {number} spectra, order must lie between 0 and {number - 1}, got {order}")
     return found[order]
 
 
-def _from_table(table: QTable) -> Spectrum:
+def _from_table(path: str) -> Spectrum:
+    table = QTable.read(path)
     names = {name.lower(): name for name in table.colnames}
     columns = {}
     for wanted, spellings in COLUMNS.items():

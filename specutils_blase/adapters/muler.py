@@ -1,25 +1,215 @@
-"""Spectra of muler: which files are HPF's, one order of them reduced, and what its objects know beyond a `Spectrum`.
+"""Spectra of muler: what its objects know beyond a `Spectrum`, and one order of HPF reduced with it.
 
-muler is imported inside the functions only, and with the process's warning filters put back afterwards: it installs its
-own, which would silence every `RuntimeWarning`. Does not live here: units, masks and uncertainties (`spectrum`).
+Objects are recognised by their attributes and headers, so that what muler's operations leave of them is enough. muler
+is imported inside the functions only, and with the process's warning filters put back afterwards: it installs its own,
+which would silence every `RuntimeWarning`. Does not live here: units, masks and uncertainties (`spectrum`), reading
+whole files (`loaders`), header keywords (`barycentric`).
 """
 
 from __future__ import annotations
 
+import logging
 import operator
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 
+import astropy.units as u
 import numpy as np
 from astropy.io import fits
+from astropy.nddata import InverseVariance, StdDevUncertainty, VarianceUncertainty
+from astropy.time import Time
 from specutils import Spectrum
+
+from . import barycentric
+from .identify import hpf_pipeline, instrument_of, open_fits
+
+log = logging.getLogger(__name__)
 
 HPF_ORDERS = 28
 HPF_RESOLVING_POWER = 55_000.0
 
-PIPELINES = {"SCI ERROR": "Goldilocks", "SCI VARIANCE": "Slope"}
-"""Name of the fourth extension to the word by which muler knows the pipeline that wrote it."""
+NOT_HPF = (
+    "is not a reduced HPF spectrum: expected FITS with INSTRUME = HPF and the extensions Sci Flux, ..., Sci Error "
+    "(Goldilocks) or Sci Variance (Slope)"
+)
+
+INSTRUMENTS = {
+    # resolving power, noisy edges, pixels of the detector: as muler has them, for objects that have lost their class
+    "HPF": (HPF_RESOLVING_POWER, (3, 2045), 2048),
+    "IGRINS": (45_000.0, (450, 1950), 2048),
+    "NIRSPEC": (20_000.0, (10, 1000), 1024),
+}
+CLASSES = {"HPFSpectrum": "HPF", "IGRINSSpectrum": "IGRINS", "KeckNIRSPECSpectrum": "NIRSPEC"}
+PIPELINES = {"Goldilocks": "HPF", "HPF": "HPF", "NSDRP": "NIRSPEC"}
+"""``meta["pipeline"]`` of muler to the instrument."""
+
+SHIFT_LIMIT = 1.0
+"""km/s between the wavelengths of target and sky fibre (0.1 by calibration) from which on one of them was shifted."""
+
+
+@dataclass(frozen=True)
+class OrderInfo:
+    """What one order's object and header tell beyond its flux; None for what they do not tell.
+
+    Parameters
+    ----------
+    instrument : {"HPF", "IGRINS", "NIRSPEC"} or None
+        Whose spectrum it is.
+    order : int or None
+        Number of the order: HPF's 0 to 27 from the blue, the grating's of IGRINS (98-125 in H, 71-96 in K) and NIRSPEC.
+    target : str or None
+        Name in the header.
+    time : `~astropy.time.Time` or None
+        Middle of the exposure [UTC].
+    resolving_power : float or None
+        λ/FWHM, of the instrument.
+    trim : tuple of int
+        First pixel to use and the one after the last, counted along the object's axis: inside the edges that muler
+        calls noisy, and inside the first and last pixel that has light. Both 0 where no pixel has.
+    barycentric_velocity : float or None
+        [km/s] to add to a velocity measured on wavelengths as observed.
+    barycentric_source : str
+        The keywords it comes from, "given", or the reason why it is unknown.
+    """
+
+    instrument: str | None
+    order: int | None
+    target: str | None
+    time: Time | None
+    resolving_power: float | None
+    trim: tuple[int, int]
+    barycentric_velocity: float | None
+    barycentric_source: str
+
+
+def describe_order(spectrum: Spectrum, *, barycentric_velocity: u.Quantity | float | None = None) -> OrderInfo:
+    """What is known of one order beyond its flux.
+
+    Parameters
+    ----------
+    spectrum : `~specutils.Spectrum`
+        An order as muler or our loaders read it, before or after muler's operations, or any other spectrum.
+    barycentric_velocity : `~astropy.units.Quantity` or float, optional
+        Barycentric radial velocity correction [km/s]. By default that of the header (``BRVCORR``), else one computed
+        from coordinates, time and telescope in it, without network. One that is given is used whatever the header
+        says; a difference above 0.1 km/s is logged.
+
+    Returns
+    -------
+    OrderInfo
+
+    Notes
+    -----
+    muler's ``rv_shift`` moves the wavelengths and records nothing. Where the sky fibre, which it leaves behind, shows a
+    shift, the barycentric velocity is unknown unless given.
+    """
+    header = _header(spectrum)
+    instrument = _instrument(spectrum)
+    velocity, source = barycentric.barycentric_velocity(header, instrument)
+    shift = _shift_from_sky(spectrum)
+    if velocity is not None and abs(shift) > SHIFT_LIMIT:
+        velocity, source = None, f"unknown: wavelengths shifted by {shift:+.1f} km/s against the sky fibre"
+    if barycentric_velocity is not None:
+        from ..spectrum import to_kms
+
+        given = to_kms(barycentric_velocity, "barycentric_velocity")
+        if velocity is not None and abs(given - velocity) > 0.1:
+            log.warning("barycentric velocity %+.3f km/s given, %+.3f km/s by %s", given, velocity, source)
+        velocity, source = given, "given"
+    order = _meta(spectrum).get("m")
+    return OrderInfo(
+        instrument=instrument,
+        order=int(order) if isinstance(order, int | np.integer) else None,
+        target=None if header is None else barycentric.text(header, "OBJECT"),
+        time=None if header is None or instrument is None else barycentric.mid_exposure(header, instrument),
+        resolving_power=resolving_power(spectrum),
+        trim=_trim(spectrum, instrument),
+        barycentric_velocity=velocity,
+        barycentric_source=source,
+    )
+
+
+def good_pixels(spectrum: Spectrum) -> np.ndarray:
+    """Which pixels to use, as booleans of shape (n,) along the object's axis: with light, and inside ``trim``.
+
+    A pixel has light when its flux is finite, its uncertainty, where one is known, finite and positive, and its mask
+    not set. muler's own mask is not enough: most of its operations lose it, or make NaN that it does not know of.
+    """
+    start, stop = _trim(spectrum, _instrument(spectrum))
+    good = _with_light(spectrum)
+    good[:start] = False
+    good[stop:] = False
+    return good
+
+
+def resolving_power(spectrum) -> float | None:
+    """λ/FWHM: ``instrumental_resolution`` of a muler object, that of the instrument in the header, or None."""
+    value = getattr(spectrum, "instrumental_resolution", None)
+    if value is None:
+        value = INSTRUMENTS.get(_instrument(spectrum), (None,))[0]
+    return None if value is None else float(value)
+
+
+def _meta(spectrum) -> Mapping:
+    meta = getattr(spectrum, "meta", None)
+    return meta if isinstance(meta, Mapping) else {}
+
+
+def _header(spectrum) -> Mapping | fits.Header | None:
+    header = _meta(spectrum).get("header")
+    return header if isinstance(header, Mapping | fits.Header) else None
+
+
+def _instrument(spectrum) -> str | None:
+    """By the header, by the pipeline that muler notes, or by the class: any of them may have been lost."""
+    header = _header(spectrum)
+    said = "" if header is None else (barycentric.text(header, "INSTRUME") or "").upper()
+    for name in INSTRUMENTS:
+        if said.startswith(name):
+            return name
+    if said:
+        return None
+    pipeline = PIPELINES.get(str(_meta(spectrum).get("pipeline")))
+    return pipeline or next((CLASSES[c.__name__] for c in type(spectrum).__mro__ if c.__name__ in CLASSES), None)
+
+
+def _with_light(spectrum: Spectrum) -> np.ndarray:
+    flux = np.asarray(spectrum.flux.value)
+    if flux.ndim != 1:
+        raise ValueError(f"expected one order, got flux of shape {flux.shape}: describe the orders one by one")
+    good = np.isfinite(flux)
+    if isinstance(spectrum.uncertainty, StdDevUncertainty | VarianceUncertainty | InverseVariance):
+        noise = np.asarray(spectrum.uncertainty.array)
+        good &= np.isfinite(noise) & (noise > 0)
+    if spectrum.mask is not None:
+        good &= ~np.asarray(spectrum.mask).astype(bool)
+    return good
+
+
+def _trim(spectrum: Spectrum, instrument: str | None) -> tuple[int, int]:
+    good = _with_light(spectrum)
+    number = len(good)
+    start, stop = 0, number
+    _, edges, native = INSTRUMENTS.get(instrument, (None, None, number))
+    edges = getattr(spectrum, "noisy_edges", None) or edges
+    # The edges count detector pixels. They say nothing of an order that has been trimmed, and little of one that has
+    # lost many pixels; a few, as those without light that `remove_nans` drops, make no difference.
+    if edges is not None and number > max(edges[1] - edges[0] - 1, native - 64):
+        start, stop = edges[0] + 1, edges[1]  # muler keeps what lies strictly between
+        if spectrum.spectral_axis[0] > spectrum.spectral_axis[-1]:  # turned round since
+            start, stop = number - stop, number - start
+    light = np.flatnonzero(good[start:stop])
+    return (start + int(light[0]), start + int(light[-1]) + 1) if len(light) else (0, 0)
+
+
+def _shift_from_sky(spectrum: Spectrum) -> float:
+    """Velocity [km/s] by which the wavelengths exceed those of the sky fibre; 0 where there is none to compare with."""
+    axis, sky = spectrum.spectral_axis, getattr(_meta(spectrum).get("sky"), "spectral_axis", None)
+    if sky is None or len(sky) != len(axis) or sky.unit != axis.unit or not axis.unit.is_equivalent(u.AA):
+        return 0.0
+    return 299792.458 * float(np.median(axis.value / sky.value - 1.0))
 
 
 def is_hpf(path) -> bool:
@@ -35,17 +225,7 @@ def is_hpf(path) -> bool:
     OSError
         If there is no such file, or it may not be read.
     """
-    with open(path, "rb") as stream:
-        if stream.read(6) != b"SIMPLE":
-            return False
-    with fits.open(path, memmap=False) as units:
-        return _pipeline(units) is not None
-
-
-def _pipeline(units: fits.HDUList) -> str | None:
-    if units[0].header.get("INSTRUME") != "HPF" or len(units) < 10 or units[1].name.upper() != "SCI FLUX":
-        return None
-    return PIPELINES.get(units[4].name.upper())
+    return instrument_of(path) == "HPF"
 
 
 def load_hpf(path, order: int) -> Spectrum:
@@ -80,36 +260,33 @@ def load_hpf(path, order: int) -> Spectrum:
     if not 0 <= order < HPF_ORDERS:
         raise ValueError(f"order must lie between 0 and {HPF_ORDERS - 1} for HPF, got {order}")
     if not is_hpf(path):
-        raise ValueError(
-            f"{path} is not a reduced HPF spectrum: expected FITS with INSTRUME = HPF and the extensions Sci Flux, "
-            "..., Sci Error (Goldilocks) or Sci Variance (Slope)"
-        )
-    with quiet_muler(), fits.open(path, memmap=False) as units:
+        raise ValueError(f"{path} {NOT_HPF}")
+    with quiet_muler(), open_fits(path, "HPF") as units:
         from muler.hpf import HPFSpectrum
 
         # Handed over open: muler would never close the file, insists on text for a path, and takes errors for
         # variances, or the reverse, where the file's name or folder has the wrong word in it.
-        raw = HPFSpectrum(file=_pipeline(units), order=order, cached_hdus=[units])
+        raw = HPFSpectrum(file=hpf_pipeline(units), order=order, cached_hdus=[units])
         if not np.isfinite(raw.flux.value).any():
             raise ValueError(f"order {order} of {path} has no finite pixel")
         reduced = raw.remove_nans().sky_subtract().deblaze().normalize()
-    if resolving_power(reduced) is None:  # operators of specutils may return a class that has lost it
-        reduced.instrumental_resolution = resolving_power(raw) or HPF_RESOLVING_POWER
+    if not hasattr(reduced, "instrumental_resolution"):  # operators of specutils may return a class that has lost it
+        reduced.instrumental_resolution = resolving_power(raw)
     return reduced
-
-
-def resolving_power(spectrum) -> float | None:
-    """``instrumental_resolution`` of a muler object as a number; None for anything that has none."""
-    value = getattr(spectrum, "instrumental_resolution", None)
-    return None if value is None else float(value)
 
 
 @contextmanager
 def quiet_muler() -> Iterator[None]:
     """A block in which muler may be imported and used: its own warnings are silent, and the filters come back.
 
-    Every muler object warns of specutils' deprecated ``Spectrum1D``, and division by the blaze of the NaN there.
+    Every muler object warns of specutils' deprecated ``Spectrum1D``, and division by the blaze of the NaN there. The
+    level of the logger called "logger", which ``muler.igrins`` sets, comes back too.
     """
+    logger = logging.getLogger("logger")
+    level = logger.level
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        yield
+        try:
+            yield
+        finally:
+            logger.setLevel(level)

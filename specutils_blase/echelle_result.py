@@ -1,0 +1,168 @@
+"""`EchelleFitResult`: what a fit of many orders returns.
+
+Does not live here: the result of one order and what its spectra mean (`result`), the fit (`fitting`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from astropy.table import QTable
+from specutils import Spectrum, SpectrumList
+
+from .data import SpectralData
+from .echelle import EchelleModel
+from .result import FitResult
+from .spectrum import SpectrumFrame, spectrum_on
+
+
+@dataclass(eq=False, repr=False)
+class EchelleFitResult(FitResult):
+    """Outcome of `fit` of a list of orders: one star, one sky; every spectrum is a `~specutils.SpectrumList`.
+
+    The lists have the orders that were fitted, in the order in which they were given; ``orders`` tells which, and why
+    others were not. ``result.order(k)`` is the k-th of them as a `FitResult` of its own.
+
+    Parameters
+    ----------
+    model : EchelleModel
+    data : list of SpectralData
+    frame : list of SpectrumFrame
+    orders : QTable
+        One row an order that was given; see `outcome.ORDER_COLUMNS`.
+    """
+
+    model: EchelleModel
+    data: list[SpectralData]
+    frame: list[SpectrumFrame]
+
+    def __len__(self) -> int:
+        """Number of orders that were fitted."""
+        return len(self.data)
+
+    def __repr__(self) -> str:
+        lines = [f"FitResult of {len(self)} orders: {self.message}"]
+        for row in self.parameters:
+            if (row["free"] and not row["order"]) or row["name"] == "rv_barycentric":
+                lines.append(f"  {row['name']} = {row['value']:.4f} ± {row['error']:.2g} {row['unit']}")
+        fitted = self.orders[self.orders["fitted"]]
+        chi2 = np.asarray(fitted["reduced_chi2"])
+        lines.append(
+            f"  reduced χ² = {self.reduced_chi2:.3g} with jitter in {int(np.sum(fitted['jitter'] > 0))} orders; "
+            f"by order {np.nanmin(chi2):.3g} to {np.nanmax(chi2):.3g} without" if np.isfinite(chi2).any()
+            else f"  reduced χ² = {self.reduced_chi2:.3g}"
+        )  # fmt: skip
+        lines.append(f"  RMS = {100 * self.rms:.3g} % of the continuum")
+        lines.append(f"  {len(self.ledger)} lines, {int(np.sum(self.ledger['free']))} of them fitted")
+        lines += [f"  order {row['index']} left out: {row['reason']}" for row in self.orders if not row["fitted"]]
+        lines.append(f"  medium of the data: {self.frame[0].medium} (as declared)")
+        return "\n".join(lines)
+
+    def order(self, k: int) -> FitResult:
+        """The k-th fitted order alone: its spectra, its parameters beside the shared ones, and the lines it saw."""
+        if not -len(self) <= k < len(self):
+            raise IndexError(f"order {k} of a fit of {len(self)} orders")
+        k %= len(self)
+        row = self.orders[self.orders["fitted"]][k]
+        mine = [order in ("", row["order"]) for order in self.parameters["order"]]
+        parameters = self.parameters[mine]
+        parameters.remove_column("order")
+        kept = [here for here, is_free in zip(mine, self.parameters["free"], strict=True) if is_free]
+        return FitResult(
+            model=self.model.orders[k],
+            data=self.data[k],
+            frame=self.frame[k],
+            parameters=parameters,
+            ledger=self.ledger[[str(row["order"]) in orders.split(",") for orders in self.ledger["orders"]]],
+            covariance=self.covariance[np.ix_(kept, kept)],
+            line_covariance={
+                name: self.line_covariance[name][view.index.numpy()]
+                for name, view in self.model.orders[k].components.items()
+            },
+            reduced_chi2=float(row["reduced_chi2"]),
+            noise_scale=self.noise_scale,
+            success=self.success,
+            message=self.message,
+            history=self.history,
+            settings=self.settings,
+            orders=QTable(row),
+        )
+
+    def evaluate(self) -> list[dict[str, torch.Tensor]]:
+        """Model spectra of each order on its pixels; see `FitResult.evaluate`."""
+        return [self.order(k).evaluate() for k in range(len(self))]
+
+    @property
+    def rms(self) -> float:
+        """RMS of data minus model over the good pixels of all orders, in units of the continuum."""
+        fitted = self.orders[self.orders["fitted"]]
+        good = np.asarray(fitted["good"], dtype=float)
+        return float(np.sqrt(np.sum(good * np.asarray(fitted["rms"]) ** 2) / good.sum()))
+
+    def _list(self, name: str) -> SpectrumList | None:
+        spectra = [getattr(self.order(k), name) for k in range(len(self))]
+        return None if spectra[0] is None else SpectrumList(spectra)
+
+    @property
+    def model_spectrum(self) -> SpectrumList:
+        """The model on the data pixels."""
+        return self._list("model_spectrum")
+
+    @property
+    def star_spectrum(self) -> SpectrumList | None:
+        """The star alone as the instrument would see it, times the continuum, on the data pixels."""
+        return self._list("star_spectrum")
+
+    @property
+    def telluric_transmission(self) -> SpectrumList | None:
+        """The telluric transmission as the instrument would see it, on the data pixels."""
+        return self._list("telluric_transmission")
+
+    @property
+    def telluric_corrected(self) -> SpectrumList:
+        """Data × (model without telluric lines) / (model); see `FitResult.telluric_corrected`."""
+        return self._list("telluric_corrected")
+
+    @property
+    def star_template(self) -> Spectrum | None:
+        """Super-resolution semi-empirical template: the fitted star at rest, one spectrum over all orders."""
+        if self.model.star is None:
+            return None
+        pieces = []
+        with torch.no_grad():
+            for order in self.model.orders:
+                flux, wavelength = order.stages().star, order.doppler(order.sampling.wavelength)
+                pieces.append((wavelength, flux))
+        # Grids of neighbouring orders overlap: each gives way in the middle of what they have in common.
+        pieces.sort(key=lambda piece: float(piece[0][0]))
+        kept, low = [], 0.0
+        for k, (wavelength, flux) in enumerate(pieces):
+            following = float(pieces[k + 1][0][0]) if k + 1 < len(pieces) else float("inf")
+            last = float(wavelength[-1])
+            high = 0.5 * (last + following) if following < last else last
+            inside = (wavelength > low) & (wavelength <= high)
+            kept.append((wavelength[inside], flux[inside]))
+            low = max(low, high)
+        wavelength, flux = (torch.cat(parts) for parts in zip(*kept, strict=True))
+        return spectrum_on(wavelength, flux, meta={"source": "specutils_blase semi-empirical template"})
+
+    def write(self, path, *, overwrite: bool = False) -> None:
+        """Not possible yet: ASDF files hold fits of one order.
+
+        Raises
+        ------
+        NotImplementedError
+            Always.
+        """
+        raise NotImplementedError(
+            "a fit of many orders cannot be written to ASDF yet: write its tables, result.ledger.write(...) and "
+            "result.parameters.write(...), and its spectra"
+        )
+
+    def plot(self, order: int | None = None, **options):
+        """Quick look at all orders, or at the k-th; see `plotting.plot_orders` and `plotting.plot_fit`."""
+        from .plotting_orders import plot_orders
+
+        return plot_orders(self, **options) if order is None else self.order(order).plot(**options)

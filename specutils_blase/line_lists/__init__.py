@@ -1,0 +1,13 @@
+"""Line lists: read, predict strengths, make ledgers of them.
+
+VALD, linemake, HITRAN, arve's masks and tables become one `~astropy.table.QTable` each, with vacuum wavelengths and
+normalised species. Does not live here: which lines of a ledger they explain (`identify`).
+"""
+
+from .files import LineListError
+from .ledgers import to_ledger
+from .reading import read_line_list
+from .species import normalise_species
+from .strengths import predicted_strength
+
+__all__ = ["LineListError", "normalise_species", "predicted_strength", "read_line_list", "to_ledger"]

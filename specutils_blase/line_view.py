@@ -1,0 +1,82 @@
+"""Some of another emulator's lines, seen through its parameters.
+
+Does not live here: the emulator itself (`lines`), which orders see which lines (`echelle`).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .grids import DoublePrecision
+from .lines import LineEmulator
+
+
+class LineView(LineEmulator):
+    """A `LineEmulator` of some lines of another, its parameters being the other's own.
+
+    Each order of an échelle spectrum evaluates only the lines that reach it; a line in the overlap of two orders is
+    still one line, and gradients of both orders arrive at its one set of parameters.
+
+    Parameters
+    ----------
+    parent : LineEmulator
+        Whose parameters are used; it stays the owner of them and of the law.
+    index : Tensor, (n_line,)
+        Lines of `parent`, ascending.
+    """
+
+    double = ()
+
+    def __init__(self, parent: LineEmulator, index: Tensor):
+        DoublePrecision.__init__(self)
+        # Not a submodule: the parent belongs to the échelle model, once.
+        object.__setattr__(self, "parent", parent)
+        self.register_buffer("index", torch.as_tensor(index, dtype=torch.long))
+        self.has_emission = bool((parent.sign[self.index] < 0).any())
+        self.wavelength_range = parent.wavelength_range
+
+    def __len__(self) -> int:
+        return self.index.numel()
+
+    @property
+    def law(self):
+        return self.parent.law
+
+    @property
+    def species(self) -> list[str] | None:
+        known = self.parent.species
+        return None if known is None else [known[k] for k in self.index.tolist()]
+
+    @property
+    def center(self) -> Tensor:
+        return self.parent.center[self.index]
+
+    @property
+    def sign(self) -> Tensor:
+        return self.parent.sign[self.index]
+
+    @property
+    def ln_area(self) -> Tensor:
+        return self.parent.ln_area[self.index]
+
+    @property
+    def ln_sigma(self) -> Tensor:
+        return self.parent.ln_sigma[self.index]
+
+    @property
+    def ln_gamma(self) -> Tensor:
+        return self.parent.ln_gamma[self.index]
+
+    @property
+    def rv_offset(self) -> Tensor:
+        return self.parent.rv_offset[self.index]
+
+    def set_line_parameters(self, values: Tensor) -> None:
+        """Overwrite the parent's parameters of these lines."""
+        everything = self.parent.line_parameters().detach().clone()
+        everything[self.index] = values
+        self.parent.set_line_parameters(everything)
+
+    def settle_offsets(self) -> None:
+        raise TypeError("a LineView does not own its lines: settle the offsets of its parent")

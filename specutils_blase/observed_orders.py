@@ -1,0 +1,159 @@
+"""The orders of an observation as a fit takes them: data, the way back, and what is known beside the flux.
+
+Does not live here: units and masks of one spectrum (`spectrum`), what muler objects and headers tell
+(`adapters.muler`).
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from specutils import Spectrum
+
+from .data import SpectralData
+from .spectrum import SpectrumFrame, read_spectrum, to_resolving_power
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class ObservedOrder:
+    """One order, ready for a fit.
+
+    Parameters
+    ----------
+    index : int
+        Position in the list that was given.
+    name : str
+        Its number on the detector, if known; otherwise the index.
+    data : SpectralData
+    frame : SpectrumFrame
+    resolving_power : float
+    scale : float
+        Median flux of the good pixels, which the fit divides by.
+    barycentric_velocity : float or None
+        km/s to be added to velocities measured as observed.
+    """
+
+    index: int
+    name: str
+    data: SpectralData
+    frame: SpectrumFrame
+    resolving_power: float
+    scale: float
+    barycentric_velocity: float | None
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """First and last wavelength, vacuum Å."""
+        return float(self.data.wavelength[0]), float(self.data.wavelength[-1])
+
+
+def read_order(
+    spectrum: Spectrum,
+    *,
+    resolving_power=None,
+    medium: str = "vacuum",
+    barycentric_velocity=None,
+    index: int = 0,
+    n_parameter: int = 0,
+    trim: bool = False,
+) -> ObservedOrder:
+    """One order from what the user holds.
+
+    Parameters
+    ----------
+    spectrum : Spectrum
+        muler objects bring resolving power, order number and barycentric velocity along.
+    resolving_power, barycentric_velocity : optional
+        Given ones come first.
+    medium : "vacuum" or "air"
+        What the wavelengths are.
+    index : int
+        Position among the orders.
+    n_parameter : int
+        Number of parameters that the good pixels must exceed.
+    trim : bool
+        Drop the edges that muler calls noisy.
+
+    Raises
+    ------
+    ValueError
+        If it cannot be fitted; the message says why.
+    """
+    from .adapters.muler import describe_order, good_pixels
+
+    data, frame = read_spectrum(spectrum, medium=medium)
+    info = describe_order(spectrum, barycentric_velocity=barycentric_velocity)
+    if trim:
+        data = data.select(torch.as_tensor(good_pixels(spectrum)[frame.order]))
+    resolving_power = info.resolving_power if resolving_power is None else resolving_power
+    if resolving_power is None:
+        raise ValueError(
+            "the data do not say their resolving power: pass resolving_power=λ/FWHM (HPF 55000, IGRINS 45000, "
+            "NIRSPEC 20000)"
+        )
+    if data.n_good <= n_parameter:
+        raise ValueError(f"{data.n_good} good pixels cannot constrain {n_parameter} parameters: unmask more of them")
+    scale = float(data.flux[data.good].median())
+    if not scale > 0.0:
+        raise ValueError(f"the median flux of the good pixels is {scale:.3g}: there is no light to fit")
+    return ObservedOrder(
+        index=index,
+        name=str(index if info.order is None else info.order),
+        data=data,
+        frame=frame,
+        resolving_power=to_resolving_power(resolving_power),
+        scale=scale,
+        barycentric_velocity=info.barycentric_velocity,
+    )
+
+
+def read_orders(
+    spectra: Sequence[Spectrum], *, resolving_power=None, **options
+) -> tuple[list[ObservedOrder], dict[int, str]]:
+    """All orders that can be fitted, and of those that cannot the reason, by their position.
+
+    Parameters
+    ----------
+    spectra : sequence of Spectrum
+    resolving_power : float or sequence of float, optional
+        One for all, or one an order.
+    **options
+        As of `read_order`.
+
+    Raises
+    ------
+    ValueError
+        If none can be fitted.
+    """
+    n_order = len(spectra)
+    if np.ndim(resolving_power):
+        if len(resolving_power) != n_order:
+            raise ValueError(
+                f"expected one resolving power, or one for each of {n_order} orders, got {len(resolving_power)}"
+            )
+        powers = list(resolving_power)
+    else:
+        powers = [resolving_power] * n_order
+    orders, excluded = [], {}
+    for index, (spectrum, power) in enumerate(zip(spectra, powers, strict=True)):
+        try:
+            orders.append(read_order(spectrum, resolving_power=power, index=index, trim=True, **options))
+        except (ValueError, TypeError) as reason:
+            excluded[index] = str(reason)
+    if not orders:
+        reasons = "; ".join(f"{index}: {reason}" for index, reason in list(excluded.items())[:3])
+        raise ValueError(f"none of {n_order} orders can be fitted ({reasons or 'the list is empty'})")
+    return orders, excluded
+
+
+def warn_excluded(excluded: dict[int, str]) -> None:
+    """Tell the user which orders take no part in a fit, and why."""
+    for index, reason in sorted(excluded.items()):
+        warnings.warn(f"order {index} of the list is left out: {reason}", RuntimeWarning, stacklevel=4)

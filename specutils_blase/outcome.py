@@ -1,0 +1,238 @@
+"""From a solved problem to the tables and the result object that a fit returns.
+
+Does not live here: the fit (`fitting`), what a ledger column means (`ledger`), the results' spectra (`result`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from astropy.table import QTable
+from torch import Tensor
+
+from .echelle import EchelleModel
+from .echelle_result import EchelleFitResult
+from .factor import Factor
+from .grids import SPEED_OF_LIGHT
+from .least_squares import Solution
+from .ledger import LineErrors, build_ledger, held_errors
+from .noise import NoiseModel
+from .observed_orders import ObservedOrder
+from .parameters import KINDS
+from .problem import AnchoredProblem
+from .result import FitResult
+from .solving import degrees_of_freedom_used, reduced_chi_square, residuals
+
+BARYCENTRIC_AGREEMENT = 0.01
+"""km/s within which the orders' barycentric velocities must agree to count as one exposure's."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a fit was given and started from.
+
+    Parameters
+    ----------
+    orders : list of ObservedOrder
+        Those that were fitted.
+    excluded : dict
+        Position in the user's list to the reason why an order was left out.
+    lines : dict
+        Component to its free lines.
+    start_area : dict
+        Component to ln area of every line at the start.
+    noise : NoiseModel
+    settings : dict
+        Everything asked for.
+    """
+
+    orders: list[ObservedOrder]
+    excluded: dict[int, str]
+    lines: dict[str, Tensor]
+    start_area: dict[str, Tensor]
+    noise: NoiseModel
+    settings: dict
+
+
+def build_result(problem: AnchoredProblem, solution: Solution, given: Given) -> FitResult | EchelleFitResult:
+    """Errors from the curvature at the solution, tables, and the model in the data's own flux units."""
+    model, orders, noise = problem.free.model, given.orders, given.noise
+    factor = problem.linearize(solution.vector, precise=True).factor()
+    used = degrees_of_freedom_used(problem.free, factor)
+    reduced = reduced_chi_square(problem, used)
+    measured = any(noise.known)
+    inflation = 1.0 if measured else reduced
+    components, ranges = {}, {}
+    for name, emulator in model.components.items():
+        errors = held_errors(emulator)
+        kinds = [KINDS.index(kind) for kind in problem.free.kinds[name]]
+        free = errors.free.clone()
+        covariance = errors.covariance
+        lines = given.lines[name]
+        if kinds and lines.numel():
+            free[lines] = True
+            picked = torch.tensor(kinds)
+            block = inflation * factor.covariance_blocks(problem.free.columns(name))
+            covariance[lines.view(-1, 1, 1), picked.view(1, -1, 1), picked.view(1, 1, -1)] = block
+        prior = given.settings["priors"][name]["ln_area"]
+        components[name] = (emulator, LineErrors(free, covariance, given.start_area[name], prior))
+        shift = 1.0 + (model.doppler.rv.item() / SPEED_OF_LIGHT if name == "star" else 0.0)
+        ranges[name] = [(low / shift, high / shift) for low, high in (order.span for order in orders)]
+    message = solution.message
+    if not measured:
+        message += (
+            "; the data bring no uncertainty: all pixels weigh the same, errors are scaled by the residual scatter"
+        )
+    table = _order_table(problem, given, used)
+    if any(noise.jitter):
+        message += (
+            f"; jitter added to {sum(s > 0 for s in noise.jitter)} of {len(orders)} orders, whose model is incomplete"
+        )
+    with torch.no_grad():
+        for order, one in zip(orders, problem.free.orders, strict=True):
+            one.continuum.coefficients.mul_(order.scale)
+    parameters, covariance = _parameters(problem, factor, orders, inflation)
+    many = isinstance(model, EchelleModel)
+    names = [order.name if many or order.frame.meta.get("m") is not None else "" for order in orders]
+    meta = {"settings": given.settings, "rv": model.doppler.rv.item() if model.doppler is not None else None}
+    common = {
+        "model": model,
+        "parameters": parameters,
+        "ledger": build_ledger(components, wavelength_range=ranges, orders=names, meta=meta),
+        "covariance": covariance,
+        "line_covariance": {name: errors.covariance.numpy() for name, (_, errors) in components.items()},
+        "reduced_chi2": reduced if measured else 1.0,
+        "noise_scale": math.sqrt(inflation),
+        "success": solution.success,
+        "message": message,
+        "history": solution.history,
+        "settings": given.settings,
+    }
+    if not many:
+        return FitResult(data=orders[0].data, frame=orders[0].frame, orders=table, **common)
+    return EchelleFitResult(
+        data=[order.data for order in orders], frame=[order.frame for order in orders], orders=table, **common
+    )
+
+
+def _order_table(problem: AnchoredProblem, given: Given, used: list[float]) -> QTable:
+    """One row an order that was given, fitted or not."""
+    noise, rows = given.noise, []
+    for k, (order, residual) in enumerate(zip(given.orders, residuals(problem), strict=True)):
+        good = order.data.good
+        own = problem.free.orders[k].continuum.value().detach()
+        relative = residual[good] / own[good]
+        square = (residual[good] / noise.sigma[k][good]).square().sum()
+        freedom = max(int(good.sum()) - used[k], 1.0)
+        rows.append(
+            (
+                order.index, order.name, *order.span, len(order.data), int(good.sum()), order.resolving_power,
+                float(relative.square().mean().sqrt()),
+                float(square) / freedom if noise.known[k] else math.nan,
+                float(noise.jitter[k] / own.mean()), noise.doubted(k), True, "",
+            )
+        )  # fmt: skip
+    for index, reason in given.excluded.items():
+        rows.append((index, str(index), *(math.nan,) * 2, 0, 0, *(math.nan,) * 3, 0.0, 0, False, reason))
+    names = (
+        "index", "order", "low", "high", "pixels", "good", "resolving_power", "rms", "reduced_chi2", "jitter",
+        "doubted", "fitted", "reason",
+    )  # fmt: skip
+    table = QTable(rows=sorted(rows), names=names)
+    for end in ("low", "high"):
+        table[end].unit = "AA"
+    for name, text in ORDER_COLUMNS.items():
+        table[name].info.description = text
+    return table
+
+
+ORDER_COLUMNS = {
+    "index": "Position of the order in the list that was given",
+    "order": "Its number on the detector, if known, otherwise the position",
+    "low": "First wavelength, vacuum",
+    "high": "Last wavelength, vacuum",
+    "pixels": "Number of pixels",
+    "good": "Number of pixels that were fitted",
+    "resolving_power": "Resolving power at the start",
+    "rms": "RMS of data minus model in units of the continuum",
+    "reduced_chi2": "Chi-squared per degree of freedom with the noise that the data tell; NaN if they tell none",
+    "jitter": "Noise added in quadrature, in units of the continuum; 0 where the model is complete",
+    "doubted": "Pixels whose weight was lowered as outliers (Huber, 3 sigma)",
+    "fitted": "Whether the order took part",
+    "reason": "Why it did not",
+}
+"""Name → meaning of every column of `FitResult.orders`."""
+
+
+def _parameters(
+    problem: AnchoredProblem, factor: Factor, orders: list[ObservedOrder], inflation: float
+) -> tuple[QTable, np.ndarray]:
+    """Table of the global parameters, and the covariance of the free ones in its order."""
+    model, free = problem.free.model, problem.free
+    border = {int(column): position for position, column in enumerate(factor.normal.border)}
+    covariance = inflation * factor.border_covariance()
+    rows, picked, per_value = [], [], []
+
+    def add(
+        name: str, tensor: Tensor, owner: str, unit: str, labels: list[str], slope=lambda v: 1.0, value=lambda v: v,
+        order: str = "",
+    ):  # fmt: skip
+        columns = free.global_slices.get(owner)
+        for position, label in enumerate(labels):
+            raw = float(tensor.detach().reshape(-1)[position])
+            error, is_free = 0.0, columns is not None
+            if is_free:
+                at = border[columns.start + position]
+                picked.append(at)
+                per_value.append(slope(raw))
+                error = math.sqrt(max(float(covariance[at, at]), 0.0))
+                # (v sin i)² is what the data constrain: its error, carried over, stays finite at v sin i = 0.
+                error = math.sqrt(raw**2 + error) - raw if name == "vsini" else abs(slope(raw)) * error
+            rows.append((label, value(raw), error, unit, is_free, order))
+
+    if model.doppler is not None:
+        add("rv", model.doppler.rv, "rv", "km / s", ["rv"])
+        add("vsini", model.rotation.vsini, "vsini", "km / s", ["vsini"], slope=lambda v: 0.5 / max(v, 1e-2))
+        add("limb", model.rotation.limb_darkening, "limb_darkening", "", ["limb_darkening_u1", "limb_darkening_u2"])
+    many = isinstance(model, EchelleModel)
+    for k, (order, one) in enumerate(zip(orders, free.orders, strict=True)):
+        suffix, label = (f"[{k}]", order.name) if many else ("", "")
+        if one.line_spread is not None:
+            add(
+                "R", one.line_spread.ln_resolving_power[:1], f"resolving_power{suffix}", "", ["resolving_power"],
+                slope=math.exp, value=math.exp, order=label,
+            )  # fmt: skip
+        coefficients = one.continuum.coefficients
+        # The coefficients are already in the data's flux unit, their covariance in units of the median flux.
+        add(
+            "continuum", coefficients, f"continuum{suffix}", "flux",
+            [f"continuum_{degree}" for degree in range(coefficients.numel())],
+            slope=lambda v, scale=order.scale: scale, order=label,
+        )  # fmt: skip
+    for component in model.components:
+        law = model.components[component].law
+        if law.n_parameter:
+            labels = [f"{component}_law_{k}" for k in range(law.n_parameter)]
+            add("law", law.coefficients, f"{component}_law", "", labels)
+    slope = torch.tensor(per_value, dtype=torch.float64)
+    _add_barycentric(rows, orders)
+    names = ("name", "value", "error", "unit", "free", "order")
+    table = QTable(rows=rows, names=names)
+    if not many:
+        table.remove_column("order")
+    return table, (covariance[picked][:, picked] * slope * slope.unsqueeze(1)).numpy()
+
+
+def _add_barycentric(rows: list[tuple], orders: list[ObservedOrder]) -> None:
+    """A row for the barycentric radial velocity, (1 + v/c)(1 + b/c) - 1, where the correction b is known."""
+    known = [order.barycentric_velocity for order in orders if order.barycentric_velocity is not None]
+    if len(known) != len(orders) or not rows or rows[0][0] != "rv":
+        return
+    if max(known) - min(known) > BARYCENTRIC_AGREEMENT:  # orders of different nights have no one correction
+        return
+    _, rv, error, unit, _, order = rows[0]
+    factor = 1.0 + known[0] / SPEED_OF_LIGHT
+    rows.append(("rv_barycentric", rv * factor + known[0], error * factor, unit, False, order))

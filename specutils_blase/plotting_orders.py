@@ -1,0 +1,66 @@
+"""Quick look at a fit of many orders: one row an order.
+
+Does not live here: the plot of one order (`plotting`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from .plotting import QuickLook
+
+HEIGHT = 1.25
+"""Inches of a row."""
+
+
+def plot_orders(result, *, orders: Sequence[int] | None = None, figure: QuickLook | None = None) -> QuickLook:
+    """Data, model and residual of every order in a row of its own, with its χ² and jitter.
+
+    Parameters
+    ----------
+    result : EchelleFitResult
+    orders : sequence of int, optional
+        Positions among the fitted orders; all of them by default.
+    figure : QuickLook, optional
+        To draw into.
+
+    Returns
+    -------
+    QuickLook
+        A matplotlib figure that notebooks show.
+    """
+    chosen = list(range(len(result))) if orders is None else list(orders)
+    figure = QuickLook(figsize=(11.0, 0.8 + HEIGHT * len(chosen)), layout="constrained") if figure is None else figure
+    panels = np.atleast_1d(figure.subplots(len(chosen), 1))
+    fitted = result.orders[result.orders["fitted"]]
+    for panel, k in zip(panels, chosen, strict=True):
+        one = result.order(k)
+        parts = {name: values.numpy() for name, values in one.evaluate().items()}
+        wavelength, good = one.data.wavelength.numpy(), one.data.good.numpy()
+        level = parts["continuum"]
+        flux = np.where(good, one.data.flux.numpy() / level, np.nan)
+        model = parts["model"] / level
+        panel.plot(wavelength, flux, color="0.55", lw=0.6)
+        panel.plot(wavelength, model, color="C3", lw=0.7)
+        if "telluric" in parts:
+            panel.plot(wavelength, parts["telluric"], color="C0", lw=0.5, alpha=0.6)
+        panel.plot(wavelength, np.where(good, flux - model, np.nan), color="0.2", lw=0.4)
+        panel.axhline(0.0, color="0.8", lw=0.4, zorder=0)
+        low, high = np.nanpercentile(flux, [0.5, 99.5]) if good.any() else (0.0, 1.0)
+        panel.set_ylim(min(-0.1, low - 0.05), max(1.1, high + 0.05))
+        panel.set_xlim(wavelength[0], wavelength[-1])
+        row = fitted[k]
+        note = f"order {row['order']}   RMS {100 * row['rms']:.2f} %   χ² {row['reduced_chi2']:.2f}"
+        if row["jitter"] > 0:
+            note += f"   jitter {100 * row['jitter']:.2f} %"
+        panel.text(0.005, 0.06, note, transform=panel.transAxes, fontsize=7)
+        panel.tick_params(labelsize=7)
+    panels[-1].set_xlabel("vacuum wavelength [Å]", fontsize=8)
+    panels[len(chosen) // 2].set_ylabel("flux / continuum", fontsize=8)
+    figure.suptitle(
+        f"{len(chosen)} of {len(result)} orders: data (grey), model (red), atmosphere (blue), residual (black)",
+        fontsize=9,
+    )
+    return figure

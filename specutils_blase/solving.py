@@ -1,0 +1,237 @@
+"""The stages of a fit: loose priors, true priors, the noise that the residuals show; order by order, then together.
+
+Does not live here: the minimisation (`least_squares`), the noise (`noise`), what a fit starts from (`starting`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from .echelle import EchelleModel
+from .factor import Factor
+from .grids import SPEED_OF_LIGHT
+from .least_squares import Solution, minimize
+from .lines import LineEmulator
+from .model import ForwardModel
+from .noise import NoiseModel
+from .parameters import FreeParameters
+from .problem import AnchoredProblem
+from .starting import LOOSE_ITERATIONS
+
+LOOSE = {"ln_area": 3.0, "ln_sigma": 3.0, "ln_gamma": 3.0, "rv_offset": 2.0}
+"""Factors on the prior widths in the first stage of a fit."""
+
+LOOSE_TOLERANCE = 0.0005
+"""Promised decrease of χ² per datum below which the first stage has come near enough."""
+
+TOLERANCE = 0.0025
+"""Promised decrease of χ² below which a fit has converged: no parameter is then 0.05 of its error from the minimum."""
+
+NOISE_ROUNDS = 3
+"""Fits repeated with the noise that the residuals show, where the data bring none."""
+
+ALONE_TOLERANCE = 0.1
+"""Promised decrease of χ² below which an order that is solved alone is good enough for the fit of all."""
+
+ALONE_ITERATIONS, TOGETHER_AT_FIRST, TOGETHER_ITERATIONS = 60, 8, 60
+"""Limits on the iterations of each order by itself, and of all orders together from afar and at the end."""
+
+
+def degrees_of_freedom_used(free: FreeParameters, factor: Factor) -> list[float]:
+    """How many parameters the data of each order determine: 1 - prior precision × variance, shared ones shared out."""
+    return _by_order(free, 1.0 - factor.normal.prior_precision * factor.variance())
+
+
+def _by_order(free: FreeParameters, values: Tensor) -> list[float]:
+    """Sum of a quantity of every parameter over those of each order; parameters of several orders count in part."""
+    n_order = len(free.orders)
+    if n_order == 1:
+        return [float(values.sum())]
+    columns = []
+    for k in range(n_order):
+        part = free.part(k)
+        own = [part.columns(name).reshape(-1) for name in part.model.components]
+        own += [torch.arange(place.start, place.stop) for place in part.global_slices.values()]
+        columns.append(torch.cat(own))
+    shares = torch.zeros_like(values)
+    for own in columns:
+        shares[own] += 1.0
+    return [float((values[own] / shares[own]).sum()) for own in columns]
+
+
+def reduced_chi_square(problem: AnchoredProblem, used: list[float]) -> float:
+    """χ² per degree of freedom; a parameter counts as used up as far as the data, not its prior, determine it."""
+    return problem.chi_square() / max(problem.n_datum - sum(used), 1.0)
+
+
+@torch.no_grad()
+def residuals(problem: AnchoredProblem) -> list[Tensor]:
+    """Data minus model of each order."""
+    return problem.free.split(problem.flux - problem.free.flux())
+
+
+def solve(
+    problem: AnchoredProblem,
+    noise: NoiseModel,
+    max_iterations: int,
+    report: Callable,
+    tolerance: float = TOLERANCE,
+) -> Solution:
+    """Minimise first with loose priors, then with the true ones, then with the noise that the residuals show.
+
+    Student's t is not convex: from its narrow centre a line that is far off finds its way out only by chance of the
+    starting point. Where the priors are loose first, lines go where the data want them; the true priors then pull
+    back what does not need to be away, and their tails let go of what does.
+
+    Data and priors must weigh against each other as they should: where the noise is not known, or larger than the data
+    tell because the model lacks something, it has to be right in the fit, and both are found in turn.
+    """
+    history: list[dict[str, float]] = []
+
+    def run(n_iteration: int, limit: float, from_afar: bool) -> Solution:
+        solution = minimize(
+            problem,
+            max_iterations=max(0, n_iteration),
+            absolute_tolerance=limit,
+            from_afar=from_afar,
+            callback=report,
+        )
+        first = len(history)
+        history.extend(entry | {"iteration": first + k} for k, entry in enumerate(solution.history))
+        return solution
+
+    loose_iterations = min(LOOSE_ITERATIONS, max_iterations - 1)
+    from_afar = True
+    if loose_iterations > 0 and bool(problem.freedom.isfinite().any()):
+        problem.loosen(LOOSE)
+        first = run(loose_iterations, LOOSE_TOLERANCE * problem.n_datum, from_afar=True)
+        if noise.may_add_jitter or noise.may_doubt:
+            _learn(problem, noise, first)
+        problem.loosen(None)
+        from_afar = False
+    for noise_round in range(NOISE_ROUNDS + 1):
+        solution = run(max_iterations - len(history) + 1, tolerance, from_afar and noise_round == 0)
+        if not noise.adapts or noise_round == NOISE_ROUNDS or not _learn(problem, noise, solution):
+            break
+    solution.history = history
+    return solution
+
+
+def solve_orders(
+    problem: AnchoredProblem, noise: NoiseModel, names: Sequence[str], max_iterations: int, report: Callable
+) -> Solution:
+    """Solve every order by itself with what they share held, then all together.
+
+    Orders are nearly independent, and the worst of them needs many times the iterations of the best: solved together
+    all the way, all would take part in all of them. What orders do to each other, through lines that reach across and
+    through the velocities, Levenberg-Marquardt steps of the whole put right. Success is judged on the whole, whose
+    promised decrease adds up over the orders while the steps that are left do not.
+    """
+    history: list[dict[str, float]] = []
+    limit = min(ALONE_ITERATIONS, max_iterations)
+    made = [(k, *_alone(problem, k)) for k in range(len(names))]  # all from one state: their sequence does not matter
+    for k, solution, alone, copies in _each(made, partial(_go_alone, limit, noise, names, report)):
+        alone.write(solution.vector)
+        for component, view in problem.free.model.orders[k].components.items():
+            # Only what was this order's to change: the rest is as old as the copies.
+            mine = (_owners(problem.free.model, view) == k).unsqueeze(1)
+            now, then = copies[component].line_parameters().detach(), view.line_parameters().detach()
+            view.set_line_parameters(torch.where(mine, now, then))
+    problem.weight = problem.free.merge(noise.weights())
+    tolerance = TOLERANCE * len(names)
+    for turn in range(NOISE_ROUNDS + 1):
+        limit = min(TOGETHER_AT_FIRST if turn == 0 else TOGETHER_ITERATIONS, max_iterations)
+        solution = minimize(
+            problem, max_iterations=limit, absolute_tolerance=tolerance, from_afar=turn == 0, callback=report
+        )
+        first = len(history)
+        history.extend(entry | {"iteration": first + i} for i, entry in enumerate(solution.history))
+        changed = turn < NOISE_ROUNDS and noise.adapts and _learn(problem, noise, solution)
+        if (solution.success or turn > 0) and not changed:
+            break
+    solution.history = history
+    if not solution.success:
+        step, _ = solution.normal.step(torch.zeros_like(solution.vector))
+        left = _by_order(problem.free, solution.normal.gradient * step)
+        late = [name for name, each in zip(names, left, strict=True) if each > TOLERANCE]
+        solution.message += f" in {'order' if len(late) == 1 else 'orders'} {', '.join(late)}"
+    return solution
+
+
+def _owners(model: EchelleModel, view: LineEmulator) -> Tensor:
+    """The order that may change each line while orders are solved alone: that in whose span it lies deepest.
+
+    Lines of other orders whose wings reach an order stay: there they would do what the continuum does.
+    """
+    rv = 0.0 if model.doppler is None or view.parent is not model.star else model.doppler.rv.item()
+    center = view.shifted_center.detach() * (1.0 + rv / SPEED_OF_LIGHT)
+    edges = [order.pixels.edges for order in model.orders]
+    depth = torch.stack([torch.minimum(center - edge.min(), edge.max() - center) for edge in edges])
+    return depth.argmax(0)
+
+
+def _go_alone(limit: int, noise: NoiseModel, names: Sequence[str], report: Callable, made) -> tuple:
+    """One order by itself, through all stages."""
+    k, alone, copies = made
+
+    def with_order(entry: dict[str, float]) -> None:
+        report(entry | {"order": f"order {names[k]}"})
+
+    return k, solve(alone, noise.part(k), limit, with_order, tolerance=ALONE_TOLERANCE), alone, copies
+
+
+def _each(items: list, work: Callable) -> list:
+    """`work` of every item, on as many Python threads as torch may use, each then with one thread of torch's.
+
+    Orders in parallel use two cores to four fifths, torch's own threads within an order to little more than a half.
+    """
+    n_thread = torch.get_num_threads()
+    if n_thread == 1 or len(items) == 1:
+        return [work(item) for item in items]
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(min(n_thread, len(items))) as pool:
+            return list(pool.map(work, items))
+    finally:
+        torch.set_num_threads(n_thread)
+
+
+def _alone(problem: AnchoredProblem, k: int) -> tuple[AnchoredProblem, dict]:
+    """The problem of one order with copies of its lines, anchored where the whole is, and velocities held."""
+    order, part = problem.free.model.orders[k], problem.free.part(k)
+    copies = {name: view.subset(torch.arange(len(view))) for name, view in order.components.items()}
+    model = ForwardModel(
+        order.sampling,
+        **copies,
+        doppler=deepcopy(order.doppler),
+        rotation=deepcopy(order.rotation),
+        line_spread=order.line_spread,
+        pixels=order.pixels,
+        continuum=order.continuum,
+    )
+    lines = {}
+    for name, view in order.components.items():
+        owner = _owners(problem.free.model, view)
+        lines[name] = (owner[part.lines[name]] == k).nonzero().squeeze(-1)
+    own = tuple(name for name in ("resolving_power", "continuum") if name in part.global_slices)
+    free = FreeParameters(model, part.kinds, {name: part.lines[name][chosen] for name, chosen in lines.items()}, own)
+    flux, weight = (problem.free.split(values)[k] for values in (problem.flux, problem.weight))
+    alone = AnchoredProblem(free, flux, weight, problem.line_priors)
+    for name in copies:
+        alone.anchor[free.columns(name)] = problem.anchor[part.columns(name)[lines[name]]]
+    return alone, copies
+
+
+def _learn(problem: AnchoredProblem, noise: NoiseModel, solution: Solution) -> bool:
+    """Let the noise learn from the residuals; True if the fit has to be repeated."""
+    used = degrees_of_freedom_used(problem.free, solution.normal.factor())
+    if not noise.update(residuals(problem), used):
+        return False
+    problem.weight = problem.free.merge(noise.weights())
+    return True

@@ -1,0 +1,137 @@
+r"""A telluric clone brought to another night: one optical-depth factor a species, and a small shift of them all.
+
+A template computed for one airmass, humidity and wind differs from a night's atmosphere first of all by how much there
+is of each molecule. A handful of numbers, measured by all orders together, take the lines most of the way before any
+of them is set free. Does not live here: the fit that follows (`fitting`).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .echelle import EchelleModel
+from .grids import SPEED_OF_LIGHT
+from .kernels import convolve
+from .model import ForwardModel
+
+logger = logging.getLogger(__name__)
+
+FACTOR_PRIOR = 1.0
+"""Standard deviation of ln(optical depth factor)."""
+
+SHIFT_PRIOR = 0.3
+"""Standard deviation of the shift, km/s: winds, and the stability of the wavelength scale."""
+
+LARGEST_FACTOR = 20.0
+ITERATIONS = 8
+
+
+@dataclass(frozen=True)
+class TelluricScale:
+    """Outcome of `scale_telluric`.
+
+    Parameters
+    ----------
+    factors : dict
+        Species ("" where unknown) to the factor on its optical depth.
+    shift : float
+        Shift of all lines, km/s.
+    """
+
+    factors: dict[str, float]
+    shift: float
+
+
+@torch.no_grad()
+def scale_telluric(model: ForwardModel | EchelleModel, fluxes: list[Tensor], weights: list[Tensor]) -> TelluricScale:
+    r"""Fit the factors and the shift, and apply them to the areas and centres of the model's telluric lines.
+
+    Gauss-Newton on :math:`F = P\,(S \cdot \exp(-\sum_s f_s τ_s(λ(1 - v/c))))` with the star S held, P being line
+    spread, pixels and a free continuum an order, which is projected out. Optical depths are summed once.
+
+    Parameters
+    ----------
+    model : ForwardModel or EchelleModel
+        With a telluric component; continua and star near their values.
+    fluxes, weights : list of Tensor
+        Data and inverse variances of each order.
+    """
+    orders = list(model.orders) if isinstance(model, EchelleModel) else [model]
+    emulator = model.telluric
+    species = list(emulator.species or [""] * len(emulator))
+    names = sorted(set(species))
+    member = torch.tensor([names.index(each) for each in species], device=emulator.center.device)
+    stages = [order.stages() for order in orders]
+    depths = [_optical_depths(order, member, len(names)) for order in orders]
+    state = torch.zeros(len(names) + 1, dtype=torch.float64, device=member.device)  # ln f of each, shift
+    precision = torch.tensor([FACTOR_PRIOR**-2] * len(names) + [SHIFT_PRIOR**-2], dtype=torch.float64).to(state)
+    best, cost, damping = state, math.inf, 1e-3
+    normal = pull = None
+    for _ in range(3 * ITERATIONS):
+        sums = [_order_sums(*each, state) for each in zip(orders, stages, depths, fluxes, weights, strict=True)]
+        now = sum(float(chi2) for chi2, _, _ in sums) + float((precision * state.square()).sum())
+        if now < cost:
+            promised = cost - now
+            best, cost, damping = state, now, max(damping / 5.0, 1e-6)
+            normal = sum(a for _, a, _ in sums) + torch.diag(precision)
+            pull = sum(b for _, _, b in sums) - precision * state
+            if promised < 1e-4 * cost:
+                break
+        else:
+            damping *= 10.0
+            if damping > 1e4:
+                break
+        step = torch.linalg.solve(normal + damping * torch.diag(torch.diagonal(normal)), pull)
+        state = (best + step.clamp(-1.0, 1.0)).clamp(-math.log(LARGEST_FACTOR), math.log(LARGEST_FACTOR))
+    emulator.ln_area += best[member].to(emulator.ln_area.dtype)
+    emulator.center *= 1.0 + best[-1] / SPEED_OF_LIGHT
+    result = TelluricScale(
+        {name: math.exp(value) for name, value in zip(names, best.tolist(), strict=False)}, best[-1].item()
+    )
+    logger.info("telluric optical depths scaled by %s, shifted by %.3f km/s", result.factors, result.shift)
+    return result
+
+
+def _optical_depths(order: ForwardModel, member: Tensor, n_species: int) -> Tensor:
+    """-ln transmission of each species' lines on the nodes of an order, (n_species, n_node)."""
+    view = order.telluric
+    here = member[view.index] if hasattr(view, "index") else member
+    depths = []
+    for number in range(n_species):
+        lines = (here == number).nonzero().squeeze(-1)
+        if lines.numel():
+            flux = view.subset(lines)(order.sampling)
+            depths.append(-flux.clamp(min=1e-12).log())
+        else:
+            depths.append(order.sampling.wavelength.new_zeros(order.sampling.wavelength.shape))
+    return torch.stack(depths)
+
+
+def _order_sums(order, stages, depths: Tensor, flux: Tensor, weight: Tensor, state: Tensor):
+    """χ², JᵀWJ and JᵀWr of one order, its continuum being refitted by linear least squares."""
+    cells = state[-1] / SPEED_OF_LIGHT / order.sampling.step
+    stencil = depths.new_tensor([-1 / 12, 2 / 3, 0.0, -2 / 3, 1 / 12])
+    slope = convolve(depths, stencil)  # per cell
+    bend = convolve(slope, stencil)
+    factors = state[:-1].exp().unsqueeze(1)
+    scaled = factors * (depths - cells * slope + 0.5 * cells**2 * bend)
+    sky = (-scaled.sum(0)).exp()
+    product = sky if stages.rotated is None else sky * stages.rotated
+    per_shift = (factors * (slope - cells * bend)).sum(0) / (SPEED_OF_LIGHT * order.sampling.step)
+    spectra = torch.cat([product.unsqueeze(0), -scaled * product, (per_shift * product).unsqueeze(0)])
+    if order.line_spread is not None:
+        spectra = order.line_spread(spectra)
+    if order.pixels is not None:
+        spectra = order.pixels(spectra)
+    root = weight.sqrt()
+    design = (spectra[0] * order.continuum.basis * root).T
+    coefficients = torch.linalg.lstsq(design, (flux * root).unsqueeze(1)).solution.squeeze(1)
+    columns = (spectra[1:] * (coefficients @ order.continuum.basis) * root).T
+    columns = columns - design @ torch.linalg.lstsq(design, columns).solution
+    residual = flux * root - design @ coefficients
+    return residual.square().sum(), columns.T @ columns, columns.T @ residual
