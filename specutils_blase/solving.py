@@ -42,6 +42,9 @@ ALONE_TOLERANCE = 0.1
 ALONE_ITERATIONS, TOGETHER_AT_FIRST, TOGETHER_ITERATIONS = 60, 8, 60
 """Limits on the iterations of each order by itself, and of all orders together from afar and at the end."""
 
+TOGETHER_ROUNDS = 1
+"""Rounds in which the noise learns from the fit of all orders: what it learnt from each alone is nearly right."""
+
 
 def degrees_of_freedom_used(free: FreeParameters, factor: Factor) -> list[float]:
     """How many parameters the data of each order determine: 1 - prior precision × variance, shared ones shared out."""
@@ -145,14 +148,14 @@ def solve_orders(
             view.set_line_parameters(torch.where(mine, now, then))
     problem.weight = problem.free.merge(noise.weights())
     tolerance = TOLERANCE * len(names)
-    for turn in range(NOISE_ROUNDS + 1):
+    for turn in range(TOGETHER_ROUNDS + 1):
         limit = min(TOGETHER_AT_FIRST if turn == 0 else TOGETHER_ITERATIONS, max_iterations)
         solution = minimize(
             problem, max_iterations=limit, absolute_tolerance=tolerance, from_afar=turn == 0, callback=report
         )
         first = len(history)
         history.extend(entry | {"iteration": first + i} for i, entry in enumerate(solution.history))
-        changed = turn < NOISE_ROUNDS and noise.adapts and _learn(problem, noise, solution)
+        changed = turn < TOGETHER_ROUNDS and noise.adapts and _learn(problem, noise, solution)
         if (solution.success or turn > 0) and not changed:
             break
     solution.history = history
