@@ -59,12 +59,8 @@ class EchelleModel(nn.Module):
         star: LineEmulator | None = None,
         telluric: LineEmulator | None = None,
         lines: Sequence[dict[str, Tensor]] | None = None,
-        rv: float = 0.0,
-        vsini: float = 0.0,
-        limb_darkening: tuple[float, float] = (0.0, 0.0),
-        resolving_power=None,
-        continuum_degree: int | None = 2,
-        velocity_step: float | None = None,
+        resolving_power: Sequence | None = None,
+        **options,
     ) -> EchelleModel:
         """Build the models of all orders.
 
@@ -78,8 +74,8 @@ class EchelleModel(nn.Module):
             Component to the lines of it that each order can see; all of them when not given.
         resolving_power : sequence, optional
             One value, or one sequence of coefficients, an order; None for no line spread.
-        rv, vsini, limb_darkening, continuum_degree, velocity_step
-            As of `ForwardModel.for_order`.
+        **options
+            The others of `ForwardModel.for_order`.
         """
         components = {"star": star, "telluric": telluric}
         components = {name: emulator for name, emulator in components.items() if emulator is not None}
@@ -93,12 +89,8 @@ class EchelleModel(nn.Module):
                 wavelength,
                 edge,
                 **views,
-                rv=rv,
-                vsini=vsini,
-                limb_darkening=limb_darkening,
                 resolving_power=None if resolving_power is None else resolving_power[k],
-                continuum_degree=continuum_degree,
-                velocity_step=velocity_step,
+                **options,
             )
             if orders and order.doppler is not None:
                 order.doppler = orders[0].doppler
@@ -140,3 +132,8 @@ class EchelleModel(nn.Module):
     def forward(self) -> list[Tensor]:
         """Model flux of each order on its pixels."""
         return [order() for order in self.orders]
+
+
+def orders_of(model: ForwardModel | EchelleModel) -> tuple[ForwardModel, ...]:
+    """The models of the single orders of either."""
+    return tuple(model.orders) if isinstance(model, EchelleModel) else (model,)

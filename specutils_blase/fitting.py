@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .components import component_emulator, lines_inside, lines_reaching, not_covered, source_of
-from .echelle import EchelleModel
+from .echelle import EchelleModel, orders_of
 from .echelle_result import EchelleFitResult
 from .lines import LineEmulator
 from .model import ForwardModel
@@ -114,7 +114,8 @@ def fit(
     velocity_step : Quantity or float, optional
         Step [km/s] of the model's grid; a quarter pixel or less by default.
     max_iterations : int
-        Limit on iterations, over all stages.
+        Limit on iterations: of one order over all stages; in a list, of each stage, of which an order by itself gets at
+        most 60 and all together at most 8 and then 60.
     progress : bool
         Show a progress bar.
 
@@ -185,13 +186,12 @@ def fit(
             )
         model = _model(orders, present, seen, many, build)
         noise, fluxes = _noise(orders, *(many if choice is None else choice for choice in (jitter, robust)))
-        parts = model.orders if many else [model]
+        parts = orders_of(model)
         for each in zip(parts, fluxes, noise.weights(), strict=True):
             start_continuum(*each)
         scale = scale_telluric(model, fluxes, noise.weights()) if scale_tellurics and "telluric" in present else None
         free = tuple(name for name in free if _exists(model, name))
-        merge = model.merge if many else (lambda single: single[0])
-        start_velocities(model, free, merge(fluxes), merge(noise.weights()))
+        start_velocities(model, free, fluxes, noise.weights())
         wrong = implausible(parts, fluxes, noise.weights()) if many else {}
         if not wrong:
             break
@@ -206,7 +206,7 @@ def fit(
     }
     layout = FreeParameters(model, {name: kinds[name] for name in present}, lines, free)
     priors = {"star": star_priors or LinePriors(), "telluric": telluric_priors or LinePriors()}
-    problem = AnchoredProblem(layout, merge(fluxes), merge(noise.weights()), priors)
+    problem = AnchoredProblem(layout, layout.merge(fluxes), layout.merge(noise.weights()), priors)
     start_area = {name: emulator.ln_area.detach().double().clone() for name, emulator in present.items()}
     with tqdm(total=max_iterations, desc="fit", unit="it", disable=not progress, leave=False, delay=2.0) as bar:
 

@@ -144,12 +144,10 @@ def _chunks(windows: Windows) -> list[tuple[Windows, int]]:
     if not windows.line.numel():
         return []
     total = torch.cumsum(windows.count, 0)
-    size = block_size()
-    goals = torch.arange(1, int(total[-1]) // size + 1, device=total.device) * size
-    at = torch.searchsorted(total, goals)
-    # The only values that the host needs.
+    size, n_entry = block_size(), int(total[-1])
+    at = torch.searchsorted(total, torch.arange(1, n_entry // size + 1, device=total.device) * size)
     bounds, reached = torch.stack([at, torch.where(at > 0, total[at - 1], 0)]).tolist()
-    bounds, reached = [0, *bounds, total.numel()], [0, *reached, int(total[-1])]
+    bounds, reached = [0, *bounds, total.numel()], [0, *reached, n_entry]
     return [
         (Windows(*(column[a:b] for column in windows)), after - before)
         for a, b, before, after in zip(bounds, bounds[1:], reached, reached[1:], strict=False)

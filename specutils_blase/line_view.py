@@ -12,6 +12,10 @@ from .grids import DoublePrecision
 from .lines import LineEmulator
 
 
+def _of_parent(name: str) -> property:
+    return property(lambda self: getattr(self.parent, name)[self.index], doc=f"`{name}` of the lines that are seen.")
+
+
 class LineView(LineEmulator):
     """A `LineEmulator` of some lines of another, its parameters being the other's own.
 
@@ -48,29 +52,12 @@ class LineView(LineEmulator):
         known = self.parent.species
         return None if known is None else [known[k] for k in self.index.tolist()]
 
-    @property
-    def center(self) -> Tensor:
-        return self.parent.center[self.index]
-
-    @property
-    def sign(self) -> Tensor:
-        return self.parent.sign[self.index]
-
-    @property
-    def ln_area(self) -> Tensor:
-        return self.parent.ln_area[self.index]
-
-    @property
-    def ln_sigma(self) -> Tensor:
-        return self.parent.ln_sigma[self.index]
-
-    @property
-    def ln_gamma(self) -> Tensor:
-        return self.parent.ln_gamma[self.index]
-
-    @property
-    def rv_offset(self) -> Tensor:
-        return self.parent.rv_offset[self.index]
+    center = _of_parent("center")
+    sign = _of_parent("sign")
+    ln_area = _of_parent("ln_area")
+    ln_sigma = _of_parent("ln_sigma")
+    ln_gamma = _of_parent("ln_gamma")
+    rv_offset = _of_parent("rv_offset")
 
     def set_line_parameters(self, values: Tensor) -> None:
         """Overwrite the parent's parameters of these lines."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .echelle import EchelleModel
+from .echelle import EchelleModel, orders_of
 from .model import ForwardModel, Stages
 
 KINDS = ("ln_area", "ln_sigma", "ln_gamma", "rv_offset")
@@ -82,7 +82,7 @@ class FreeParameters:
     @property
     def orders(self) -> tuple[ForwardModel, ...]:
         """The models of the single orders."""
-        return tuple(self.model.orders) if isinstance(self.model, EchelleModel) else (self.model,)
+        return orders_of(self.model)
 
     def part(self, k: int) -> FreeParameters | OrderParameters:
         """The free parameters as order k sees them."""

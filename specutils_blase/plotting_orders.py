@@ -55,7 +55,7 @@ def plot_orders(result, *, orders: Sequence[int] | None = None, figure: QuickLoo
         note = f"order {row['order']}   RMS {100 * row['rms']:.2f} %   χ² {row['reduced_chi2']:.2f}"
         if row["jitter"] > 0:
             note += f"   jitter {100 * row['jitter']:.2f} %"
-        panel.text(0.005, 0.06, note, transform=panel.transAxes, fontsize=7)
+        panel.set_title(note, loc="left", fontsize=7, pad=2)
         panel.tick_params(labelsize=7)
     panels[-1].set_xlabel("vacuum wavelength [Å]", fontsize=8)
     panels[len(chosen) // 2].set_ylabel("flux / continuum", fontsize=8)

@@ -27,8 +27,8 @@ REFRESH = 15
 SHIFT, LEAST_SHIFT, MOST_SHIFT = 1e-3, 1e-8, 1e-1
 """Multiple of the normal matrix's diagonal added to it, at first, and its bounds.
 
-Directions that only the priors hold stay short. Far wings that the continuum can imitate are as poorly determined, and
-there a shift makes the iteration creep: it falls tenfold with every matrix as long as whole steps succeed.
+Directions that only the priors hold stay short. It falls tenfold with every matrix as long as whole steps succeed, and
+rises where they do not: WASP-69 takes 114 iterations instead of 128 with a constant one.
 """
 
 SUFFICIENT = 1e-4
@@ -76,8 +76,8 @@ def quasi_newton(problem, vector: Tensor, tolerance: Callable[[float], float], m
     r"""Iterate from `vector`, yielding the state after each iteration and, again, at the end.
 
     The direction is L-BFGS's (Nocedal & Wright 2006, algorithm 7.4) with H₀ ∝ (A + s diag A)⁻¹, A being the
-    Gauss-Newton matrix of every `REFRESH` iterations, with the wings of the lines in it: wings that are cut off cannot
-    be told from the continuum, and the iteration creeps. Status is "" while it goes on, "converged" once the undamped
+    Gauss-Newton matrix of every `REFRESH` iterations, with the wings of the lines in it, so that what it promises is
+    in units of the errors that will be reported. Status is "" while it goes on, "converged" once the undamped
     quadratic model promises less than `tolerance(cost)`, "stalled" where not even the steepest way down the
     preconditioner leads down, "iterations" at the limit.
     """

@@ -15,9 +15,7 @@ from torch import Tensor
 
 from .echelle import EchelleModel
 from .factor import Factor
-from .grids import SPEED_OF_LIGHT
 from .least_squares import Solution, minimize
-from .lines import LineEmulator
 from .model import ForwardModel
 from .noise import NoiseModel
 from .parameters import FreeParameters
@@ -84,7 +82,7 @@ def solve(
     noise: NoiseModel,
     max_iterations: int,
     report: Callable,
-    tolerance: float = TOLERANCE,
+    tolerance: float | None = None,
 ) -> Solution:
     """Minimise first with loose priors, then with the true ones, then with the noise that the residuals show.
 
@@ -96,6 +94,7 @@ def solve(
     tell because the model lacks something, it has to be right in the fit, and both are found in turn.
     """
     history: list[dict[str, float]] = []
+    tolerance = TOLERANCE if tolerance is None else tolerance
 
     def run(n_iteration: int, limit: float, from_afar: bool) -> Solution:
         solution = minimize(
@@ -138,12 +137,13 @@ def solve_orders(
     """
     history: list[dict[str, float]] = []
     limit = min(ALONE_ITERATIONS, max_iterations)
-    made = [(k, *_alone(problem, k)) for k in range(len(names))]  # all from one state: their sequence does not matter
+    owners = _owners(problem.free.model)
+    made = [(k, *_alone(problem, k, owners)) for k in range(len(names))]  # all from one state: no sequence matters
     for k, solution, alone, copies in _each(made, partial(_go_alone, limit, noise, names, report)):
         alone.write(solution.vector)
         for component, view in problem.free.model.orders[k].components.items():
             # Only what was this order's to change: the rest is as old as the copies.
-            mine = (_owners(problem.free.model, view) == k).unsqueeze(1)
+            mine = (owners[component][view.index] == k).unsqueeze(1)
             now, then = copies[component].line_parameters().detach(), view.line_parameters().detach()
             view.set_line_parameters(torch.where(mine, now, then))
     problem.weight = problem.free.merge(noise.weights())
@@ -167,16 +167,19 @@ def solve_orders(
     return solution
 
 
-def _owners(model: EchelleModel, view: LineEmulator) -> Tensor:
+@torch.no_grad()
+def _owners(model: EchelleModel) -> dict[str, Tensor]:
     """The order that may change each line while orders are solved alone: that in whose span it lies deepest.
 
     Lines of other orders whose wings reach an order stay: there they would do what the continuum does.
     """
-    rv = 0.0 if model.doppler is None or view.parent is not model.star else model.doppler.rv.item()
-    center = view.shifted_center.detach() * (1.0 + rv / SPEED_OF_LIGHT)
-    edges = [order.pixels.edges for order in model.orders]
-    depth = torch.stack([torch.minimum(center - edge.min(), edge.max() - center) for edge in edges])
-    return depth.argmax(0)
+    owners = {}
+    for name, emulator in model.components.items():
+        center = emulator.shifted_center * (model.doppler.factor if name == "star" else 1.0)
+        edges = [order.pixels.edges for order in model.orders]
+        depth = torch.stack([torch.minimum(center - edge.min(), edge.max() - center) for edge in edges])
+        owners[name] = depth.argmax(0)
+    return owners
 
 
 def _go_alone(limit: int, noise: NoiseModel, names: Sequence[str], report: Callable, made) -> tuple:
@@ -205,7 +208,7 @@ def _each(items: list, work: Callable) -> list:
         torch.set_num_threads(n_thread)
 
 
-def _alone(problem: AnchoredProblem, k: int) -> tuple[AnchoredProblem, dict]:
+def _alone(problem: AnchoredProblem, k: int, owners: dict[str, Tensor]) -> tuple[AnchoredProblem, dict]:
     """The problem of one order with copies of its lines, anchored where the whole is, and velocities held."""
     order, part = problem.free.model.orders[k], problem.free.part(k)
     copies = {name: view.subset(torch.arange(len(view))) for name, view in order.components.items()}
@@ -218,10 +221,10 @@ def _alone(problem: AnchoredProblem, k: int) -> tuple[AnchoredProblem, dict]:
         pixels=order.pixels,
         continuum=order.continuum,
     )
-    lines = {}
-    for name, view in order.components.items():
-        owner = _owners(problem.free.model, view)
-        lines[name] = (owner[part.lines[name]] == k).nonzero().squeeze(-1)
+    lines = {
+        name: (owners[name][view.index][part.lines[name]] == k).nonzero().squeeze(-1)
+        for name, view in order.components.items()
+    }
     own = tuple(name for name in ("resolving_power", "continuum") if name in part.global_slices)
     free = FreeParameters(model, part.kinds, {name: part.lines[name][chosen] for name, chosen in lines.items()}, own)
     flux, weight = (problem.free.split(values)[k] for values in (problem.flux, problem.weight))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .echelle import EchelleModel
+from .echelle import EchelleModel, orders_of
 from .grids import SPEED_OF_LIGHT
 from .kernels import convolve
 from .model import ForwardModel
@@ -61,7 +61,7 @@ def scale_telluric(model: ForwardModel | EchelleModel, fluxes: list[Tensor], wei
     fluxes, weights : list of Tensor
         Data and inverse variances of each order.
     """
-    orders = list(model.orders) if isinstance(model, EchelleModel) else [model]
+    orders = orders_of(model)
     emulator = model.telluric
     species = list(emulator.species or [""] * len(emulator))
     names = sorted(set(species))

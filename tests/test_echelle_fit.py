@@ -92,7 +92,7 @@ def test_every_order_is_fitted_as_well_as_alone(together, single, night):
     for k, alone in enumerate(single):
         order = together.order(k)
         assert order.rms == pytest.approx(alone.rms, rel=0.05)
-        np.testing.assert_allclose(order.model_spectrum.flux.value, alone.model_spectrum.flux.value, atol=0.02)
+        np.testing.assert_allclose(order.model_spectrum.flux.value, alone.model_spectrum.flux.value, atol=0.005)
 
 
 def test_spectra_are_lists(together, night):

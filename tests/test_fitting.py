@@ -292,7 +292,7 @@ def test_further_iterations_change_nothing(monkeypatch):
     usual = quick(observed())
     monkeypatch.setattr("specutils_blase.solving.TOLERANCE", 1e-10)
     further = quick(observed())
-    assert usual.success and further.success and len(further.history) >= len(usual.history)
+    assert usual.success and further.success and len(further.history) > len(usual.history)
     for name in ("rv", "vsini", "continuum_0"):
         assert abs(further.value(name) - usual.value(name)) < 0.05 * usual.error(name)
     for name in ("area", "sigma", "gamma", "rv_offset"):
