@@ -24,10 +24,13 @@ if TYPE_CHECKING:
     from .echelle_result import EchelleFitResult
     from .fitting import fit
     from .identification import identify
-    from .line_lists import read_line_list
+    from .ledger_files import read_ledger, write_ledger
+    from .line_lists import ledger_to_line_list, read_line_list
+    from .line_selection import change_significance, select_lines
     from .lines import LineEmulator
     from .model import ForwardModel
     from .result import FitResult
+    from .species_cloning import clone_species
 
     __version__: str
 
@@ -39,18 +42,24 @@ _LAZY = {
     "FitResult": ".result",
     "ForwardModel": ".model",
     "LineEmulator": ".lines",
+    "change_significance": ".line_selection",
     "clone": ".cloning",
+    "clone_species": ".species_cloning",
     "fit": ".fitting",
     "from_hpf": ".adapters.loaders",
     "from_igrins": ".adapters.loaders",
     "from_nirspec": ".adapters.loaders",
     "identify": ".identification",
+    "ledger_to_line_list": ".line_lists",
     "line_lists": ".line_lists",
     "read": ".asdf.files",
     "read_blase_state": ".adapters.blase",
+    "read_ledger": ".ledger_files",
     "read_line_list": ".line_lists",
+    "select_lines": ".line_selection",
     "simulate": ".simulate",
     "templates": ".templates",
+    "write_ledger": ".ledger_files",
 }
 
 __all__ = [
@@ -61,18 +70,24 @@ __all__ = [
     "ForwardModel",
     "LineEmulator",
     "__version__",
+    "change_significance",
     "clone",
+    "clone_species",
     "fit",
     "from_hpf",
     "from_igrins",
     "from_nirspec",
     "identify",
+    "ledger_to_line_list",
     "line_lists",
     "read",
     "read_blase_state",
+    "read_ledger",
     "read_line_list",
+    "select_lines",
     "simulate",
     "templates",
+    "write_ledger",
 ]
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import time
 import warnings
@@ -46,8 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = _parser()
     args = parser.parse_args(argv)
     try:
-        with _threads(args.threads), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="the fit did not converge")  # printed, with everything else
+        with _threads(1 if args.threads is None else args.threads), _warnings_as_notes():
             return args.run(args)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -102,15 +102,15 @@ def run_clone(args) -> int:
 
 
 def run_fit(args) -> int:
-    """Fit one spectrum and write the result."""
+    """Fit one order, or many at once, and write the result."""
     import specutils_blase as sb
 
-    from .adapters.files import load_spectrum
+    from .adapters.files import load_observation
 
     if args.star is None and args.telluric is None:
         raise ValueError("fit needs --star, --telluric, or both")
     _check_targets(args)
-    data = load_spectrum(args.file, order=args.order, format=args.format)
+    data = load_observation(args.files, orders=args.order, format=args.format, extension=args.extension)
     components = {
         name: None if given is None else _component(given, name, data, args)
         for name, given in (("star", args.star), ("telluric", args.telluric))
@@ -127,33 +127,28 @@ def run_fit(args) -> int:
         "flux_scale": args.flux_scale,
         "velocity_step": args.velocity_step,
         "max_iterations": args.max_iterations,
+        "barycentric_velocity": args.barycentric_velocity,
     }
     options = {name: value for name, value in options.items() if value is not None}
-    result = sb.fit(data, **components, medium=args.medium, progress=_progress(args), **options)
+    side_by_side = min(len(data), os.cpu_count() or 1) if isinstance(data, list) else 1
+    with _threads(side_by_side if args.threads is None else args.threads):
+        result = sb.fit(data, **components, medium=args.medium, progress=_progress(args), **options)
     print(result)
-    header = result.frame.meta.get("header")
     if result.model.star is not None:
-        known = isinstance(header, dict) and "BRVCORR" in header
-        barycentre = f"; header BRVCORR = {header['BRVCORR'] / 1000.0:+.3f} km/s, not applied" if known else ""
-        print(f"  rv is in the frame of the data's wavelengths{barycentre}")
+        unknown = "" if "rv_barycentric" in result.parameters["name"] else "; the barycentric velocity is unknown"
+        print(f"  rv is in the frame of the data's wavelengths{unknown}")
     _write(result, args.out, args.ledger, args.plot, overwrite=args.overwrite)
     return _status(result)
 
 
 def run_orders(args) -> int:
     """List what the files of an observation hold."""
-    from astropy.utils.exceptions import AstropyUserWarning
-
     from .adapters.files import load_orders
     from .adapters.orders import order_lines
 
-    with warnings.catch_warnings(record=True) as notes:
-        warnings.simplefilter("always", AstropyUserWarning)  # of the loaders: what the files do not tell
-        spectra = load_orders(args.files, format=args.format, extension=args.extension)
-        lines = order_lines(spectra, medium=args.medium, barycentric_velocity=args.barycentric_velocity)
+    spectra = load_orders(args.files, format=args.format, extension=args.extension)
+    lines = order_lines(spectra, medium=args.medium, barycentric_velocity=args.barycentric_velocity)
     print("\n".join([", ".join(args.files), *lines]))
-    for note in notes:
-        print(f"note: {note.message}", file=sys.stderr)
     return CONVERGED
 
 
@@ -165,6 +160,22 @@ def _status(result) -> int:
 
 def _progress(args) -> bool:
     return sys.stderr.isatty() and not args.quiet
+
+
+@contextmanager
+def _warnings_as_notes():
+    """A block whose warnings are one line each on stderr, but for those that the printed result repeats."""
+    from astropy.utils.exceptions import AstropyUserWarning
+
+    def show(message, *where, **more):
+        print(f"note: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        warnings.simplefilter("always", AstropyUserWarning)  # of the loaders: what the files do not tell
+        for said in ("the fit did not converge", "order .* of the list is left out"):
+            warnings.filterwarnings("ignore", message=said)
+        yield
 
 
 @contextmanager
@@ -211,7 +222,7 @@ def _component(given: str, name: str, data, args):
         found = sb.read(path)
         if isinstance(found, sb.FitResult):
             found = found.model
-        if isinstance(found, sb.ForwardModel):
+        if hasattr(found, "components"):
             if name not in found.components:
                 raise ValueError(f"{path} holds a fit without a {name} component")
             found = found.components[name]
@@ -226,9 +237,10 @@ def _component(given: str, name: str, data, args):
     from .grids import SPEED_OF_LIGHT
     from .spectrum import vacuum_wavelength
 
-    wavelength = vacuum_wavelength(data.spectral_axis, args.medium).value
+    spectra = data if isinstance(data, list) else [data]
+    ends = [vacuum_wavelength(one.spectral_axis, args.medium).value[[0, -1]] for one in spectra]
     margin = (MARGINS[name] + abs(args.rv or 0.0)) / SPEED_OF_LIGHT
-    region = (wavelength.min() * (1.0 - margin), wavelength.max() * (1.0 + margin))
+    region = (min(map(min, ends)) * (1.0 - margin), max(map(max, ends)) * (1.0 + margin))
     clone = sb.clone(spectrum, region=region, progress=_progress(args), **options)
     print(f"{name}: cloned {given}, {len(clone.ledger)} lines, RMS {100 * clone.rms:.2f} %")
     return clone
@@ -270,10 +282,7 @@ def _write(result, out, ledger, plot, *, overwrite: bool) -> None:
     if ledger is not None:
         result.ledger.write(ledger, format="ascii.ecsv", overwrite=overwrite)
     if plot is not None:
-        import specutils_blase.plotting as plotting
-
-        draw = plotting.plot_fit if hasattr(result, "parameters") else plotting.plot_clone
-        draw(result).savefig(plot)
+        result.plot().savefig(plot)
     written = [str(path) for path in (out, ledger, plot) if path is not None]
     if written:
         print(f"wrote {', '.join(written)}")
@@ -290,6 +299,15 @@ def _degree(text: str):
     return text if text == "none" else int(text)
 
 
+def _orders(text: str) -> list[int]:
+    """Positions and ranges of them, such as 3,5-8, each once."""
+    found = [re.fullmatch(r"(\d+)(?:-(\d+))?", part) for part in text.replace(",", " ").split()]
+    chosen = [range(int(one[1]), int(one[2] or one[1]) + 1) for one in found if one]
+    if not found or None in found or not all(chosen):
+        raise argparse.ArgumentTypeError(f"expected positions and ranges such as 3,5-8, got {text!r}")
+    return sorted(set().union(*chosen))
+
+
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name for name in text.replace(",", " ").split() if name != "none")
 
@@ -304,7 +322,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar=choices, parser_class=_Parser)
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--quiet", action="store_true", help="no progress bars")
-    common.add_argument("--threads", type=int, default=1, help="of the computation (default: 1, enough for one order)")
+    common.add_argument("--threads", type=int, help="of the computation (default: 1, or one an order of many)")
     common.add_argument("--debug", action="store_true", help="show where in the code an error arose")
     files = argparse.ArgumentParser(add_help=False)
     files.add_argument("--ledger", metavar="ECSV", help="write the line ledger, a table with one row a line")
@@ -314,7 +332,6 @@ def _parser() -> argparse.ArgumentParser:
     files.add_argument("--medium", choices=("vacuum", "air"), default="vacuum", help="of FILE's wavelengths")
     files.add_argument("--flux-scale", choices=("log", "linear", "minnaert"), help="law from opacity to flux")
     files.add_argument("--max-iterations", type=int, metavar="N")
-    files.add_argument("--order", type=int, metavar="N", help="which spectrum of a file with several (HPF: 0 to 27)")
     names = ", ".join(NAMED_TEMPLATES)
 
     show = commands.add_parser("demo", parents=[common], help="fit a simulated order and compare with the truth")
@@ -323,6 +340,7 @@ def _parser() -> argparse.ArgumentParser:
 
     make = commands.add_parser("clone", parents=[common, files], help="turn a template spectrum into Voigt lines")
     make.add_argument("file", metavar="FILE", help=f"template spectrum, or one of {names}")
+    make.add_argument("--order", type=int, metavar="N", help="which spectrum of a file with several")
     make.add_argument("--out", required=True, metavar="ASDF", help="where to write the clone")
     make.add_argument("--prominence", type=float, help="smallest prominence of a line (default 0.01)")
     make.add_argument("--continuum", type=_degree, metavar="none|DEGREE", help="continuum to divide out (default none)")
@@ -333,13 +351,20 @@ def _parser() -> argparse.ArgumentParser:
     make.add_argument("--emission", action="store_true", help="look for emission lines too")
     make.set_defaults(run=run_clone)
 
-    work = commands.add_parser("fit", parents=[common, files], help="fit star and atmosphere to a spectrum")
-    work.add_argument("file", metavar="FILE", help="observed spectrum: HPF's FITS, or anything that specutils reads")
+    one = argparse.ArgumentParser(add_help=False)
+    one.add_argument("files", metavar="FILE", nargs="+", help="one file; or IGRINS' H and K; or orders of NIRSPEC")
+    one.add_argument("--extension", metavar="EXTNAME", help="flux of an IGRINS file (default SPEC_DIVIDE_A0V)")
+    one.add_argument("--barycentric-velocity", type=float, metavar="KM/S", help="instead of the header's")
+
+    work = commands.add_parser("fit", parents=[common, files, one], help="fit star and atmosphere to a spectrum")
+    work.add_argument(
+        "--order", type=_orders, metavar="N[,N-N]", help="which orders, from the blue (HPF: 0 to 27); all by default"
+    )
     source = f"clone or earlier fit (.asdf), ledger (.ecsv), template spectrum, or one of {names}"
     work.add_argument("--star", metavar="FILE|NAME", help=source)
     work.add_argument("--telluric", metavar="FILE|NAME", help="likewise")
     work.add_argument("--rv", type=float, metavar="KM/S", help="start of the radial velocity; found if not given")
-    work.add_argument("--vsini", type=float, metavar="KM/S", help="start of v sin i (default 2)")
+    work.add_argument("--vsini", type=float, metavar="KM/S", help="start of v sin i; found if not given")
     work.add_argument("--limb-darkening", type=float, nargs=2, metavar=("U1", "U2"))
     work.add_argument("--resolving-power", type=float, metavar="R", help="of the instrument (HPF's is known)")
     work.add_argument("--continuum", type=int, metavar="DEGREE", help="of the continuum polynomial (default 2)")
@@ -352,12 +377,9 @@ def _parser() -> argparse.ArgumentParser:
     work.add_argument("--out", metavar="ASDF", help="write the whole result")
     work.set_defaults(run=run_fit)
 
-    show = commands.add_parser("orders", parents=[common], help="list what files of HPF, IGRINS, NIRSPEC, ... hold")
-    show.add_argument("files", metavar="FILE", nargs="+", help="one file; or IGRINS' H and K; or orders of NIRSPEC")
+    show = commands.add_parser("orders", parents=[common, one], help="list what the files of an observation hold")
     show.add_argument("--format", help="specutils' format of the file, where it is not recognised")
     show.add_argument("--medium", choices=("vacuum", "air"), default="vacuum", help="of FILE's wavelengths")
-    show.add_argument("--extension", metavar="EXTNAME", help="flux of an IGRINS file (default SPEC_DIVIDE_A0V)")
-    show.add_argument("--barycentric-velocity", type=float, metavar="KM/S", help="instead of the header's")
     show.set_defaults(run=run_orders)
     return parser
 

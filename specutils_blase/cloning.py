@@ -18,10 +18,10 @@ from astropy.table import QTable
 from specutils import Spectrum
 from tqdm.auto import tqdm
 
-from .grids import Sampling
+from .grids import SPEED_OF_LIGHT, Sampling
 from .least_squares import minimize
 from .ledger import build_ledger, held_errors
-from .line_finding import find_lines, share_out_areas
+from .line_finding import find_lines, own_widths, share_out_areas
 from .lines import LineEmulator
 from .model import ForwardModel
 from .parameters import KINDS, FreeParameters
@@ -44,8 +44,15 @@ BROADEST_GUESS = 2.0
 ROUND_ITERATIONS = 5
 """Iterations between two looks at the residual."""
 
+BESIDE = 60.0 / SPEED_OF_LIGHT
+"""How far beside its region a clone looks for the lines whose wings reach into it, relative to the wavelength."""
+
 TARGET_SCATTER = 0.002
 """Residual, in units of the continuum, that counts as one sigma while cloning."""
+
+
+class NoLinesError(ValueError):
+    """A template has no line of the prominence asked for."""
 
 
 @dataclass(eq=False)
@@ -88,11 +95,11 @@ class CloneResult:
 
         return plot_clone(self, **options)
 
-    def write(self, path, *, overwrite: bool = False) -> None:
-        """Write to an ASDF file, which `specutils_blase.read` reads."""
+    def write(self, path, *, overwrite: bool = False, compression: str | None = None) -> None:
+        """Write to an ASDF file, which `specutils_blase.read` reads; see `specutils_blase.asdf.files.write`."""
         from .asdf.files import write
 
-        write(self, path, overwrite=overwrite)
+        write(self, path, overwrite=overwrite, compression=compression)
 
 
 def clone(
@@ -132,7 +139,8 @@ def clone(
     medium : "vacuum" or "air"
         What the template's wavelengths are.
     region : (Quantity, Quantity), optional
-        Range of wavelengths (bare numbers: Å) to clone; everything by default.
+        Range of wavelengths (bare numbers: Å) to clone; everything by default. Lines just beside it, whose wings reach
+        into it, are cloned too and have the flag edge in the ledger.
     free : tuple of str
         Line parameters to optimise, among "ln_area", "ln_sigma", "ln_gamma", "rv_offset".
     emission : bool
@@ -163,7 +171,9 @@ def clone(
     resolving_power = None if resolving_power is None else to_resolving_power(resolving_power)
     data, frame = read_spectrum(template, medium=medium)
     if region is not None:
-        low, high = (value.to_value(u.AA, u.spectral()) if isinstance(value, u.Quantity) else value for value in region)
+        low, high = sorted(
+            value.to_value(u.AA, u.spectral()) if isinstance(value, u.Quantity) else value for value in region
+        )
         inside = (data.wavelength >= low) & (data.wavelength <= high)
         if int(inside.sum()) < 16:
             first, last = float(data.wavelength[0]), float(data.wavelength[-1])
@@ -171,22 +181,24 @@ def clone(
                 f"region {low:.2f}-{high:.2f} Å holds {int(inside.sum())} pixels of the template, which covers "
                 f"{first:.2f}-{last:.2f} Å: give (low, high) in vacuum Å inside it"
             )
-        keep = inside.nonzero().squeeze(-1)
-        wavelength, flux = data.wavelength[keep], data.flux[keep]
-        edges, good = data.edges[keep], data.good[keep]
+        wide = (data.wavelength >= low * (1.0 - BESIDE)) & (data.wavelength <= high * (1.0 + BESIDE))
+        inside = inside[wide].numpy()
     else:
-        wavelength, flux, edges, good = data.wavelength, data.flux, data.edges, data.good
+        wide, inside = slice(None), np.ones(len(data), dtype=bool)
+    wavelength, flux, edges, good = (part[wide] for part in (data.wavelength, data.flux, data.edges, data.good))
     level = _continuum(wavelength.numpy(), flux.numpy(), good.numpy(), continuum, teff)
     normalised = np.where(good.numpy(), flux.numpy() / level, np.nan)
-    law = saturation_law(flux_scale, (float(wavelength[0]), float(wavelength[-1])))
+    covered = tuple(wavelength[inside][[0, -1]].tolist())
+    law = saturation_law(flux_scale, covered)
     lines = find_lines(wavelength.numpy(), normalised, prominence, resolving_power=resolving_power)
+    lines = own_widths(lines, law)
     sign = np.ones(len(lines["center"]))
     if emission:
         bright = find_lines(wavelength.numpy(), 2.0 - normalised, prominence, resolving_power=resolving_power)
         sign = np.concatenate([sign, -np.ones(len(bright["center"]))])
         lines = {name: np.concatenate([lines[name], bright[name]]) for name in lines}
     if not len(sign):
-        raise ValueError(
+        raise NoLinesError(
             f"no line of prominence {prominence:g} in the template: lower prominence (the deepest feature is "
             f"{1.0 - np.nanmin(normalised):.2g} below the continuum), or check its continuum"
         )
@@ -198,14 +210,14 @@ def clone(
         lines["gamma"],
         sign=sign,
         law=law,
-        wavelength_range=(float(wavelength[0]), float(wavelength[-1])),
+        wavelength_range=covered,
     )
     if rms_target is not None and not (isinstance(rms_target, (int, float)) and 0.0 < rms_target < 1.0):
         raise ValueError(f"rms_target must lie between 0 and 1 (in units of the continuum), got {rms_target!r}")
     start_area = emulator.ln_area.detach().clone()
     rounds, history = [], []
     while True:
-        model = _model(emulator, wavelength, edges, resolving_power)
+        model = clone_model(emulator, wavelength, edges, resolving_power)
         n_left = max_iterations - len(history)
         if rms_target is not None:
             n_left = min(n_left, ROUND_ITERATIONS)
@@ -213,7 +225,7 @@ def clone(
         history += [e | {"iteration": len(history) + k} for k, e in enumerate(solution.history)]
         with torch.no_grad():
             clone_flux = model().numpy()
-        rms = float(np.sqrt(np.nanmean((normalised - clone_flux) ** 2)))
+        rms = float(np.sqrt(np.nanmean((normalised - clone_flux)[inside] ** 2)))
         rounds.append({"lines": len(emulator), "rms": rms})
         logger.info("round %d: %d lines, RMS %.3f %%", len(rounds), len(emulator), 100 * rms)
         if rms_target is None or rms <= rms_target or len(history) >= max_iterations:
@@ -250,28 +262,34 @@ def clone(
         "template": str(template.meta.get("source", "")),
     }
     logger.info("cloned %d lines, RMS %.3f %%, %s", len(emulator), 100 * rms, message)
-    ledger = build_ledger(
-        {"star": (emulator, held_errors(emulator))},
-        wavelength_range={"star": [emulator.wavelength_range]},
-        meta={"settings": settings, "wavelength_range": list(emulator.wavelength_range)},
-    )
-    ledger["free"][:] = True
-    ledger["unconstrained"][:] = False
-    ledger["delta_ln_area"][:] = (emulator.ln_area.detach() - start_area).numpy()
     return CloneResult(
         emulator,
-        ledger,
+        clone_ledger(emulator, start_area, settings),
         rms,
         history,
-        spectrum_on(wavelength, normalised, meta=dict(frame.meta)),
-        spectrum_on(wavelength, clone_flux, meta={"source": "specutils_blase clone", **settings}),
+        spectrum_on(wavelength[inside], normalised[inside], meta=dict(frame.meta)),
+        spectrum_on(wavelength[inside], clone_flux[inside], meta={"source": "specutils_blase clone", **settings}),
         success,
         message,
         settings,
     )
 
 
-def _model(emulator: LineEmulator, wavelength: torch.Tensor, edges: torch.Tensor, resolving_power) -> ForwardModel:
+def clone_ledger(emulator: LineEmulator, start_area: torch.Tensor, settings: dict, component: str = "star") -> QTable:
+    """Ledger of a clone, all of whose lines were free; `start_area` is ln area of each at its first guess."""
+    ledger = build_ledger(
+        {component: (emulator, held_errors(emulator))},
+        wavelength_range={component: [emulator.wavelength_range]},
+        meta={"settings": settings, "wavelength_range": list(emulator.wavelength_range)},
+    )
+    ledger["free"][:] = True
+    ledger["unconstrained"][:] = False
+    ledger["delta_ln_area"][:] = (emulator.ln_area.detach() - start_area).numpy()
+    return ledger
+
+
+def clone_model(emulator: LineEmulator, wavelength: torch.Tensor, edges: torch.Tensor, resolving_power) -> ForwardModel:
+    """Model of a template on its own sampling; through line spread and pixels where it has a resolving power."""
     if resolving_power is None:
         return ForwardModel(Sampling(wavelength), star=emulator)
     return ForwardModel.for_order(

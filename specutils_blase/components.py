@@ -19,6 +19,7 @@ from .grids import SPEED_OF_LIGHT
 from .ledger import emulator_from_ledger
 from .lines import LineEmulator
 from .profiles import voigt_fwhm
+from .provenance import of_lines, of_template
 
 VELOCITY_MARGIN = 60.0
 """km/s by which a stellar template must exceed the data at both ends, beyond the starting velocity."""
@@ -34,6 +35,16 @@ def source_of(component) -> str:
     if isinstance(component, CloneResult):
         return str(component.settings.get("template", ""))
     return "" if component is None else type(component).__name__
+
+
+def provenance_of(component, emulator: LineEmulator) -> dict:
+    """Where a component comes from: its template, as cloned or as given, else the lines that it brought."""
+    if isinstance(component, CloneResult):
+        return of_template(component.template)
+    if isinstance(component, Spectrum):
+        return of_template(component)
+    meta = component.meta if isinstance(component, Table) else {}
+    return of_lines(emulator, str(meta.get("source") or type(component).__name__))
 
 
 def component_emulator(given, name, span, flux_scale, resolving_power, progress) -> LineEmulator:

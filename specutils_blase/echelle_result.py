@@ -14,7 +14,7 @@ from specutils import Spectrum, SpectrumList
 
 from .data import SpectralData
 from .echelle import EchelleModel
-from .result import FitResult
+from .result import FitResult, model_spectra
 from .spectrum import SpectrumFrame, spectrum_on
 
 
@@ -58,6 +58,7 @@ class EchelleFitResult(FitResult):
         lines.append(f"  {len(self.ledger)} lines, {int(np.sum(self.ledger['free']))} of them fitted")
         lines += [f"  order {row['index']} left out: {row['reason']}" for row in self.orders if not row["fitted"]]
         lines.append(f"  medium of the data: {self.frame[0].medium} (as declared)")
+        lines += [f"  {sentence}" for sentence in self.degeneracies]
         return "\n".join(lines)
 
     def order(self, k: int) -> FitResult:
@@ -92,7 +93,7 @@ class EchelleFitResult(FitResult):
 
     def evaluate(self) -> list[dict[str, torch.Tensor]]:
         """Model spectra of each order on its pixels; see `FitResult.evaluate`."""
-        return [self.order(k).evaluate() for k in range(len(self))]
+        return [model_spectra(order) for order in self.model.orders]
 
     @property
     def rms(self) -> float:
@@ -104,6 +105,11 @@ class EchelleFitResult(FitResult):
     def _list(self, name: str) -> SpectrumList | None:
         spectra = [getattr(self.order(k), name) for k in range(len(self))]
         return None if spectra[0] is None else SpectrumList(spectra)
+
+    def _named(self, name: str) -> list[Spectrum]:
+        if name == "star_template":
+            return super()._named(name)
+        return [spectrum for k in range(len(self)) for spectrum in self.order(k)._named(name)]
 
     @property
     def model_spectrum(self) -> SpectrumList:
@@ -147,19 +153,6 @@ class EchelleFitResult(FitResult):
             low = max(low, high)
         wavelength, flux = (torch.cat(parts) for parts in zip(*kept, strict=True))
         return spectrum_on(wavelength, flux, meta={"source": "specutils_blase semi-empirical template"})
-
-    def write(self, path, *, overwrite: bool = False) -> None:
-        """Not possible yet: ASDF files hold fits of one order.
-
-        Raises
-        ------
-        NotImplementedError
-            Always.
-        """
-        raise NotImplementedError(
-            "a fit of many orders cannot be written to ASDF yet: write its tables, result.ledger.write(...) and "
-            "result.parameters.write(...), and its spectra"
-        )
 
     def plot(self, order: int | None = None, **options):
         """Quick look at all orders, or at the k-th; see `plotting.plot_orders` and `plotting.plot_fit`."""

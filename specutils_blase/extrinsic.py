@@ -75,12 +75,11 @@ class RotationalBroadening(DoublePrecision):
         cells = vsini.clamp(self.floor, self.max_vsini) / self.step
         return rotation_taps(cells, limb_darkening[0], limb_darkening[1], self.n_half)
 
-    def tap_derivatives(self) -> Tensor:
-        """Taps' derivatives to (vsini, u1, u2), shape (3, n_tap)."""
+    def tap_derivatives(self, chosen: slice = slice(None)) -> Tensor:
+        """Taps' derivatives to (vsini, u1, u2), or to those `chosen` of them, shape (3, n_tap)."""
         point = torch.cat([self.vsini.detach().reshape(1), self.limb_darkening.detach()])
-        return tap_tangents(
-            lambda p: self.taps(p[0], p[1:]), point, torch.eye(3, dtype=point.dtype, device=point.device)
-        )
+        directions = torch.eye(3, dtype=point.dtype, device=point.device)[chosen]
+        return tap_tangents(lambda p: self.taps(p[0], p[1:]), point, directions)
 
     def forward(self, flux: Tensor) -> Tensor:
         return convolve(flux, self.taps(self.vsini, self.limb_darkening))

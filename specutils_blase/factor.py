@@ -34,14 +34,13 @@ class Factor:
         self.lower: list[Tensor] = []
         self.below: list[Tensor] = []
         if normal.partition is not None:
-            blocks = normal.diagonal_blocks
-            blocks = blocks + torch.diag_embed(self._gather(damping * normal.diagonal))
-            for index in range(blocks.shape[0]):
-                block = blocks[index]
+            self.n_column = normal.partition.n_column
+            added = self._gather(damping * normal.diagonal)
+            for index, size in enumerate(self.n_column):
+                block = normal.diagonal_blocks[index, :size, :size] + torch.diag(added[index, :size])
                 if index:
-                    below = torch.linalg.solve_triangular(
-                        self.lower[-1], normal.lower_blocks[index - 1].mT, upper=False
-                    ).mT
+                    touching = normal.lower_blocks[index - 1, :size, : self.n_column[index - 1]]
+                    below = torch.linalg.solve_triangular(self.lower[-1], touching.mT, upper=False).mT
                     self.below.append(below)
                     block = block - below @ below.mT
                 lower, info = cholesky(block)
@@ -56,10 +55,10 @@ class Factor:
         return failures
 
     def _solve_local(self, right: Tensor) -> Tensor:
-        """Solve the block-tridiagonal part for right sides (n_block, width, n)."""
+        """Solve the block-tridiagonal part for right sides (n_block, width, n), zero in the padding."""
         forward: list[Tensor] = []
         for index, lower in enumerate(self.lower):
-            value = right[index]
+            value = right[index][: self.n_column[index]]
             if index:
                 value = value - self.below[index - 1] @ forward[-1]
             forward.append(torch.linalg.solve_triangular(lower, value, upper=False))
@@ -72,7 +71,16 @@ class Factor:
             if index + 1 < len(forward):
                 value = value - self.below[index].mT @ result[index + 1]
             result[index] = torch.linalg.solve_triangular(self.lower[index].mT, value, upper=True)
-        return torch.stack(result)
+        return self._padded(result, 1)
+
+    def _padded(self, blocks: list[Tensor], n_axis: int) -> Tensor:
+        """Blocks of different sizes as one tensor, zero beyond each one's size in the first `n_axis` axes."""
+        width, first = self.normal.partition.columns.shape[1], blocks[0]
+        shape = (width, width) if n_axis == 2 else (width, *first.shape[1:])
+        stacked = first.new_zeros(len(blocks), *shape)
+        for whole, block in zip(stacked, blocks, strict=True):
+            whole[tuple(slice(size) for size in block.shape[:n_axis])] = block
+        return stacked
 
     def _gather(self, vector: Tensor) -> Tensor:
         columns = self.normal.partition.columns
@@ -120,7 +128,7 @@ class Factor:
                 gain = torch.linalg.solve_triangular(self.lower[index].mT, self.below[index].mT, upper=True)
                 inverse = inverse + gain @ result[index + 1] @ gain.mT
             result[index] = inverse
-        covariance = torch.stack(result)
+        covariance = self._padded(result, 2)
         if self.corner.numel():
             covariance = covariance + self.border_solution @ self.border_covariance() @ self.border_solution.mT
         return covariance
@@ -167,7 +175,8 @@ class Factor:
             return torch.stack([self._scatter(None, border[:, k], elsewhere[k]) for k in range(n_draw)])
         shape = (*self.normal.partition.columns.shape, n_draw)
         noise = torch.randn(shape, generator=generator, dtype=dtype, device=device)
-        local = self._back_substitute(list(noise))
+        noise = [values[:size] for values, size in zip(noise, self.n_column, strict=True)]
+        local = self._back_substitute(noise)
         local = local - self.border_solution @ border
         return torch.stack([self._scatter(local[..., k], border[:, k], elsewhere[k]) for k in range(n_draw)])
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 
-import astropy.units as u
 import torch
 from specutils import Spectrum
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .components import component_emulator, lines_inside, lines_reaching, not_covered, source_of
+from .components import component_emulator, lines_inside, lines_reaching, not_covered, provenance_of, source_of
 from .echelle import EchelleModel, orders_of
 from .echelle_result import EchelleFitResult
 from .lines import LineEmulator
@@ -46,7 +46,7 @@ def fit(
     *,
     telluric=None,
     rv=None,
-    vsini=2.0 * u.km / u.s,
+    vsini=None,
     limb_darkening: tuple[float, float] = (0.4, 0.2),
     resolving_power=None,
     continuum: int = 2,
@@ -81,8 +81,9 @@ def fit(
         settings.
     rv : Quantity or float, optional
         Starting radial velocity [km/s] of the star; by cross-correlation with the star's clone when not given.
-    vsini : Quantity or float
-        Starting projected rotation velocity [km/s].
+    vsini : Quantity or float, optional
+        Starting projected rotation velocity [km/s]; by cross-correlation too when not given. Where "vsini" is not free
+        it is held, and 2 km/s when not given.
     limb_darkening : (float, float)
         Quadratic coefficients u1, u2.
     resolving_power : float or sequence of float, optional
@@ -115,7 +116,7 @@ def fit(
         Step [km/s] of the model's grid; a quarter pixel or less by default.
     max_iterations : int
         Limit on iterations: of one order over all stages; in a list, of each stage, of which an order by itself gets at
-        most 60 and all together at most 8 and then 60.
+        most 60 and all together at most 8 and then 120.
     progress : bool
         Show a progress bar.
 
@@ -136,8 +137,10 @@ def fit(
     }
     if star is None and telluric is None:
         raise ValueError("fit needs a star, a telluric component, or both: pass a clone or a template spectrum")
-    vsini = to_kms(vsini, "vsini")
-    if vsini < 0.0:
+    vsini = None if vsini is None else to_kms(vsini, "vsini")
+    if vsini is None and ("vsini" not in free or star is None):
+        vsini = 2.0
+    if vsini is not None and vsini < 0.0:
         raise ValueError(f"vsini must not be negative, got {vsini} km/s")
     rv = None if rv is None else to_kms(rv, "rv")
     velocity_step = None if velocity_step is None else to_kms(velocity_step, "velocity_step")
@@ -158,16 +161,17 @@ def fit(
         name: component_emulator(each, name, span, flux_scale, finest, progress) for name, each in given.items()
     }
     orders = _covered(orders, components, rv, excluded, many)
-    if "star" in components and rv is None:
+    if "star" in components:
         powers = [order.resolving_power for order in orders]
-        rv = cross_correlate(
+        rv, vsini = cross_correlate(
             [order.data for order in orders],
             components["star"],
             components.get("telluric"),
+            rv=rv,
             vsini=vsini,
             resolving_power=powers,
         )
-        logger.info("cross-correlation: rv = %.2f km/s", rv)
+        logger.info("start: rv = %.2f km/s, v sin i = %.1f km/s", rv, vsini)
     rv = rv or 0.0
     build = {
         "rv": rv,
@@ -231,9 +235,10 @@ def fit(
         "noise": "from the data" if all(noise.known) else "unknown: scaled from the residuals",
         "jitter": noise.may_add_jitter,
         "robust": noise.may_doubt,
-        "telluric_scale": None if scale is None else {"factors": scale.factors, "shift": scale.shift},
+        "telluric_scale": None if scale is None else asdict(scale),
         "star": source_of(star),
         "telluric": source_of(telluric),
+        "templates": {name: provenance_of(each, components[name]) for name, each in given.items()},
     }
     return build_result(problem, solution, Given(orders, excluded, lines, start_area, noise, settings))
 

@@ -31,6 +31,7 @@ from astropy.table import QTable, Table
 from scipy.stats import siegelslopes
 
 from .grids import SPEED_OF_LIGHT
+from .ledger import column_values, text_column
 from .line_lists import predicted_strength, read_line_list
 from .line_lists.strengths import STANDARD_COLUMNS
 from .profiles import voigt_fwhm
@@ -144,27 +145,18 @@ def _ledger_lines(ledger) -> tuple[np.ndarray, ...]:
     missing = [name for name in ("center", "area") if name not in ledger.colnames]
     if missing:
         raise ValueError(f"identifying takes a ledger with center and area, {', '.join(missing)} missing")
-    center, area = _angstrom(ledger, "center"), _angstrom(ledger, "area")
+    center, area = column_values(ledger, "center", u.AA), column_values(ledger, "area", u.AA)
     if "fwhm" in ledger.colnames:
-        width = _angstrom(ledger, "fwhm")
+        width = column_values(ledger, "fwhm", u.AA)
     elif {"sigma", "gamma"} <= set(ledger.colnames):
-        width = voigt_fwhm(*(torch.as_tensor(_angstrom(ledger, name)) for name in ("sigma", "gamma"))).numpy()
+        width = voigt_fwhm(*(torch.as_tensor(column_values(ledger, name, u.AA)) for name in ("sigma", "gamma"))).numpy()
     else:
         raise ValueError("identifying takes a ledger with fwhm, or sigma and gamma")
-    error = _angstrom(ledger, "center_err") if "center_err" in ledger.colnames else np.zeros(len(ledger))
+    error = column_values(ledger, "center_err", u.AA) if "center_err" in ledger.colnames else np.zeros(len(ledger))
     for name, values in (("center", center), ("area", area), ("width", width)):
         if not (np.isfinite(values) & (values > 0)).all():
             raise ValueError(f"every {name} of the ledger must be finite and positive")
     return center, width, np.where(np.isfinite(error), error, 0.0), area / center
-
-
-def _angstrom(table, name: str) -> np.ndarray:
-    column = table[name]
-    try:
-        values = u.Quantity(column, u.AA) if column.unit is None else u.Quantity(column).to(u.AA)
-    except u.UnitConversionError:
-        raise ValueError(f"ledger column {name} must be in Å or convertible, got {column.unit}") from None
-    return np.array(values.value, dtype=np.float64)
 
 
 def _list_lines(line_list, temperature, gas_pressure, abundances, columns) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -178,8 +170,8 @@ def _list_lines(line_list, temperature, gas_pressure, abundances, columns) -> tu
     else:
         options = {"temperature": temperature, "gas_pressure": gas_pressure, "abundances": abundances}
         strength = predicted_strength(line_list, **options).value
-    wavelength = _angstrom(line_list, "wavelength")
-    species = np.asarray(line_list["species"]).astype("U")
+    wavelength = column_values(line_list, "wavelength", u.AA)
+    species = text_column(line_list, "species")
     if "intensity" in line_list.colnames:
         names, which = np.unique(species, return_inverse=True)
         density = {**STANDARD_COLUMNS, **(columns or {})}
@@ -275,7 +267,7 @@ def _annotated(ledger, rows, names, wavelength, line, species, probability, plac
     best = np.minimum(first, max(len(line) - 1, 0))
     named = (last > first) & (probability[best] > none if len(line) else False)
     result = QTable(ledger, copy=True)
-    old = np.asarray(ledger["species"]).astype("U") if "species" in ledger.colnames else np.full(len(ledger), "")
+    old = text_column(ledger, "species")
     columns = {
         "species": old.astype(f"U{max(16, old.dtype.itemsize // 4, names.dtype.itemsize // 4)}"),
         "species_probability": _previous(ledger, "species_probability", np.nan, float),

@@ -182,9 +182,15 @@ def rotation_taps(vsini: Tensor, u1: Tensor, u2: Tensor, n_half: int) -> Tensor:
 def tap_tangents(taps: Callable[[Tensor], Tensor], point: Tensor, directions: Tensor) -> Tensor:
     """Derivatives of taps at `point` along each of `directions`, (n_direction, ...).
 
-    By two reverse passes each: torch's forward mode would load its jit, which takes a second and warns.
+    The reverse pass is linear in what it starts from; a reverse pass through it is a forward one. torch's own forward
+    mode would load its jit, which takes a second and warns.
     """
-    return torch.stack([torch.autograd.functional.jvp(taps, point, direction)[1] for direction in directions])
+    with torch.enable_grad():
+        point = point.detach().requires_grad_(True)
+        values = taps(point)
+        start = torch.zeros_like(values, requires_grad=True)
+        (back,) = torch.autograd.grad(values, point, start, create_graph=True)
+        return torch.stack([torch.autograd.grad(back, start, along, retain_graph=True)[0] for along in directions])
 
 
 def convolve(flux: Tensor, taps: Tensor) -> Tensor:

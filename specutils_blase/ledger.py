@@ -1,11 +1,12 @@
 """The line ledger: one plain QTable, one row a line, and the way between it and a `LineEmulator`.
 
-Every column is defined once, in `COLUMNS`. Does not live here: how lines are found or fitted (`cloning`, `fitting`),
-files (`asdf`).
+Does not live here: what its columns mean (`ledger_columns`), which of its lines one wants (`line_selection`), files
+(`ledger_files`, `asdf`), how lines are found or fitted (`cloning`, `fitting`).
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,40 +18,17 @@ from astropy.table import QTable
 from torch import Tensor
 
 from .grids import SPEED_OF_LIGHT
+from .ledger_columns import COLUMNS, FLAG_LIMITS, KMS
 from .lines import LineEmulator
 from .parameters import KINDS
 from .profiles import voigt, voigt_fwhm
+from .saturation import Minnaert, Product, SaturationLaw
 
-KMS = u.km / u.s
+NEEDED = ("center", "area", "sigma", "gamma")
+"""Columns that make a table a line ledger."""
 
-COLUMNS: dict[str, tuple[u.UnitBase | None, str]] = {
-    "id": (None, "Number of the line within its component, in order of wavelength"),
-    "component": (None, "star or telluric"),
-    "species": (None, "Species, empty where not identified"),
-    "center": (u.AA, "Vacuum wavelength of the centre at rest, rv_offset included"),
-    "center_err": (u.AA, "1-sigma error of center"),
-    "rv_offset": (KMS, "Shift of the centre against the starting line list"),
-    "rv_offset_err": (KMS, "1-sigma error of rv_offset"),
-    "area": (u.AA, "Integrated opacity of the line (integrated depth in linear scale)"),
-    "area_err": (u.AA, "1-sigma error of area"),
-    "sigma": (u.AA, "Gaussian standard deviation"),
-    "sigma_err": (u.AA, "1-sigma error of sigma"),
-    "gamma": (u.AA, "Lorentzian half width at half maximum"),
-    "gamma_err": (u.AA, "1-sigma error of gamma"),
-    "fwhm": (u.AA, "Full width at half maximum of the Voigt profile (Olivero & Longbothum 1977)"),
-    "depth": (None, "Depth of this line alone at its centre, 1 - S; negative in emission"),
-    "equivalent_width": (u.AA, "Integral of 1 - S of this line alone; negative in emission"),
-    "equivalent_width_err": (u.AA, "1-sigma error of equivalent_width, from the covariance of area, sigma and gamma"),
-    "snr": (None, "equivalent_width over its error"),
-    "delta_ln_area": (None, "ln(area) minus that of the starting line list"),
-    "blended": (None, "Another line of the same component lies within half the sum of the two full widths"),
-    "saturated": (None, "Central flux reacts to opacity by less than an eighth of what a weak line's would"),
-    "edge": (None, "Centre lies outside the data, or closer to their end than one full width"),
-    "unconstrained": (None, "Data narrow ln(area) to no less than 0.7 of its prior, or the line was not fitted"),
-    "free": (None, "Whether any parameter of the line was free"),
-    "orders": (None, "Orders that contributed, separated by commas"),
-}
-"""Name → (unit, meaning) of every ledger column, in order."""
+PACKED_META = "LEDGER"
+"""Key of a FITS header under which the meta of a ledger stands as JSON."""
 
 _QUADRATURE_NODES = 200
 
@@ -132,17 +110,16 @@ def build_ledger(
         for name, (emulator, errors) in components.items()
     ]
     table = QTable()
-    for name, (unit, description) in COLUMNS.items():
+    for name, column in COLUMNS.items():
         values = np.concatenate([columns[name] for columns in tables])
-        table[name] = values if unit is None else values * unit
-        table[name].info.description = description
-    scales = {name: emulator.law.name for name, (emulator, _) in components.items()}
-    table.meta = {
-        "flux_scale": scales,
-        "medium": "vacuum",
-        "columns": {name: description for name, (_, description) in COLUMNS.items()},
-        **(meta or {}),
-    }
+        table[name] = values if column.unit is None else values * column.unit
+        table[name].info.description = column.description
+    laws = {name: emulator.law for name, (emulator, _) in components.items()}
+    table.meta = {"flux_scale": {name: law.name for name, law in laws.items()}, "medium": "vacuum"}
+    shapes = {name: shape for name, law in laws.items() if (shape := law_shape(law))}
+    if shapes:
+        table.meta["law"] = shapes
+    table.meta |= {"columns": {name: column.description for name, column in COLUMNS.items()}, **(meta or {})}
     return table
 
 
@@ -156,19 +133,16 @@ def _component_columns(name, emulator, errors, ranges, orders) -> dict[str, np.n
         tau, per_y = emulator.law.opacity(peak)
         flux, slope = emulator.law.flux(tau, center)
         weak_slope = emulator.law.flux(torch.zeros_like(tau), center)[1]
-        saturated = (slope * per_y).abs() < 0.125 * weak_slope.abs()
+        saturated = (slope * per_y).abs() < FLAG_LIMITS["saturated"] * weak_slope.abs()
         if emulator.law.name == "linear":  # a product never flattens: its core is full once the depth nears one
-            saturated = peak > 0.875
+            saturated = peak > FLAG_LIMITS["saturated_linear"]
         low, high = (
             torch.tensor(ends, dtype=torch.float64).to(center).unsqueeze(1) for ends in zip(*ranges, strict=True)
         )
-        edge = ~((center >= low + fwhm) & (center <= high - fwhm)).any(0)
+        margin = FLAG_LIMITS["edge"] * fwhm
+        edge = ~((center >= low + margin) & (center <= high - margin)).any(0)
         seen = (center > low - fwhm) & (center < high + fwhm)
-        gap = torch.diff(center)
-        touching = gap < 0.5 * (fwhm[1:] + fwhm[:-1])
-        blended = torch.zeros_like(edge)
-        blended[1:] |= touching
-        blended[:-1] |= touching
+        blended = _overlapping(center, FLAG_LIMITS["blended"] * fwhm)
     emission = sign < 0
     width, gradient = _equivalent_width_with_gradient(emulator.law, center, area, sigma, gamma)
     width = torch.where(emission, -area, width)
@@ -198,17 +172,28 @@ def _component_columns(name, emulator, errors, ranges, orders) -> dict[str, np.n
         "blended": blended,
         "saturated": saturated & ~emission,
         "edge": edge,
-        "unconstrained": ~errors.free | (error[:, 0] > 0.7 * errors.prior_ln_area),
+        "unconstrained": ~errors.free | (error[:, 0] > FLAG_LIMITS["unconstrained"] * errors.prior_ln_area),
         "free": errors.free,
     }
     result = {key: value.detach().cpu().numpy() for key, value in columns.items()}
     n_line = len(emulator)
     result["component"] = np.full(n_line, name)
-    result["species"] = np.array(emulator.species or [""] * n_line, dtype="U16")
+    species = np.array(emulator.species or [""] * n_line, dtype="U")
+    result["species"] = species.astype(f"U{max(16, species.dtype.itemsize // 4)}")  # room for later names
     known = np.array(orders, dtype="U")
     texts = [",".join(known[column]) for column in seen.cpu().numpy().T]
     result["orders"] = np.array(texts, dtype="U") if any(texts) else np.full(n_line, "", dtype="U1")
     return result
+
+
+def _overlapping(center: Tensor, half_width: Tensor) -> Tensor:
+    """Whether the interval around each line overlaps that of any other, next to it or not."""
+    low, order = (center - half_width).sort()
+    high = (center + half_width)[order]
+    found = torch.zeros_like(center, dtype=torch.bool)
+    found[order[1:]] |= high.cummax(0).values[:-1] > low[1:]
+    found[order[:-1]] |= low[1:] < high[:-1]
+    return found
 
 
 def _equivalent_width_with_gradient(law, center, area, sigma, gamma) -> tuple[Tensor, Tensor]:
@@ -230,7 +215,7 @@ def emulator_from_ledger(table, *, component: str | None = None, law=None, wavel
         already contained in `center`; `depth` < 0, or `sign` < 0, marks emission. `species`, if present, stays with the
         emulator's lines.
     component : str, optional
-        Rows of this component only, where the table has the column `component`.
+        Rows of this component only, where the table has the column `component`; needed if it has more than one.
     law : SaturationLaw or str, optional
         By default what the table's meta says as `flux_scale`, else "log".
     wavelength_range : (float, float), optional
@@ -239,44 +224,156 @@ def emulator_from_ledger(table, *, component: str | None = None, law=None, wavel
     Raises
     ------
     ValueError
-        If a needed column is missing or has the wrong unit.
+        If a needed column is missing, has the wrong unit, or no number in it where one is needed; if an area or a width
+        is not positive, an id occurs twice, or the component is not there or not told. The message names the row.
     """
-    missing = [name for name in ("center", "area", "sigma", "gamma") if name not in table.colnames]
+    missing = [name for name in NEEDED if name not in table.colnames]
     if missing:
         raise ValueError(
-            f"a line ledger needs the columns center, area, sigma, gamma (Å); {', '.join(missing)} missing from "
-            f"{', '.join(table.colnames) or 'an empty table'}"
+            f"a line ledger needs the columns {', '.join(NEEDED)} (Å); {', '.join(missing)} missing from "
+            f"{', '.join(table.colnames) or 'an empty table'}: add or rename them"
         )
-    if component is not None and "component" in table.colnames:
-        table = table[np.asarray(table["component"]) == component]
-    if not len(table):
-        raise ValueError(f"the line ledger has no rows{f' of component {component!r}' if component else ''}")
-    center = _column(table, "center", u.AA)
-    offset = _column(table, "rv_offset", KMS) if "rv_offset" in table.colnames else np.zeros_like(center)
+    table, component = _rows_of(table, component)
+    meta = ledger_meta(table)
+    center, area, sigma, gamma = (_positive(table, name) for name in NEEDED)
+    offset = column_values(table, "rv_offset", KMS) if "rv_offset" in table.colnames else np.zeros_like(center)
+    offset = np.where(np.isfinite(offset), offset, 0.0)
     sign = np.ones(center.size)
     for name in ("depth", "sign"):
         if name in table.colnames:
-            sign = np.where(np.asarray(table[name]) < 0, -1, 1)
-    if law is None:
-        law = table.meta.get("flux_scale", "log")
-        law = law.get(component, "log") if isinstance(law, dict) else law
+            sign = np.where(column_values(table, name, u.dimensionless_unscaled) < 0, -1, 1)
     return LineEmulator(
         center / (1.0 + offset / SPEED_OF_LIGHT),
-        *(_column(table, name, u.AA) for name in ("area", "sigma", "gamma")),
+        area,
+        sigma,
+        gamma,
         rv_offset=offset,
         sign=sign,
-        law=law,
-        wavelength_range=wavelength_range or table.meta.get("wavelength_range"),
-        species=np.asarray(table["species"]).astype("U") if "species" in table.colnames else None,
+        law=_law(meta, component) if law is None else law,
+        wavelength_range=wavelength_range or _of(meta.get("wavelength_range"), component),
+        species=text_column(table, "species") if "species" in table.colnames else None,
     )
 
 
-def _column(table, name: str, unit: u.UnitBase) -> np.ndarray:
+def ledger_meta(table) -> dict:
+    """Meta of a ledger; of a FITS file, whose header holds no dicts, that of its card `PACKED_META`."""
+    packed = table.meta.get(PACKED_META)
+    return {**table.meta, **json.loads(packed)} if isinstance(packed, str) else dict(table.meta)
+
+
+def column_values(table, name: str, unit: u.UnitBase) -> np.ndarray:
+    """A column as float64 in `unit`, which bare numbers are taken to be in; NaN where it is masked.
+
+    Raises
+    ------
+    ValueError
+        If its unit does not convert, or it does not hold one number a row.
+    """
+    column = table[name]
+    own = unit if getattr(column, "unit", None) is None else column.unit
+    plain = getattr(column, "unmasked", column)
     try:
-        values = u.Quantity(table[name], unit) if table[name].unit is None else u.Quantity(table[name]).to(unit)
+        values = np.array(np.ma.getdata(getattr(plain, "value", plain)), dtype=np.float64)
+        values = (values * own).to_value(unit)
     except u.UnitConversionError:
-        raise ValueError(f"ledger column {name} must be in {unit} or convertible, got {table[name].unit}") from None
-    return np.array(values.value, dtype=np.float64)
+        raise ValueError(
+            f"the column {name} must be in {unit.to_string('unicode')} or convertible, got {own}: set the unit that "
+            "its numbers have"
+        ) from None
+    except (TypeError, ValueError):
+        raise ValueError(f"expected numbers in the column {name}, got {column.dtype}") from None
+    if values.shape != (len(table),):
+        raise ValueError(f"expected one number a row in the column {name}, got shape {values.shape}")
+    return np.where(np.asarray(getattr(column, "mask", False)), np.nan, values)
+
+
+def text_column(table, name: str, default: str = "") -> np.ndarray:
+    """A column of text; `default` where it is masked, or everywhere if the table has no such column."""
+    if name not in table.colnames:
+        return np.full(len(table), default)
+    column = table[name]
+    return np.asarray(column.filled(default) if hasattr(column, "filled") else column).astype("U")
+
+
+def observed_centers(table, rv: float | None) -> np.ndarray:
+    """Centres [vacuum Å] where an observed spectrum shows them: stellar lines moved by `rv` [km/s], telluric ones not.
+
+    All at rest if `rv` is None.
+    """
+    center = column_values(table, "center", u.AA)
+    moves = text_column(table, "component", "star") != "telluric"
+    return center if rv is None else np.where(moves, center * (1.0 + rv / SPEED_OF_LIGHT), center)
+
+
+def _positive(table, name: str) -> np.ndarray:
+    """A length [Å] of every line, finite and positive; γ may be zero."""
+    values = column_values(table, name, u.AA)
+    good = np.isfinite(values) & (values >= 0 if name == "gamma" else values > 0)
+    bad = np.flatnonzero(~good)
+    if len(bad):
+        which = f", id {table['id'][bad[0]]}" if "id" in table.colnames else ""
+        more = f" and {len(bad) - 1} more like it" if len(bad) > 1 else ""
+        remedy = ", and mark emission by a negative depth" if name == "area" else ""
+        raise ValueError(
+            f"expected a finite, {'non-negative' if name == 'gamma' else 'positive'} {name} (Å) of every line, got "
+            f"{values[bad[0]]:g} in row {bad[0]}{which}{more}: correct or remove such rows{remedy}"
+        )
+    return values
+
+
+def _rows_of(table, component: str | None):
+    """The rows of one component, and which it is."""
+    if "component" in table.colnames and len(table):
+        names = text_column(table, "component")
+        present = sorted(set(names.tolist()))
+        if component is None:
+            if len(present) > 1:
+                raise ValueError(
+                    f"the line ledger has the components {', '.join(present)}: give component= one of them"
+                )
+            component = present[0]
+        elif component not in present:
+            raise ValueError(
+                f"the line ledger has no rows of component {component!r}, only of {', '.join(present)}: choose that, "
+                "or remove the column component to use the lines for another"
+            )
+        table = table[names == component]
+    if not len(table):
+        raise ValueError("the line ledger has no rows: check what was selected or read")
+    if "id" in table.colnames:
+        identity, first, count = np.unique(np.asarray(table["id"]), return_index=True, return_counts=True)
+        if (count > 1).any():
+            twice = np.argmax(count > 1)
+            raise ValueError(
+                f"expected every id once in a component, got id {identity[twice]} {count[twice]} times, first in row "
+                f"{first[twice]}: remove the duplicates, or the column id if the rows are different lines"
+            )
+    return table, component
+
+
+def _of(value, component: str | None):
+    """What a meta entry says of a component: entries are dicts by component, or hold for all."""
+    if not isinstance(value, dict):
+        return value
+    return next(iter(value.values())) if len(value) == 1 else value.get(component)
+
+
+def law_shape(law: SaturationLaw) -> dict:
+    """Numbers beside its name that a law is made of, as a ledger's meta holds them."""
+    if law.n_parameter:
+        return {"coefficients": law.coefficients.detach().tolist(), "wavelength_range": list(law.wavelength_range)}
+    return {"guard": law.guard} if hasattr(law, "guard") else {}
+
+
+def _law(meta: dict, component: str | None) -> str | SaturationLaw:
+    name, shape = _of(meta.get("flux_scale"), component) or "log", _of(meta.get("law"), component) or {}
+    if name == "linear" and "guard" in shape:
+        return Product(shape["guard"])
+    if name == "minnaert" and "coefficients" in shape:
+        law = Minnaert(shape["wavelength_range"], degree=len(shape["coefficients"]) - 1)
+        law.coefficients.data = torch.tensor(shape["coefficients"], dtype=law.coefficients.dtype)
+        return law
+    return name
 
 
 def held_errors(emulator: LineEmulator) -> LineErrors:

@@ -106,6 +106,13 @@ class LineEmulator(DoublePrecision):
         self.rv_offset = nn.Parameter(rv_offset[order])
         self.species = None if species is None else [str(species[k]) for k in order.tolist()]
 
+    @classmethod
+    def from_ledger(cls, table, *, component: str | None = None, law=None, wavelength_range=None) -> LineEmulator:
+        """Emulator from a ledger, or any table with center, area, sigma, gamma; see `ledger.emulator_from_ledger`."""
+        from .ledger import emulator_from_ledger
+
+        return emulator_from_ledger(table, component=component, law=law, wavelength_range=wavelength_range)
+
     def __len__(self) -> int:
         return self.center.numel()
 

@@ -10,6 +10,8 @@ Does not live here: their factor (`factor`), derivatives (`jacobian`), the itera
 from __future__ import annotations
 
 import math
+import operator
+from collections.abc import Iterator
 from copy import copy
 from dataclasses import dataclass
 from itertools import pairwise
@@ -22,6 +24,8 @@ from .jacobian import Jacobian
 
 _CHUNK = 1 << 22  # dense values held at once during assembly
 
+_FEW = 16  # border parameters that are not worth asking which rows they touch
+
 LINES_PER_BLOCK = 12
 """Smallest number of lines in a block: fewer make many tiny matrices, more waste work on far pairs."""
 
@@ -33,6 +37,7 @@ class _Partition:
     columns: Tensor  # (n_block, max_parameter) position in the parameter vector; -1 pads
     first_row: Tensor  # (n_block,)
     n_row: list[int]  # rows that each block spans
+    n_column: list[int]  # parameters of each block, which come first in its row of columns
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ class NormalEquations:
         self.n_parameter = prior_precision.numel()
         self.border = jacobian.dense_columns
         self.pinned: Tensor | None = None
-        """Border parameters that stand at a bound and would leave it; steps leave them alone, covariances do not."""
+        """Which parameters stand at a bound and would leave it; steps leave them alone, covariances do not."""
         root = weight.double().sqrt()
         residual = residual.double() * root
         dense = jacobian.dense.double() * root.unsqueeze(1)
@@ -104,24 +109,20 @@ class NormalEquations:
         self.border_blocks = residual.new_zeros(n_block, width, dense.shape[1])
         edges = torch.arange(n_block + 1, device=columns.device) * width
         bound = torch.searchsorted(entries.place, edges).tolist()
-        n_row = self.partition.n_row
-        first = 0
-        while first < n_block:
-            last, tallest = first + 1, n_row[first]
-            while last < n_block and (last + 1 - first) * max(tallest, n_row[last]) * width <= _CHUNK:
-                tallest = max(tallest, n_row[last])
-                last += 1
-            local = self._densify(first, last, bound, tallest, behind=0)
-            self.diagonal_blocks[first:last] = local.mT @ local
+        for first, last, tallest, wide in self._batches(_CHUNK):
+            local = self._densify(first, last, bound, tallest, wide, behind=0)
+            self.diagonal_blocks[first:last, :wide, :wide] = local.mT @ local
             if dense.shape[1]:
                 row = self.partition.first_row[first:last].unsqueeze(1) + torch.arange(tallest, device=columns.device)
-                self.border_blocks[first:last] = local.mT @ dense[row.clamp(max=dense.shape[0] - 1)]
+                touching = self._touching(dense, first, last)
+                rows = dense[row.clamp(max=dense.shape[0] - 1).unsqueeze(-1), touching]
+                self.border_blocks[first:last, :wide, touching] = local.mT @ rows
             n_pair = min(last, n_block - 1) - first
             if n_pair:
                 # The next blocks' derivatives on the rows of these; what lies beyond touches nothing here.
-                following = self._densify(first + 1, first + 1 + n_pair, bound, tallest, behind=1)
-                self.lower_blocks[first : first + n_pair] = following.mT @ local[:n_pair]
-            first = last
+                broad = max(self.partition.n_column[first + 1 : first + 1 + n_pair])
+                following = self._densify(first + 1, first + 1 + n_pair, bound, tallest, broad, behind=1)
+                self.lower_blocks[first : first + n_pair, :broad, :wide] = following.mT @ local[:n_pair]
         pull = residual.new_zeros(n_block * width)
         pull.index_add_(0, entries.place, entries.value * residual[entries.row])
         flat = columns.reshape(-1)
@@ -132,17 +133,41 @@ class NormalEquations:
         self.diagonal[flat[used]] = torch.diagonal(self.diagonal_blocks, dim1=-2, dim2=-1).reshape(-1)[used]
         self.gradient[flat[used]] += pull[used]
 
-    def _densify(self, first: int, last: int, bound: list[int], n_row: int, behind: int) -> Tensor:
-        """Derivatives of blocks `first … last`, (n, n_row, width), from the first row of the block `behind` each."""
+    def _batches(self, limit: int) -> Iterator[tuple[int, int, int, int]]:
+        """Runs of blocks of at most `limit` dense values: first, one past the last, largest height and width."""
+        n_row, n_column = self.partition.n_row, self.partition.n_column
+        first = 0
+        while first < len(n_row):
+            last, tallest, wide, area = first + 1, n_row[first], n_column[first], n_row[first] * n_column[first]
+            while last < len(n_row):
+                tall, broad = max(tallest, n_row[last]), max(wide, n_column[last])
+                own = area + n_row[last] * n_column[last]
+                size = (last + 1 - first) * tall * broad
+                if size > limit or size > 3 * own:  # blocks of one batch are padded to the largest of it
+                    break
+                last, tallest, wide, area = last + 1, tall, broad, own
+            yield first, last, tallest, wide
+            first = last
+
+    def _touching(self, dense: Tensor, first: int, last: int) -> Tensor:
+        """Border parameters with any derivative on the rows of some blocks: not those of other orders."""
+        if dense.shape[1] <= _FEW:
+            return torch.arange(dense.shape[1], device=dense.device)
+        start = self.partition.first_row[first:last].tolist()
+        low, high = min(start), max(map(operator.add, start, self.partition.n_row[first:last]))
+        return (dense[low:high] != 0).any(0).nonzero().squeeze(-1)
+
+    def _densify(self, first: int, last: int, bound: list[int], n_row: int, wide: int, behind: int) -> Tensor:
+        """Derivatives of blocks `first … last`, (n, n_row, wide), from the first row of the block `behind` each."""
         width = self.partition.columns.shape[1]
         part = slice(bound[first], bound[last])
         place = self._entries.place[part]
         owner = place // width
         row = self._entries.row[part] - self.partition.first_row[owner - behind]
         value = torch.where(row < n_row, self._entries.value[part], 0.0)
-        index = ((owner - first) * n_row + row.clamp(0, n_row - 1)) * width + place % width
-        local = value.new_zeros((last - first) * n_row * width).index_add_(0, index, value)
-        return local.reshape(last - first, n_row, width)
+        index = ((owner - first) * n_row + row.clamp(0, n_row - 1)) * wide + place % width
+        local = value.new_zeros((last - first) * n_row * wide).index_add_(0, index, value)
+        return local.reshape(last - first, n_row, wide)
 
     def by_line(self, rows: Tensor, parameters: Tensor) -> Tensor:
         """Sum of a row quantity over the middle half of each line's window, and of one of its parameters.
@@ -170,11 +195,16 @@ class NormalEquations:
         normal, gradient = self, self.gradient
         if self.pinned is not None and bool(self.pinned.any()):
             keep = (~self.pinned).double()
-            normal, gradient = copy(self), self.gradient.clone()
-            gradient[self.border] *= keep
-            normal.corner = self.corner * keep * keep.unsqueeze(1) + torch.diag(1.0 - keep)
+            normal, gradient = copy(self), self.gradient * keep
+            border = keep[self.border]
+            normal.corner = self.corner * border * border.unsqueeze(1) + torch.diag(1.0 - border)
             if self.partition is not None:
-                normal.border_blocks = self.border_blocks * keep
+                columns = self.partition.columns
+                local = torch.where(columns >= 0, keep[columns.clamp(min=0)], 1.0)
+                rows = local.unsqueeze(-1)
+                normal.border_blocks = self.border_blocks * rows * border
+                normal.diagonal_blocks = self.diagonal_blocks * rows * rows.mT + torch.diag_embed(1.0 - local)
+                normal.lower_blocks = self.lower_blocks * rows[1:] * rows[:-1].mT
         factor = normal.factor(damping)
         return factor.solve(gradient), factor
 
@@ -238,12 +268,12 @@ def _partition(jacobian: Jacobian, device) -> _Partition | None:
             bounds.append(index)
     bounds.append(len(start))
     members = [[groups[order[i]] for i in range(a, b)] for a, b in pairwise(bounds)]
-    width = max(sum(len(group) for group in block) for block in members)
-    columns = torch.full((len(members), width), -1, dtype=torch.long)
+    n_column = [sum(len(group) for group in block) for block in members]
+    columns = torch.full((len(members), max(n_column)), -1, dtype=torch.long)
     for row, block in enumerate(members):
         flat = [column for group in block for column in group]
         columns[row, : len(flat)] = torch.tensor(flat)
     spans = list(pairwise(bounds))
     first = [max(0, min(start[a:b])) for a, b in spans]
     n_row = [max(1, max(stop[a:b]) - low) for (a, b), low in zip(spans, first, strict=True)]
-    return _Partition(columns.to(device), torch.tensor(first, device=device), n_row)
+    return _Partition(columns.to(device), torch.tensor(first, device=device), n_row, n_column)

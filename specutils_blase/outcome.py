@@ -22,9 +22,11 @@ from .ledger import LineErrors, build_ledger, held_errors
 from .noise import NoiseModel
 from .observed_orders import ObservedOrder
 from .parameters import KINDS
+from .posterior import Curvature
 from .problem import AnchoredProblem
 from .result import FitResult
 from .solving import degrees_of_freedom_used, reduced_chi_square, residuals
+from .stand_in import posterior_mean, prior_error
 
 BARYCENTRIC_AGREEMENT = 0.01
 """km/s within which the orders' barycentric velocities must agree to count as one exposure's."""
@@ -58,10 +60,15 @@ class Given:
 
 
 def build_result(problem: AnchoredProblem, solution: Solution, given: Given) -> FitResult | EchelleFitResult:
-    """Errors from the curvature at the solution, tables, and the model in the data's own flux units."""
+    """Errors from the curvature at the solution, tables, and the model in the data's own flux units.
+
+    What all lines share stands at its posterior mean, not at the summit over all lines together: see `stand_in`.
+    """
     model, orders, noise = problem.free.model, given.orders, given.noise
-    factor = problem.linearize(solution.vector, precise=True).factor()
-    used = degrees_of_freedom_used(problem.free, factor)
+    normal = problem.linearize(solution.vector, precise=True)
+    used = degrees_of_freedom_used(problem.free, normal.factor())  # at the summit, with the priors as they hold there
+    normal = posterior_mean(problem, normal, solution.vector)
+    factor = normal.factor()
     reduced = reduced_chi_square(problem, used)
     measured = any(noise.known)
     inflation = 1.0 if measured else reduced
@@ -77,7 +84,7 @@ def build_result(problem: AnchoredProblem, solution: Solution, given: Given) -> 
             picked = torch.tensor(kinds)
             block = inflation * factor.covariance_blocks(problem.free.columns(name))
             covariance[lines.view(-1, 1, 1), picked.view(1, -1, 1), picked.view(1, 1, -1)] = block
-        prior = given.settings["priors"][name]["ln_area"]
+        prior = prior_error(problem.line_priors[name], "ln_area")
         components[name] = (emulator, LineErrors(free, covariance, given.start_area[name], prior))
         shift = 1.0 + (model.doppler.rv.item() / SPEED_OF_LIGHT if name == "star" else 0.0)
         ranges[name] = [(low / shift, high / shift) for low, high in (order.span for order in orders)]
@@ -91,6 +98,7 @@ def build_result(problem: AnchoredProblem, solution: Solution, given: Given) -> 
         message += (
             f"; jitter added to {sum(s > 0 for s in noise.jitter)} of {len(orders)} orders, whose model is incomplete"
         )
+    weights = [w / order.scale**2 for w, order in zip(noise.weights(), orders, strict=True)]
     with torch.no_grad():
         for order, one in zip(orders, problem.free.orders, strict=True):
             one.continuum.coefficients.mul_(order.scale)
@@ -110,6 +118,7 @@ def build_result(problem: AnchoredProblem, solution: Solution, given: Given) -> 
         "message": message,
         "history": solution.history,
         "settings": given.settings,
+        "curvature": Curvature.of(problem.free, weights, normal.prior_precision, inflation),
     }
     if not many:
         return FitResult(data=orders[0].data, frame=orders[0].frame, orders=table, **common)

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from .echelle import EchelleModel, orders_of
 from .model import ForwardModel, Stages
+from .parallel import each
 
 KINDS = ("ln_area", "ln_sigma", "ln_gamma", "rv_offset")
 """Line parameters, in the order of `LineEmulator.line_parameters`."""
@@ -136,7 +138,7 @@ class FreeParameters:
 
     def flux(self) -> Tensor:
         """Model flux of all orders, as `merge` puts them."""
-        return self.merge([order() for order in self.orders])
+        return self.merge(each(ForwardModel.forward, self.orders))
 
     def evaluate(self) -> tuple[Tensor, list[Stages], Callable[[Tensor], Tensor]]:
         """Flux, stages of each order, and the way back: the exact Jᵀ × a cotangent of the flux, by autograd, once."""
@@ -145,14 +147,14 @@ class FreeParameters:
             kinds[name] = [getattr(emulator, kind) for kind in self.kinds[name]]
             inputs += kinds[name]
         inputs += list(self._tensors.values())
-        with torch.enable_grad():
-            stages = [order.stages() for order in self.orders]
-            flux = self.merge([each.flux for each in stages])
+        # An order's graph needs no other's: orders go forward and back side by side.
+        stages = each(_recorded, self.orders)
+        flux = self.merge([part.flux.detach() for part in stages])
 
         def pull(cotangent: Tensor) -> Tensor:
-            with torch.enable_grad():
-                product = flux @ cotangent.to(flux.dtype)
-            gradients = list(torch.autograd.grad(product, inputs, materialize_grads=True))
+            back = partial(_pulled, inputs)
+            parts = each(back, zip(stages, self.split(cotangent.to(flux.dtype)), strict=True))
+            gradients = [torch.stack(parts).sum(0) for parts in zip(*parts, strict=True)]
             parts = []
             for name in self.model.components:
                 own = [gradients.pop(0)[self.lines[name]] for _ in kinds[name]]
@@ -163,7 +165,7 @@ class FreeParameters:
                 parts.append((gradient.double() / slope).reshape(-1))
             return torch.cat(parts)
 
-        return flux.detach(), [each.detach() for each in stages], pull
+        return flux, [part.detach() for part in stages], pull
 
     @torch.no_grad()
     def write(self, vector: Tensor) -> None:
@@ -182,6 +184,19 @@ class FreeParameters:
             value = vector[start : start + tensor.numel()].reshape(tensor.shape)
             tensor.copy_(value.clamp(min=0.0).sqrt() if name == "vsini" else value)
             start += tensor.numel()
+
+
+def _recorded(order: ForwardModel) -> Stages:
+    with torch.enable_grad():
+        return order.stages()
+
+
+def _pulled(inputs: list[Tensor], item: tuple[Stages, Tensor]) -> tuple[Tensor, ...]:
+    """Jᵀ × the cotangent of one order's flux."""
+    stages, cotangent = item
+    with torch.enable_grad():
+        product = stages.flux @ cotangent
+    return torch.autograd.grad(product, inputs, materialize_grads=True)
 
 
 @dataclass(frozen=True)

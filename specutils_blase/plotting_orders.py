@@ -9,10 +9,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .plotting import QuickLook
+from .plotting import COLOURS, QuickLook
 
-HEIGHT = 1.25
+HEIGHT = 1.4
 """Inches of a row."""
+
+MAGNIFIED, BELOW = 5.0, -0.15
+"""Factor on the residuals, and where their zero is drawn."""
 
 
 def plot_orders(result, *, orders: Sequence[int] | None = None, figure: QuickLook | None = None) -> QuickLook:
@@ -42,14 +45,15 @@ def plot_orders(result, *, orders: Sequence[int] | None = None, figure: QuickLoo
         level = parts["continuum"]
         flux = np.where(good, one.data.flux.numpy() / level, np.nan)
         model = parts["model"] / level
-        panel.plot(wavelength, flux, color="0.55", lw=0.6)
-        panel.plot(wavelength, model, color="C3", lw=0.7)
+        residual = BELOW + MAGNIFIED * np.where(good, flux - model, np.nan)
+        panel.plot(wavelength, flux, color=COLOURS["data"], lw=2.0)
         if "telluric" in parts:
-            panel.plot(wavelength, parts["telluric"], color="C0", lw=0.5, alpha=0.6)
-        panel.plot(wavelength, np.where(good, flux - model, np.nan), color="0.2", lw=0.4)
-        panel.axhline(0.0, color="0.8", lw=0.4, zorder=0)
+            panel.plot(wavelength, parts["telluric"], color=COLOURS["telluric"], lw=0.7)
+        panel.plot(wavelength, model, color=COLOURS["model"], lw=0.6)
+        panel.axhline(BELOW, color=COLOURS["continuum"], lw=0.4, zorder=0)
+        panel.plot(wavelength, residual, color="#b00020", lw=0.5)
         low, high = np.nanpercentile(flux, [0.5, 99.5]) if good.any() else (0.0, 1.0)
-        panel.set_ylim(min(-0.1, low - 0.05), max(1.1, high + 0.05))
+        panel.set_ylim(min(-0.35, low - 0.05), max(1.1, high + 0.05))
         panel.set_xlim(wavelength[0], wavelength[-1])
         row = fitted[k]
         note = f"order {row['order']}   RMS {100 * row['rms']:.2f} %   χ² {row['reduced_chi2']:.2f}"
@@ -60,7 +64,8 @@ def plot_orders(result, *, orders: Sequence[int] | None = None, figure: QuickLoo
     panels[-1].set_xlabel("vacuum wavelength [Å]", fontsize=8)
     panels[len(chosen) // 2].set_ylabel("flux / continuum", fontsize=8)
     figure.suptitle(
-        f"{len(chosen)} of {len(result)} orders: data (grey), model (red), atmosphere (blue), residual (black)",
+        f"{len(chosen)} of {len(result)} orders: data (grey), model (black), atmosphere (blue), "
+        f"residual × {MAGNIFIED:g} (red)",
         fontsize=9,
     )
     return figure

@@ -11,11 +11,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .jacobian import BAND, COVARIANCE, linearize
+from .grids import SPEED_OF_LIGHT
+from .jacobian import covariance_cut, linearize
+from .kernels import FWHM_PER_SIGMA
 from .model import Stages
 from .normal_equations import NormalEquations
 from .parameters import FreeParameters
 from .priors import GLOBAL_LIMITS, GLOBAL_PRIORS, LINE_LIMITS, LinePriors
+from .profiles import voigt_fwhm
+
+WIDEST, FARTHEST, LEAST_WIDTH = 4.0, 2.0, 3.0
+"""Largest factor on the full width of a line, largest shift in full widths, and the full width [km/s] from which on
+narrow lines are counted."""
 
 
 @dataclass
@@ -67,6 +74,7 @@ class AnchoredProblem:
         self.loosen(None)
         self.lower = torch.full_like(self.anchor, -torch.inf)
         self.upper = torch.full_like(self.anchor, torch.inf)
+        self._bound_lines()
         for key, columns in free.global_slices.items():
             name = key.partition("[")[0]
             self.precision[columns] = GLOBAL_PRIORS[name] ** -2
@@ -76,6 +84,27 @@ class AnchoredProblem:
                 self.limit[columns] = 0.5 * self.anchor[columns] + 10.0
             else:
                 self.limit[columns] = GLOBAL_LIMITS[name]
+
+    @torch.no_grad()
+    def _bound_lines(self) -> None:
+        """A line stays the line that it is: `WIDEST` times as broad by σ or γ alone at most, `FARTHEST` widths away.
+
+        Where a model lacks something, or a continuum is too stiff, the heavy tails of the priors would else let single
+        lines spread over whole orders and beyond, or wander off to what has nothing to do with them.
+        """
+        per_width = {"ln_sigma": FWHM_PER_SIGMA, "ln_gamma": 2.0}
+        for name, emulator in self.free.model.components.items():
+            columns, lines = self.free.columns(name), self.free.lines[name]
+            center = emulator.center[lines]
+            fwhm = voigt_fwhm(emulator.sigma[lines].double(), emulator.gamma[lines].double())
+            width = torch.maximum(fwhm, center * (LEAST_WIDTH / SPEED_OF_LIGHT))
+            for position, kind in enumerate(self.free.kinds[name]):
+                own = columns[:, position]
+                if kind in per_width:
+                    self.upper[own] = torch.maximum((WIDEST * width / per_width[kind]).log(), self.anchor[own])
+                if kind == "rv_offset":
+                    reach = FARTHEST * width / center * SPEED_OF_LIGHT
+                    self.lower[own], self.upper[own] = self.anchor[own] - reach, self.anchor[own] + reach
 
     def loosen(self, factors: dict[str, float] | None) -> None:
         """Widen the line priors by a factor for each kind of parameter; None puts them back."""
@@ -160,13 +189,12 @@ class AnchoredProblem:
     def linearize(self, vector: Tensor, precise: bool = False) -> NormalEquations:
         """Normal equations at a vector; `precise` follows lines out into their wings, as far as a band allows."""
         known = self._at(vector)
-        in_band = max(len(order.sampling) for order in self.free.orders) > BAND
-        jacobian = linearize(self.free, known.stages, COVARIANCE if precise and not in_band else None)
+        jacobian = linearize(self.free, known.stages, covariance_cut(self.free) if precise else None)
         precision = self.prior_precision(vector)
         pull = precision * (self.anchor - vector)
         residual = self.flux - jacobian.flux
         normal = NormalEquations(jacobian, residual, self.weight, precision, pull)
         # Windows cut the Jacobian, not the gradient: at the minimum of the true cost, it vanishes.
         normal.gradient = self._pull(known) + pull
-        normal.pinned = self.pinned(vector, normal.gradient)[normal.border]
+        normal.pinned = self.pinned(vector, normal.gradient)
         return normal

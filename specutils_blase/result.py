@@ -10,14 +10,27 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from astropy.table import QTable
-from specutils import Spectrum
+from specutils import Spectrum, SpectrumList
 
 from .data import SpectralData
+from .degeneracies import degeneracies
 from .model import ForwardModel
+from .photon_limit import RVPhotonLimit, rv_photon_limit
+from .posterior import Curvature, Draws, draw
 from .spectrum import SpectrumFrame, spectrum_on
 
 OPAQUE = 0.02
 """Transmission below which a telluric correction is masked: what remains is noise over nothing."""
+
+SPECTRA = (
+    "data",
+    "model_spectrum",
+    "star_spectrum",
+    "telluric_transmission",
+    "telluric_corrected",
+    "star_template",
+)
+"""What `FitResult.to_spectrum_list` can hold: the data as fitted, and attributes of the result."""
 
 
 @dataclass(eq=False)
@@ -52,6 +65,8 @@ class FitResult:
         Everything asked for.
     orders : QTable, optional
         One row an order; see `outcome.ORDER_COLUMNS`.
+    curvature : Curvature, optional
+        What draws and the steps of `rv_photon_limit` need beside the model.
     """
 
     model: ForwardModel
@@ -68,15 +83,17 @@ class FitResult:
     history: list[dict[str, float]]
     settings: dict = field(default_factory=dict)
     orders: QTable | None = None
+    curvature: Curvature | None = None
 
     def __repr__(self) -> str:
         lines = [f"FitResult: {self.message}"]
         for row in self.parameters:
-            if row["free"] and not str(row["name"]).startswith("continuum"):
-                lines.append(f"  {row['name']} = {row['value']:.4g} ± {row['error']:.2g} {row['unit']}")
+            if (row["free"] and not str(row["name"]).startswith("continuum")) or row["name"] == "rv_barycentric":
+                lines.append(f"  {row['name']} = {row['value']:.4f} ± {row['error']:.2g} {row['unit']}")
         lines.append(f"  reduced χ² = {self.reduced_chi2:.3g}, RMS = {100 * self.rms:.3g} % of the continuum")
         lines.append(f"  {len(self.ledger)} lines, {int(np.sum(self.ledger['free']))} of them fitted")
         lines.append(f"  medium of the data: {self.frame.medium} (as declared)")
+        lines += [f"  {sentence}" for sentence in self.degeneracies]
         return "\n".join(lines)
 
     def value(self, name: str) -> float:
@@ -87,13 +104,41 @@ class FitResult:
         """Error of a row of `parameters`."""
         return float(self.parameters["error"][list(self.parameters["name"]).index(name)])
 
-    @torch.no_grad()
+    @property
+    def degeneracies(self) -> list[str]:
+        """Pairs of parameters with correlations above 0.9, in words, the strongest first."""
+        return degeneracies(self.parameters, self.covariance)
+
+    @property
+    def rv_photon_limit(self) -> RVPhotonLimit | None:
+        """Smallest errors that the velocity can have, and what the sky and the freedom of the lines take away."""
+        return rv_photon_limit(self)
+
+    def draw(self, n_draw: int = 100, seed: int = 0) -> Draws:
+        """Draws from the posterior around the solution, joint over all parameters, in the Laplace approximation.
+
+        Parameters
+        ----------
+        n_draw : int
+            Number of draws.
+        seed : int
+            Of the random numbers.
+
+        Returns
+        -------
+        Draws
+            `parameters` and `lines` of all draws as tables, and their `spectra`.
+
+        Raises
+        ------
+        ValueError
+            If the result does not hold its `curvature`.
+        """
+        return draw(self, n_draw, seed)
+
     def evaluate(self) -> dict[str, torch.Tensor]:
         """Model spectra on the data pixels: model, continuum, star and telluric (both with continuum 1)."""
-        result = {"model": self.model(), "continuum": self.model.continuum.value()}
-        for name in self.model.components:
-            result[name] = self.model.observed(name)
-        return result
+        return model_spectra(self.model)
 
     @property
     def rms(self) -> float:
@@ -151,14 +196,69 @@ class FitResult:
             wavelength = self.model.doppler(self.model.sampling.wavelength)
         return spectrum_on(wavelength, flux, meta={"source": "specutils_blase semi-empirical template"})
 
+    def to_spectrum_list(self, names=SPECTRA) -> SpectrumList:
+        """The spectra of the fit as one list, for programs that take such, jdaviz among them.
+
+        Parameters
+        ----------
+        names : str or sequence of str
+            Which, among "data" and the attributes "model_spectrum", "star_spectrum", "telluric_transmission",
+            "telluric_corrected" and "star_template"; by default all of them.
+
+        Returns
+        -------
+        SpectrumList
+            In the order of the names, under each name in the order of the échelle's orders. Every spectrum says what it
+            is in ``meta["name"]`` and of which order in ``meta["order"]``. What the fit does not have, such as a star
+            where none was fitted, is left out. All are on the axes and in the unit of the data, transmissions without
+            unit, but for the template: one for all orders, at rest, in vacuum Å, continuum 1. ``spectrum.write(path,
+            format="tabular-fits")`` writes each; to read fluxes without unit, specutils must be told their columns
+            (``column_mapping``).
+
+        Raises
+        ------
+        ValueError
+            For a name that is none of these.
+        """
+        names = (names,) if isinstance(names, str) else tuple(names)
+        unknown = [name for name in names if name not in SPECTRA]
+        if unknown:
+            raise ValueError(f"names must be among {', '.join(SPECTRA)}; got {', '.join(map(repr, unknown))}")
+        return SpectrumList([spectrum for name in names for spectrum in self._named(name)])
+
+    def _named(self, name: str) -> list[Spectrum]:
+        """The spectrum of that name, if there is one, and its name in its meta."""
+        if name == "data":
+            sigma = self.data.sigma if self.data.noise_known else None
+            spectrum = self.frame.spectrum(self.data.flux, uncertainty=sigma, mask=~self.data.good)
+        else:
+            spectrum = getattr(self, name)
+        if spectrum is None:
+            return []
+        spectrum.meta["name"] = name
+        if name != "star_template" and self.orders is not None:
+            spectrum.meta["order"] = str(self.orders["order"][0])
+        return [spectrum]
+
     def plot(self, **options):
         """Quick look at the fit; see `specutils_blase.plotting.plot_fit`."""
         from .plotting import plot_fit
 
         return plot_fit(self, **options)
 
-    def write(self, path, *, overwrite: bool = False) -> None:
-        """Write to an ASDF file, which `specutils_blase.read` reads."""
+    def write(self, path, *, overwrite: bool = False, compression: str | None = None) -> None:
+        """Write to an ASDF file, which `specutils_blase.read` reads; see `specutils_blase.asdf.files.write`."""
         from .asdf.files import write
 
-        write(self, path, overwrite=overwrite)
+        write(self, path, overwrite=overwrite, compression=compression)
+
+
+@torch.no_grad()
+def model_spectra(model: ForwardModel) -> dict[str, torch.Tensor]:
+    """Spectra of the model of one order on its pixels; see `FitResult.evaluate`."""
+    stages = model.stages()  # all from one sum over the lines, which is what takes the time
+    result = {"model": stages.flux, "continuum": model.continuum.value()}
+    for name, flux in (("star", stages.rotated), ("telluric", stages.sky)):
+        if flux is not None:
+            result[name] = model.through_instrument(flux)
+    return result

@@ -6,7 +6,6 @@ Does not live here: the minimisation (`least_squares`), the noise (`noise`), wha
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from functools import partial
 
@@ -18,6 +17,7 @@ from .factor import Factor
 from .least_squares import Solution, minimize
 from .model import ForwardModel
 from .noise import NoiseModel
+from .parallel import each
 from .parameters import FreeParameters
 from .problem import AnchoredProblem
 from .starting import LOOSE_ITERATIONS
@@ -37,10 +37,11 @@ NOISE_ROUNDS = 3
 ALONE_TOLERANCE = 0.1
 """Promised decrease of χ² below which an order that is solved alone is good enough for the fit of all."""
 
-ALONE_ITERATIONS, TOGETHER_AT_FIRST, TOGETHER_ITERATIONS = 60, 8, 60
-"""Limits on the iterations of each order by itself, and of all orders together from afar and at the end."""
+ALONE_ITERATIONS, SETTLING_ITERATIONS, TOGETHER_AT_FIRST, TOGETHER_ITERATIONS = 60, 15, 8, 120
+"""Limits on the iterations of each order by itself and beside the others' solutions, and of all orders together from
+afar and at the end."""
 
-TOGETHER_ROUNDS = 1
+TOGETHER_ROUNDS = 2
 """Rounds in which the noise learns from the fit of all orders: what it learnt from each alone is nearly right."""
 
 
@@ -136,17 +137,17 @@ def solve_orders(
     promised decrease adds up over the orders while the steps that are left do not.
     """
     history: list[dict[str, float]] = []
-    limit = min(ALONE_ITERATIONS, max_iterations)
     owners = _owners(problem.free.model)
-    made = [(k, *_alone(problem, k, owners)) for k in range(len(names))]  # all from one state: no sequence matters
-    for k, solution, alone, copies in _each(made, partial(_go_alone, limit, noise, names, report)):
-        alone.write(solution.vector)
-        for component, view in problem.free.model.orders[k].components.items():
-            # Only what was this order's to change: the rest is as old as the copies.
-            mine = (owners[component][view.index] == k).unsqueeze(1)
-            now, then = copies[component].line_parameters().detach(), view.line_parameters().detach()
-            view.set_line_parameters(torch.where(mine, now, then))
-    problem.weight = problem.free.merge(noise.weights())
+    limit = min(ALONE_ITERATIONS, max_iterations)
+    # Wings reach the next order: every other order waits for its neighbours, and once all are solved each settles on
+    # what the others have become.
+    for go in (partial(_go_alone, noise, limit), partial(_settle_alone, min(SETTLING_ITERATIONS, max_iterations))):
+        for parity in (0, 1):
+            made = [(k, names[k], report, *_alone(problem, k, owners)) for k in range(parity, len(names), 2)]
+            for (k, _, _, alone, copies), vector in zip(made, each(go, made), strict=True):
+                alone.write(vector)
+                _take_over(problem.free.model.orders[k], k, copies, owners)
+            problem.weight = problem.free.merge(noise.weights())
     tolerance = TOLERANCE * len(names)
     for turn in range(TOGETHER_ROUNDS + 1):
         limit = min(TOGETHER_AT_FIRST if turn == 0 else TOGETHER_ITERATIONS, max_iterations)
@@ -182,30 +183,34 @@ def _owners(model: EchelleModel) -> dict[str, Tensor]:
     return owners
 
 
-def _go_alone(limit: int, noise: NoiseModel, names: Sequence[str], report: Callable, made) -> tuple:
-    """One order by itself, through all stages."""
-    k, alone, copies = made
-
-    def with_order(entry: dict[str, float]) -> None:
-        report(entry | {"order": f"order {names[k]}"})
-
-    return k, solve(alone, noise.part(k), limit, with_order, tolerance=ALONE_TOLERANCE), alone, copies
+def _go_alone(noise: NoiseModel, limit: int, made: tuple) -> Tensor:
+    """One order by itself, through all stages: its parameters."""
+    k, name, report, alone, _ = made
+    return solve(alone, noise.part(k), limit, _naming(report, name), tolerance=ALONE_TOLERANCE).vector
 
 
-def _each(items: list, work: Callable) -> list:
-    """`work` of every item, on as many Python threads as torch may use, each then with one thread of torch's.
+def _settle_alone(limit: int, made: tuple) -> Tensor:
+    """One order by itself, near its solution."""
+    _, name, report, alone, _ = made
+    return minimize(
+        alone,
+        max_iterations=limit,
+        absolute_tolerance=ALONE_TOLERANCE,
+        from_afar=False,
+        callback=_naming(report, name),
+    ).vector
 
-    Orders in parallel use two cores to four fifths, torch's own threads within an order to little more than a half.
-    """
-    n_thread = torch.get_num_threads()
-    if n_thread == 1 or len(items) == 1:
-        return [work(item) for item in items]
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(min(n_thread, len(items))) as pool:
-            return list(pool.map(work, items))
-    finally:
-        torch.set_num_threads(n_thread)
+
+def _naming(report: Callable, name: str) -> Callable:
+    return lambda entry: report(entry | {"order": f"order {name}"})
+
+
+@torch.no_grad()
+def _take_over(order: ForwardModel, k: int, copies: dict, owners: dict[str, Tensor]) -> None:
+    """Lines that are order k's from the copies that it was solved with; the copies of others' are out of date."""
+    for component, view in order.components.items():
+        mine = (owners[component][view.index] == k).unsqueeze(1)
+        view.set_line_parameters(torch.where(mine, copies[component].line_parameters(), view.line_parameters()))
 
 
 def _alone(problem: AnchoredProblem, k: int, owners: dict[str, Tensor]) -> tuple[AnchoredProblem, dict]:
@@ -230,7 +235,9 @@ def _alone(problem: AnchoredProblem, k: int, owners: dict[str, Tensor]) -> tuple
     flux, weight = (problem.free.split(values)[k] for values in (problem.flux, problem.weight))
     alone = AnchoredProblem(free, flux, weight, problem.line_priors)
     for name in copies:
-        alone.anchor[free.columns(name)] = problem.anchor[part.columns(name)[lines[name]]]
+        own, whole = free.columns(name), part.columns(name)[lines[name]]
+        for which in ("anchor", "lower", "upper"):  # of the clones, whatever the lines are by now
+            getattr(alone, which)[own] = getattr(problem, which)[whole]
     return alone, copies
 
 

@@ -6,20 +6,29 @@ Does not live here: the first guess of the radial velocity (`velocity`), the fit
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from .echelle import EchelleModel
+from .echelle import EchelleModel, orders_of
 from .instrument import Continuum
-from .least_squares import minimize
+from .jacobian import linearize_order
 from .model import ForwardModel
+from .parallel import each
 from .parameters import FreeParameters
-from .priors import LinePriors
-from .problem import AnchoredProblem
 
 LOOSE_ITERATIONS = 30
 """Limit on the iterations of each preliminary stage."""
+
+START_ITERATIONS, START_TOLERANCE = 12, 1e-3
+"""Limit on the evaluations that find the starting velocities, and the relative decrease of χ² that ends them."""
+
+CLIP = 5.0
+"""Robust standard deviations from which on a pixel counts as an outlier of the start."""
+
+VELOCITY_PRIOR = {"rv": 100.0, "vsini": 1e4}
+"""Widths [km/s, (km/s)²] that keep the step finite where the data know nothing of a velocity."""
 
 
 def scatter(flux: Tensor, good: Tensor) -> Tensor:
@@ -32,37 +41,85 @@ def scatter(flux: Tensor, good: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def start_continuum(model: ForwardModel, flux: Tensor, weight: Tensor) -> None:
-    """Linear least squares of the continuum with everything else at its start, five sigma outliers clipped."""
+def start_continuum(model: ForwardModel, flux: Tensor, weight: Tensor, binned: Tensor | None = None) -> None:
+    """Linear least squares of the continuum with everything else at its start, five sigma outliers clipped.
+
+    `binned` is the model before the continuum, if known.
+    """
     if not isinstance(model.continuum, Continuum):
         return
-    design = (model.stages().binned * model.continuum.basis).T
+    design = ((model.stages().binned if binned is None else binned) * model.continuum.basis).T
     root = weight.sqrt()
     for _ in range(3):
         solution = torch.linalg.lstsq(design * root.unsqueeze(1), (flux * root).unsqueeze(1)).solution.squeeze(1)
         residual = (flux - design @ solution).abs()
-        limit = 5.0 * 1.4826 * residual[root > 0].median()
+        limit = CLIP * 1.4826 * residual[root > 0].median()
         root = torch.where(residual > limit, 0.0, weight.sqrt())
     model.continuum.coefficients.copy_(solution)
 
 
+@torch.no_grad()
 def start_velocities(
     model: ForwardModel | EchelleModel, free: tuple[str, ...], fluxes: list[Tensor], weights: list[Tensor]
 ) -> None:
-    """Velocities and continuum with all lines held at their clones; data and weights of each order.
+    """Velocities with all lines held at their clones, every order's continuum projected out; data of each order.
 
     Thousands of line widths can imitate a rotation: started at the wrong v sin i with precise data, they do, and the
     fit ends there (at S/N 2000, 1.2 km/s off with a reduced χ² of 3.5). Held lines cannot.
     """
-    moving = tuple(name for name in free if name in ("rv", "vsini", "continuum"))
-    if model.star is None or not {"rv", "vsini"} & set(moving):
+    moving = tuple(name for name in ("rv", "vsini") if name in free)
+    if model.star is None or not moving:
         return
-    nothing = {name: torch.zeros(0, dtype=torch.long) for name in model.components}
-    layout = FreeParameters(model, dict.fromkeys(model.components, ()), nothing, moving)
-    if len(layout):
-        data, weight = layout.merge(fluxes), layout.merge(weights)
-        problem = AnchoredProblem(layout, data, weight, dict.fromkeys(model.components, LinePriors()))
-        minimize(problem, max_iterations=LOOSE_ITERATIONS, absolute_tolerance=max(1.0, 1e-3 * problem.n_datum))
+    orders = list(zip(orders_of(model), fluxes, weights, strict=True))
+    place = {"rv": model.doppler.rv, "vsini": model.rotation.vsini}
+    scale = torch.tensor([VELOCITY_PRIOR[name] ** -2 for name in moving], dtype=torch.float64)
+    damping, best, kept = 1e-3, math.inf, [float(place[name]) for name in moving]
+    normal = pull = torch.zeros(())
+    for _ in range(START_ITERATIONS):
+        sums = each(partial(_velocity_sums, moving), orders)
+        cost = sum(chi_square for chi_square, _, _ in sums)
+        if cost < best:
+            promised, best, kept = best - cost, cost, [float(place[name]) for name in moving]
+            normal, pull = sum(a for _, a, _ in sums) + torch.diag(scale), sum(b for _, _, b in sums)
+            damping = max(0.1 * damping, 1e-6)
+            if promised < START_TOLERANCE * cost:
+                break
+        else:
+            damping *= 10.0
+        step = torch.linalg.solve(normal + damping * torch.diag(torch.diagonal(normal)), pull)
+        for name, value, change in zip(moving, kept, step.tolist(), strict=True):
+            place[name].fill_(_moved(model, name, value, change))
+    for name, value in zip(moving, kept, strict=True):
+        place[name].fill_(value)
+    each(lambda item: start_continuum(*item), orders)
+
+
+def _moved(model: ForwardModel | EchelleModel, name: str, value: float, change: float) -> float:
+    """A velocity after a step of limited length; rotation steps are in its square, see `parameters.GLOBALS`."""
+    if name == "rv":
+        return value + min(max(change, -10.0), 10.0)
+    rotation = model.rotation
+    square = value**2 + min(max(change, -0.75 * value**2), 3.0 * value**2 + 10.0)
+    return min(max(math.sqrt(max(square, 0.0)), rotation.floor), rotation.max_vsini)
+
+
+def _velocity_sums(moving: tuple[str, ...], item: tuple[ForwardModel, Tensor, Tensor]) -> tuple[float, Tensor, Tensor]:
+    """χ² of an order with its best continuum, and normal equations of the velocities with that projected out."""
+    order, flux, weight = item
+    stages = order.stages()
+    start_continuum(order, flux, weight, stages.binned)
+    held = {name: torch.zeros(0, dtype=torch.long) for name in order.components}
+    jacobian = linearize_order(FreeParameters(order, dict.fromkeys(held, ()), held, moving), stages)
+    residual = flux - (stages.binned if order.continuum is None else order.continuum(stages.binned))
+    limit = CLIP * 1.4826 * residual[weight > 0].abs().median()
+    root = torch.where(residual.abs() > limit, 0.0, weight).sqrt()
+    tangents, residual = jacobian.dense.double() * root.unsqueeze(1), residual * root
+    if isinstance(order.continuum, Continuum):
+        trend = torch.linalg.qr((stages.binned * order.continuum.basis).T * root.unsqueeze(1)).Q
+        tangents, residual = (values - trend @ (trend.T @ values) for values in (tangents, residual))
+    # Clipped pixels count at the limit, so that the cost does not jump when one of them comes back.
+    clipped = ((root == 0.0) & (weight > 0)).double() * weight * limit**2
+    return float(residual.square().sum() + clipped.sum()), tangents.T @ tangents, tangents.T @ residual
 
 
 LEAST_CORRELATION = 0.1

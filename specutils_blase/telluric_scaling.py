@@ -27,7 +27,16 @@ FACTOR_PRIOR = 1.0
 SHIFT_PRIOR = 0.3
 """Standard deviation of the shift, km/s: winds, and the stability of the wavelength scale."""
 
-LARGEST_FACTOR = 20.0
+SEEN = 1e-4
+"""Optical depth that a species must reach somewhere in the data to count as seen."""
+
+LARGEST_FACTOR, WELL_MIXED_FACTOR = 100.0, 5.0
+"""Of optical depths, up or down. From a humid night at sea level to a dry one on a high mountain water takes a factor
+of 40; other molecules follow airmass and pressure, and a star that is not in the model must not take them away."""
+
+LARGEST_SHIFT = 3.0
+"""km/s."""
+
 ITERATIONS = 8
 
 
@@ -41,10 +50,22 @@ class TelluricScale:
         Species ("" where unknown) to the factor on its optical depth.
     shift : float
         Shift of all lines, km/s.
+    errors : dict
+        1-sigma error of each factor. A species of which the data show nothing keeps the factor 1 and gets the error of
+        the prior, 1.
+    shift_error : float
+        1-sigma error of the shift, km/s.
+
+    Notes
+    -----
+    Errors are multiplied by the square root of the reduced χ² where that exceeds 1: at this stage star and lines are
+    only nearly right. What that does to the factors beyond noise, they do not tell.
     """
 
     factors: dict[str, float]
     shift: float
+    errors: dict[str, float]
+    shift_error: float
 
 
 @torch.no_grad()
@@ -68,6 +89,8 @@ def scale_telluric(model: ForwardModel | EchelleModel, fluxes: list[Tensor], wei
     member = torch.tensor([names.index(each) for each in species], device=emulator.center.device)
     stages = [order.stages() for order in orders]
     depths = [_optical_depths(order, member, len(names)) for order in orders]
+    largest = [LARGEST_FACTOR if name in ("", "H2O", "HDO") else WELL_MIXED_FACTOR for name in names]
+    limits = torch.tensor([*map(math.log, largest), LARGEST_SHIFT], dtype=torch.float64, device=member.device)
     state = torch.zeros(len(names) + 1, dtype=torch.float64, device=member.device)  # ln f of each, shift
     precision = torch.tensor([FACTOR_PRIOR**-2] * len(names) + [SHIFT_PRIOR**-2], dtype=torch.float64).to(state)
     best, cost, damping = state, math.inf, 1e-3
@@ -87,14 +110,34 @@ def scale_telluric(model: ForwardModel | EchelleModel, fluxes: list[Tensor], wei
             if damping > 1e4:
                 break
         step = torch.linalg.solve(normal + damping * torch.diag(torch.diagonal(normal)), pull)
-        state = (best + step.clamp(-1.0, 1.0)).clamp(-math.log(LARGEST_FACTOR), math.log(LARGEST_FACTOR))
+        state = (best + step.clamp(-1.0, 1.0)).clamp(-limits, limits)
     emulator.ln_area += best[member].to(emulator.ln_area.dtype)
     emulator.center *= 1.0 + best[-1] / SPEED_OF_LIGHT
-    result = TelluricScale(
-        {name: math.exp(value) for name, value in zip(names, best.tolist(), strict=False)}, best[-1].item()
-    )
+    result = _result(names, best, _errors(normal, precision, cost, weights))
     logger.info("telluric optical depths scaled by %s, shifted by %.3f km/s", result.factors, result.shift)
+    for name, depth in zip(names, torch.stack([each.amax(1) for each in depths]).amax(0).tolist(), strict=True):
+        if depth < SEEN:
+            logger.info("the data show no lines of %s: its factor stays 1", name or "the telluric template")
     return result
+
+
+def _errors(normal: Tensor, precision: Tensor, cost: float, weights: list[Tensor]) -> Tensor:
+    """1-sigma errors of ln f of each species and of the shift, priors included."""
+    n_data = sum(int((weight > 0).sum()) for weight in weights)
+    inflation = max(1.0, cost / max(n_data - normal.shape[0], 1))
+    data = (normal - torch.diag(precision)) / inflation
+    return torch.linalg.inv(data + torch.diag(precision)).diagonal().sqrt()
+
+
+def _result(names: list[str], state: Tensor, errors: Tensor) -> TelluricScale:
+    factors = {name: math.exp(value) for name, value in zip(names, state.tolist(), strict=False)}
+    relative = dict(zip(names, errors.tolist(), strict=False))
+    return TelluricScale(
+        factors,
+        state[-1].item(),
+        {name: factor * relative[name] for name, factor in factors.items()},
+        errors[-1].item(),
+    )
 
 
 def _optical_depths(order: ForwardModel, member: Tensor, n_species: int) -> Tensor:

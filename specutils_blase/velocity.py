@@ -1,4 +1,4 @@
-"""Starting radial velocity by cross-correlation.
+"""Starting radial velocity and rotation by cross-correlation.
 
 Does not live here: the fit that refines it (`fitting`).
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,11 +17,21 @@ from .extrinsic import RotationalBroadening
 from .grids import SPEED_OF_LIGHT, Sampling, velocity_grid
 from .instrument import LineSpreadFunction
 from .lines import LineEmulator
+from .parallel import each
 
 LARGEST_VELOCITY = 300.0
 """km/s; half range of the search, less where the template does not reach."""
 
 STEP = 0.5
+
+ROTATIONS = (2.0, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0)
+"""Projected rotation velocities [km/s] that are tried where none is given."""
+
+NEARBY = 40.0
+"""km/s about the velocity found first, beside the rotation itself, within which rotations are compared."""
+
+DECISIVE = 10.0
+"""Gain of ln L for which a faster rotation is taken."""
 
 OPAQUE = 0.9
 """Pixels whose telluric transmission is below this do not vote."""
@@ -32,38 +43,68 @@ def cross_correlate(
     star: LineEmulator,
     telluric: LineEmulator | None = None,
     *,
-    vsini: float = 0.0,
+    rv: float | None = None,
+    vsini: float | None = None,
     resolving_power: Sequence[float],
-) -> float:
-    r"""Velocity [km/s] at which the star's clone, broadened, correlates best with the data of all orders.
+) -> tuple[float, float]:
+    r"""Radial velocity and v sin i [km/s] at which the star's clone correlates best with the data of all orders.
 
     The likelihood of Zucker (2003), :math:`\ln L(v) = -\frac12 \sum_k N_k \ln(1 - C_k(v)^2)`, with C_k the weighted
     correlation coefficient of order k with the template after a parabola is taken off both; on a grid of 0.5 km/s,
-    refined by a parabola. Orders with little in common with the template hardly vote.
+    refined by a parabola. Orders with little in common with the template hardly vote. Rotations are tried one after the
+    other near the velocity of the slowest; a faster one has to be better by `DECISIVE`.
 
     Parameters
     ----------
     orders : sequence of SpectralData
     star, telluric : LineEmulator
         Clones; the telluric one only says which pixels to ignore.
-    vsini : float
-        Rotation to broaden the template with, km/s.
+    rv, vsini : float, optional
+        Held where given, km/s.
     resolving_power : sequence of float
         Line spread of each order to broaden both with.
+
+    Returns
+    -------
+    rv, vsini : float
     """
+    if rv is not None and vsini is not None:
+        return rv, vsini
     first, last = star.wavelength_range
     reach = LARGEST_VELOCITY
     for data in orders:
         low, high = float(data.wavelength[0]), float(data.wavelength[-1])
         room = min(math.log(low / first) if first < low else 0.0, math.log(last / high) if last > high else 0.0)
         reach = min(reach, room * SPEED_OF_LIGHT)
-    n_shift = int(reach / STEP)
-    if n_shift < 2:
-        return 0.0
-    shifts = torch.arange(-n_shift, n_shift + 1)
-    score = torch.zeros(shifts.numel(), dtype=torch.float64)
-    for data, power in zip(orders, resolving_power, strict=True):
-        score += _log_likelihood(data, star, telluric, shifts, vsini, power)
+    most = int(reach / STEP)
+    seen = [_Template.of(*each, star, telluric, most) for each in zip(orders, resolving_power, strict=True)]
+
+    def likelihood(rotation: float, shifts: Tensor) -> Tensor:
+        return torch.stack(each(lambda template: template.log_likelihood(rotation, shifts), seen)).sum(0)
+
+    tried = ROTATIONS if vsini is None else (vsini,)
+    if rv is not None:
+        shifts = torch.tensor([round(math.log1p(rv / SPEED_OF_LIGHT) * SPEED_OF_LIGHT / STEP)]).clamp(-most, most)
+        score = likelihood(tried[0], shifts)
+    elif most < 2:
+        return 0.0, tried[0]
+    else:
+        shifts = torch.arange(-most, most + 1)
+        score = likelihood(tried[0], shifts)
+    chosen = tried[0]
+    if len(tried) > 1:
+        everywhere, highest = shifts, float(score.max())
+        best = int(shifts[score.argmax()])
+        for rotation in tried[1:]:
+            near = everywhere[(everywhere - best).abs() <= (NEARBY + rotation) / STEP]
+            found = likelihood(rotation, near)
+            if float(found.max()) > highest + DECISIVE:
+                shifts, score, chosen, highest = near, found, rotation, float(found.max())
+    return (_peak(shifts, score) if rv is None else rv), chosen
+
+
+def _peak(shifts: Tensor, score: Tensor) -> float:
+    """Velocity of the highest likelihood, between the grid's by a parabola."""
     best = int(score.argmax())
     fraction = 0.0
     if 0 < best < score.numel() - 1:
@@ -73,44 +114,61 @@ def cross_correlate(
     return math.expm1((float(shifts[best]) + fraction) * STEP / SPEED_OF_LIGHT) * SPEED_OF_LIGHT
 
 
-def _log_likelihood(data, star, telluric, shifts, vsini: float, resolving_power: float) -> Tensor:
-    """Zucker's ln L of one order on a grid of shifts by `STEP`."""
-    low, high = float(data.wavelength[0]), float(data.wavelength[-1])
-    margin = (int(shifts[-1]) + 40) * STEP / SPEED_OF_LIGHT
-    grid = velocity_grid(low * math.exp(-margin), high * math.exp(margin), STEP)
-    template = _near(star, grid)(Sampling(grid))
-    if vsini > STEP:
-        template = RotationalBroadening(vsini, STEP)(template)
-    spread = LineSpreadFunction(resolving_power, grid)
-    template = spread(template)
-    good = data.good.clone()
-    if telluric is not None:
-        sky = spread(_near(telluric, grid)(Sampling(grid)))
-        nearest = torch.searchsorted(grid, data.wavelength).clamp(max=grid.numel() - 1)
-        clear = sky[nearest] > OPAQUE
-        if int((good & clear).sum()) > 0.2 * int(good.sum()):
-            good &= clear
-    # Each pixel looks its own wavelength up in the shifted template, so gaps and masks need no resampling of data.
-    position = (torch.log(data.wavelength / grid[0]) * (SPEED_OF_LIGHT / STEP)).round().long()[good]
-    flux = data.flux[good].double()
-    flux = flux / flux.median()
-    weight = (data.sigma[good].double() ** -2) if data.noise_known else torch.ones_like(flux)
-    x = torch.linspace(-1.0, 1.0, flux.numel(), dtype=torch.float64)
-    trend = torch.stack([torch.ones_like(x), x, x**2], dim=1)
+@dataclass(frozen=True)
+class _Template:
+    """One order's data without their trend, and the star's clone at rest on a grid with room for all shifts."""
+
+    template: Tensor
+    spread: LineSpreadFunction
+    position: Tensor
+    weight: Tensor
+    trend: Tensor
+    observed: Tensor
+
+    @classmethod
+    def of(cls, data: SpectralData, resolving_power: float, star, telluric, most: int) -> _Template:
+        low, high = float(data.wavelength[0]), float(data.wavelength[-1])
+        margin = (most + 40) * STEP / SPEED_OF_LIGHT
+        grid = velocity_grid(low * math.exp(-margin), high * math.exp(margin), STEP)
+        spread = LineSpreadFunction(resolving_power, grid)
+        template = _near(star, grid)(Sampling(grid))
+        good = data.good.clone()
+        if telluric is not None:
+            sky = spread(_near(telluric, grid)(Sampling(grid)))
+            nearest = torch.searchsorted(grid, data.wavelength).clamp(max=grid.numel() - 1)
+            clear = sky[nearest] > OPAQUE
+            if int((good & clear).sum()) > 0.2 * int(good.sum()):
+                good &= clear
+        # Each pixel looks its own wavelength up in the shifted template, so gaps and masks need no resampling of data.
+        position = (torch.log(data.wavelength / grid[0]) * (SPEED_OF_LIGHT / STEP)).round().long()[good]
+        flux = data.flux[good].double()
+        flux = flux / flux.median()
+        weight = (data.sigma[good].double() ** -2) if data.noise_known else torch.ones_like(flux)
+        x = torch.linspace(-1.0, 1.0, flux.numel(), dtype=torch.float64)
+        trend = torch.stack([torch.ones_like(x), x, x**2], dim=1)
+        observed = _flatten(flux.unsqueeze(1), trend, weight).squeeze(1)
+        return cls(template, spread, position, weight, trend, observed)
+
+    def log_likelihood(self, vsini: float, shifts: Tensor) -> Tensor:
+        """Zucker's ln L at shifts by `STEP`."""
+        template = self.template
+        if vsini > STEP:
+            template = RotationalBroadening(vsini, STEP)(template)
+        template = self.spread(template)
+        power = (self.weight * self.observed.square()).sum()
+        scores = []
+        for part in shifts.split(128):
+            at = (self.position.unsqueeze(1) - part).clamp(0, template.numel() - 1)
+            shifted = _flatten(template[at], self.trend, self.weight)
+            overlap = ((self.weight * self.observed) @ shifted).clamp(min=0.0)  # an emission spectrum is no match
+            scores.append(overlap.square() / ((self.weight @ shifted.square()) * power).clamp(min=1e-30))
+        return -0.5 * self.observed.numel() * torch.log1p(-torch.cat(scores).clamp(max=1.0 - 1e-12))
+
+
+def _flatten(values: Tensor, trend: Tensor, weight: Tensor) -> Tensor:
+    """Columns of values less their weighted trends."""
     root = weight.sqrt().unsqueeze(1)
-    inverse = torch.linalg.pinv(trend * root)
-
-    def flatten(values):
-        return values - trend @ (inverse @ (values * root))
-
-    observed = flatten(flux.unsqueeze(1)).squeeze(1)
-    power = (weight * observed.square()).sum()
-    scores = []
-    for part in shifts.split(128):
-        shifted = flatten(template[(position.unsqueeze(1) - part).clamp(0, grid.numel() - 1)])
-        overlap = ((weight * observed) @ shifted).clamp(min=0.0)  # an emission spectrum is no match
-        scores.append(overlap.square() / ((weight @ shifted.square()) * power).clamp(min=1e-30))
-    return -0.5 * flux.numel() * torch.log1p(-torch.cat(scores).clamp(max=1.0 - 1e-12))
+    return values - trend @ (torch.linalg.pinv(trend * root) @ (values * root))
 
 
 def _near(emulator: LineEmulator, grid: Tensor) -> LineEmulator:

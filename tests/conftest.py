@@ -21,6 +21,8 @@ TOLERANCES = {
     torch.float32: {"rtol": 1e-4, "atol": 1e-5},
     torch.float64: {"rtol": 1e-9, "atol": 1e-11},
 }
+# Programs of one name in two folders: collecting them for doctests would mix them up.
+collect_ignore = ["benchmarks/run.py", "validation/run.py"]
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

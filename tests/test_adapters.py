@@ -21,7 +21,7 @@ from specutils import Spectrum
 
 import specutils_blase as sb
 from specutils_blase.adapters import barycentric
-from specutils_blase.adapters.files import load_spectrum
+from specutils_blase.adapters.files import load_orders, load_spectrum
 from specutils_blase.adapters.muler import (
     HPF_ORDERS,
     describe_order,
@@ -541,6 +541,24 @@ class TestFiles:
         path.write_text(content)
         with pytest.raises(ValueError, match=r"cannot read a spectrum from .*notes\.txt \(.*give its specutils format"):
             load_spectrum(path)
+
+    @pytest.mark.parametrize("kind", ["empty", "image", "cube", "catalogue", "words", "cut"])
+    def test_a_fits_file_that_is_no_spectrum(self, tmp_path, kind):
+        """File and reason are named, by the reader of one spectrum as by that of many."""
+        path = tmp_path / f"{kind}.fits"
+        catalogue = QTable({"ra": [1.0, 2.0] * u.deg, "mag": [3.0, 4.0]})
+        if kind in ("empty", "image", "cube"):
+            fits.PrimaryHDU({"empty": None, "image": np.ones((20, 30)), "cube": np.ones((4, 5, 6))}[kind]).writeto(path)
+        elif kind == "words":
+            QTable({"wavelength": ["red", "blue"], "flux": [3.0, 4.0]}).write(path)
+        else:
+            catalogue.write(path)
+            path.write_bytes(path.read_bytes()[: 4000 if kind == "cut" else None])
+        for read in (load_spectrum, lambda path: load_orders([path])):
+            with warnings.catch_warnings(), pytest.raises(ValueError) as caught:
+                warnings.simplefilter("ignore", fits.verify.VerifyWarning)  # astropy says that the file is cut short
+                read(path)
+            assert re.match(rf"cannot read a spectrum from .*{kind}\.fits \(.+\): give its", str(caught.value))
 
     def test_no_file(self, tmp_path):
         with pytest.raises(FileNotFoundError, match="there is no file"):

@@ -4,9 +4,10 @@ import errno
 import io
 import os
 import signal
+import stat
 import subprocess
 import sys
-import textwrap
+import time
 import warnings
 from pathlib import Path
 
@@ -95,21 +96,22 @@ def test_any_file_name(name, tmp_path):
 def test_users_own_asdf_settings_do_not_split_the_file(tmp_path):
     with asdf.config_context() as config:
         config.all_array_storage = "external"
+        config.all_array_compression = "bzp2"
+        config.array_inline_threshold = 1000
         write(emulator(), tmp_path / "lines.asdf")
     assert_whole(tmp_path / "lines.asdf")
+    assert b"data:" not in (tmp_path / "lines.asdf").read_bytes()
 
 
 def break_after(monkeypatch, error, length=100):
-    """Writing stops with `error` after `length` bytes."""
-    whole = asdf.AsdfFile.write_to
+    """Writing stops with `error` after `length` bytes are in the file."""
 
-    def broken(self, stream, **options):
-        buffer = io.BytesIO()
-        whole(self, buffer, **options)
-        stream.write(buffer.getvalue()[:length])
-        raise error
+    class Broken(io.FileIO):
+        def write(self, content):
+            super().write(content[:length])
+            raise error
 
-    monkeypatch.setattr(asdf.AsdfFile, "write_to", broken)
+    monkeypatch.setattr(files, "open", Broken, raising=False)
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
@@ -135,29 +137,118 @@ def test_failure_at_the_end_leaves_the_old_file(existing, monkeypatch):
     assert_whole(existing)
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
-def test_killed_in_the_middle_leaves_the_old_file(existing):
-    code = """
-    import io, os, signal, sys
-    import asdf
-    from specutils_blase.asdf.files import write
-    from specutils_blase.lines import LineEmulator
-    whole = asdf.AsdfFile.write_to
-    def killed(self, stream, **options):
-        buffer = io.BytesIO()
-        whole(self, buffer, **options)
-        stream.write(buffer.getvalue()[:1000])
-        stream.flush()
-        os.kill(os.getpid(), signal.SIGKILL)
-    asdf.AsdfFile.write_to = killed
-    write(LineEmulator([10000.0], [0.1], [0.05], [0.02]), sys.argv[1], overwrite=True)
+WRITER = """
+import os, signal, sys
+import numpy as np
+from specutils_blase.asdf import files
+from specutils_blase.asdf.files import write
+from specutils_blase.lines import LineEmulator
+
+def lines(area, n_line=50_000):
+    center = np.linspace(10_000.0, 11_000.0, n_line)
+    return LineEmulator(center, np.full(n_line, area), np.full(n_line, 0.05), np.full(n_line, 0.02))
+
+path, both = sys.argv[1], [lines(0.05), lines(0.1)]
+# The bytes are made beforehand: the writers are to spend their lives on the disk, where a kill could do harm.
+made = {id(each): files._content(each, None) for each in both}
+files._content = lambda result, compression: made[id(result)]
+write(both[0], path, overwrite=True)
+for turn in sys.stdin:
+    child = os.fork()  # a new writer without the seconds that importing torch takes
+    if child == 0 and turn == "end\\n":
+        os.replace = lambda *paths: os.kill(os.getpid(), signal.SIGKILL)
+    while child == 0:
+        both.reverse()
+        write(both[0], path, overwrite=True)
+    print(child, flush=True)
+    print(os.waitpid(child, 0)[1], flush=True)
+"""
+
+
+def kill_writers(existing, count):
+    """Kill so many writers, each at a random moment of its endless loop; how many of them left a part of a file.
+
+    The first one is different: it ends at the last moment, the new file written and synced, but not in place.
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code), existing], capture_output=True, timeout=120)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    left = [entry for entry in existing.parent.iterdir() if entry != existing]
-    assert [entry.name.startswith(".blase-") for entry in left] == [True]  # nobody was left to remove it
-    left[0].unlink()
-    assert_whole(existing)
+    command = [sys.executable, "-W", "ignore", "-c", WRITER, existing]
+    rng, interrupted, found = np.random.default_rng(3), 0, set()
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        for turn in range(count):
+            server.stdin.write("go\n" if turn else "end\n")
+            server.stdin.flush()
+            writer = int(server.stdout.readline())
+            if turn:
+                time.sleep(rng.uniform(0.005, 0.15))
+                os.kill(writer, signal.SIGKILL)
+            assert int(server.stdout.readline()) == signal.SIGKILL  # and nothing else ended it
+            left = [entry for entry in existing.parent.iterdir() if entry != existing]
+            assert all(entry.name.startswith(".blase-") for entry in left) and len(left) <= 1
+            assert left or turn
+            for entry in left:  # nobody was left to remove it
+                interrupted += 1
+                entry.unlink()
+            area = read(existing).area.detach()
+            assert len(area) == 50_000 and bool((area == area[0]).all())
+            found.add(round(float(area[0]), 6))
+        server.stdin.close()
+    assert found <= {0.05, 0.1}
+    return interrupted
+
+
+needs_kill = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork and SIGKILL on this system")
+
+
+@needs_kill
+def test_killed_writers_leave_an_old_or_a_new_file(existing):
+    kill_writers(existing, 6)
+
+
+@needs_kill
+@pytest.mark.slow
+def test_fifty_killed_writers_leave_an_old_or_a_new_file(existing):
+    assert kill_writers(existing, 50) >= 10  # many of them in the middle of it
+
+
+def test_file_and_folder_are_synced_before_and_after_the_rename(existing, monkeypatch):
+    """Else a power cut could leave the new name with nothing in it."""
+    done, sync, replace = [], os.fsync, os.replace
+
+    def synced(descriptor):
+        done.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+        sync(descriptor)
+
+    def replaced(*paths):
+        done.append("rename")
+        replace(*paths)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    write(emulator(0.1), existing, overwrite=True)
+    assert done == ["file", "rename", "folder"]
+
+
+@pytest.mark.parametrize("compression", ["zlib", "bzp2", "lz4"])
+def test_compression(compression, tmp_path):
+    if compression == "lz4":
+        pytest.importorskip("lz4")
+    center = np.linspace(10000.0, 10100.0, 5000)
+    many = LineEmulator(center, center * 0 + 0.1, center * 0 + 0.05, center * 0 + 0.02)
+    write(many, tmp_path / "plain.asdf")
+    write(many, tmp_path / "small.asdf", compression=compression)
+    back = read(tmp_path / "small.asdf")
+    assert all(torch.equal(a, b) for a, b in zip(many.state_dict().values(), back.state_dict().values(), strict=True))
+    sizes = [(tmp_path / name).stat().st_size for name in ("small.asdf", "plain.asdf")]
+    assert sizes[0] < 0.4 * sizes[1]
+
+
+def test_unknown_compression(tmp_path, monkeypatch):
+    for wrong in ("gzip", "input", "", b"zlib", True):
+        with pytest.raises(ValueError, match="compression must be None or one of zlib, bzp2, lz4"):
+            write(emulator(), tmp_path / "lines.asdf", compression=wrong)
+    monkeypatch.setitem(sys.modules, "lz4", None)
+    with pytest.raises(ModuleNotFoundError, match="pip install lz4"):
+        write(emulator(), tmp_path / "lines.asdf", compression="lz4")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_unwritable_place(tmp_path, monkeypatch):
@@ -177,7 +268,7 @@ def test_unwritable_place(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("thing", [None, {"center": 1}, np.arange(3), LineEmulator, torch.nn.Linear(2, 2)])
 def test_only_our_nouns_are_written(thing, tmp_path):
-    with pytest.raises(TypeError, match="expected one of CloneResult, FitResult, LineEmulator, ForwardModel to write"):
+    with pytest.raises(TypeError, match="expected one of CloneResult, FitResult, EchelleFitResult, LineEmulator"):
         write(thing, tmp_path / "thing.asdf")
 
 
@@ -211,6 +302,9 @@ def test_missing_file_and_folder(tmp_path):
         read(tmp_path / "nothing.asdf")
     with pytest.raises(IsADirectoryError):
         read(tmp_path)
+    for wrong in (None, 1, np.arange(3)):
+        with pytest.raises(TypeError, match="PathLike"):
+            read(wrong)
 
 
 def test_wrong_file_type(tmp_path):

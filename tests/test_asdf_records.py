@@ -78,7 +78,7 @@ def test_table_keeps_descriptions_masks_and_order():
     table["b"].info.description = "lengths"
     table["a"].info.description = "names"
     table.meta["pair"] = (1, 2)
-    back = records.load_table(roundtrip_object(records.table_record(table)), "table")
+    back = records.load_table(roundtrip_object(records.table_record(table, "table", ("a", "b"))), "table", ("a",))
     assert back.colnames == ["b", "a", "c"] and back.meta["pair"] == [1, 2]
     assert [back[name].info.description for name in "ba"] == ["lengths", "names"]
     assert back["b"].unit == u.AA and list(back["a"]) == ["x", "yy"]

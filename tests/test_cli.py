@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 from astropy.io import fits
-from astropy.table import QTable, Table
+from astropy.table import QTable, Table, vstack
 from matplotlib.image import imread
+from nights import BARYCENTRIC, LIT, TRUTH, sky_lines, star_lines, write_hpf_night
 from specutils import Spectrum
 from test_adapters import write_hpf
 from test_loaders import write_igrins
@@ -95,13 +96,13 @@ def test_clone(files, tmp_path, capsys):
     command = ["clone", files["star"], "--prominence", "0.02", "--flux-scale", "minnaert", "--region", "10495", "10520"]
     assert cli.main([*command, "--out", str(out), "--ledger", str(ledger), "--plot", str(plot)]) == 0
     printed = capsys.readouterr()
-    assert "8 lines in 10495.0-10520.0 Å, RMS" in printed.out
+    assert "10 lines in 10495.0-10520.0 Å, RMS" in printed.out  # two of them beside it
     assert "medium of the template: vacuum (as declared)" in printed.out
     assert printed.err == ""
     clone = sb.read(out)
     assert clone.settings["prominence"] == 0.02
     assert clone.emulator.law.name == "minnaert"
-    assert len(QTable.read(ledger)) == len(clone.ledger) == 8
+    assert len(QTable.read(ledger)) == len(clone.ledger) == 10 and np.sum(clone.ledger["edge"]) == 2
     assert imread(plot).shape[2] == 4
 
 
@@ -180,9 +181,10 @@ def test_overwrite(files, tmp_path, capsys):
     assert sb.read(out).success
 
 
-@pytest.fixture
-def bad(files, tmp_path):
+@pytest.fixture(scope="module")
+def bad(files, tmp_path_factory):
     """Files and folders that arguments below name."""
+    tmp_path = tmp_path_factory.mktemp("bad")
     (tmp_path / "notes.txt").write_text("not a spectrum\n")
     (tmp_path / "broken.asdf").write_text("#ASDF 1.0.0\nnot: [closed\n")
     star = sb.read(files["star_clone"])
@@ -213,7 +215,8 @@ BAD = [
     ("fit {tmp}/none.fits --star arcturus", "there is no file .*none.fits"),
     ("fit {tmp} --star arcturus", "expected the file of a spectrum, got the folder"),
     ("fit {tmp}/notes.txt --star arcturus", "cannot read a spectrum from .*notes.txt"),
-    ("fit {tmp}/hpf.fits --star arcturus", "holds 28 orders of HPF: choose one, order=0 to 27"),
+    ("fit {tmp}/hpf.fits --star arcturus --order 3,28", "hpf.fits holds 28 spectra, order must lie between 0 and 27"),
+    ("fit {tmp}/hpf.fits {data} --star arcturus", "expected one file, the H and K files of IGRINS, or orders"),
     ("fit {tmp}/hpf.fits --star arcturus --order 28", "order must lie between 0 and 27 for HPF, got 28"),
     ("fit {data}", "fit needs --star, --telluric, or both"),
     ("fit {data} --star arcturux", "arcturux is neither a file nor an embedded template .arcturus, telfit_hpf"),
@@ -316,6 +319,108 @@ def test_ledger_keeps_its_law_under_another_name(files, tmp_path):
     table = cli._ledger(path, "telluric")
     assert table.meta["flux_scale"] == {"telluric": "minnaert"}
     assert cli._ledger(path, "star").meta["flux_scale"] == {"star": "minnaert"}
+
+
+@pytest.fixture(scope="module")
+def night(tmp_path_factory):
+    """A file of 28 orders, three of which have light, and the line lists of star and sky."""
+    folder = tmp_path_factory.mktemp("night")
+    made = {"star": folder / "star.ecsv", "sky": folder / "sky.ecsv", "data": folder / "night.fits"}
+    write_hpf_night(made["data"])
+    for name, lines in (("star", star_lines()), ("sky", sky_lines())):
+        lines.write(made[name], format="ascii.ecsv")
+    return {name: str(path) for name, path in made.items()}
+
+
+class TestFitOfManyOrders:
+    def run(self, night, *options):
+        command = ["fit", night["data"], "--star", night["star"], "--telluric", night["sky"], "--threads", "1"]
+        return cli.main([*command, *map(str, options)])
+
+    def test_all_orders_of_a_file(self, night, tmp_path, capsys):
+        out, ledger, plot = (tmp_path / name for name in ("f.asdf", "f.ecsv", "f.png"))
+        assert self.run(night, "--out", out, "--ledger", ledger, "--plot", plot) == 0
+        printed = capsys.readouterr()
+        assert printed.err == ""
+        assert printed.out.startswith("FitResult of 3 orders: converged")
+        rv, error = value(printed.out, "rv")
+        assert abs(rv - TRUTH["rv"]) < 4 * error < 0.2
+        vsini, error = value(printed.out, "vsini")
+        assert abs(vsini - TRUTH["vsini"]) < 4 * error < 1.0
+        barycentric, _ = value(printed.out, "rv_barycentric")
+        assert barycentric == pytest.approx(rv + BARYCENTRIC, abs=2e-3)  # the product of the two over c is 0.6 m/s
+        left_out = re.findall(r"^  order (\d+) left out: .*no finite flux", printed.out, re.MULTILINE)
+        assert [int(index) for index in left_out] == sorted(set(range(28)) - set(LIT))
+        assert f"wrote {out}, {ledger}, {plot}" in printed.out
+        assert set(map(str, QTable.read(ledger)["orders"])) >= set(map(str, LIT))
+        height, width, _ = imread(plot).shape
+        assert 0.3 < height / width < 0.6
+        fit = sb.read(out)
+        assert isinstance(fit, sb.EchelleFitResult) and list(fit.orders["fitted"]).count(True) == 3
+        assert fit.value("rv") == pytest.approx(rv, abs=1e-4)
+
+    def test_some_orders(self, night, tmp_path, capsys):
+        plot = tmp_path / "f.pdf"
+        options = ("--order", "17-18", "--barycentric-velocity", "5", "--rv", "-12", "--plot", plot)
+        assert self.run(night, *options) == 0
+        printed = capsys.readouterr().out
+        assert printed.startswith("FitResult of 2 orders") and "left out" not in printed
+        rv, _ = value(printed, "rv")
+        assert value(printed, "rv_barycentric")[0] == pytest.approx(rv + 5.0, abs=2e-3)
+        assert plot.read_bytes().startswith(b"%PDF")
+
+    def test_one_order(self, night, capsys):
+        assert self.run(night, "--order", "18", "--rv", "-12") == 0
+        printed = capsys.readouterr().out
+        assert printed.startswith("FitResult: converged")
+        rv, error = value(printed, "rv")
+        assert abs(rv - TRUTH["rv"]) < 4 * error < 0.4
+        assert value(printed, "rv_barycentric")[0] == pytest.approx(rv + BARYCENTRIC, rel=1e-3)
+
+    def test_not_converged(self, night, tmp_path, capsys):
+        ledger = tmp_path / "f.ecsv"
+        assert self.run(night, "--order", "17,20", "--max-iterations", "0", "--ledger", ledger) == 1
+        assert re.fullmatch("not converged: .*orders? .*\n", capsys.readouterr().err)
+        assert ledger.exists()
+
+    def test_no_order_that_can_be_fitted(self, night, capsys):
+        assert self.run(night, "--order", "0,1") == 2
+        error = capsys.readouterr().err
+        assert re.fullmatch(r"specutils-blase fit: error: none of 2 orders can be fitted \(0: .*\n", error), error
+
+    def test_igrins_pair(self, tmp_path, capsys):
+        """Two of eight orders, the target's own spectrum instead of the divided one, and no star."""
+        paths, lines = [write_igrins(tmp_path / f"SDC{band}_1.fits", band) for band in "HK"], []
+        for seed, path in enumerate(paths):
+            with fits.open(path, mode="update", memmap=False) as units:
+                pixels = 1e4 * units["WAVELENGTH"].data[3]  # the bluest
+                center = np.linspace(pixels[0] - 1.0, pixels[-1] + 1.0, 30)
+                area, sigma, gamma = (np.full(30, size) for size in (0.1, 0.12, 0.03))
+                columns = list([center, area, sigma, gamma] * u.AA)
+                lines.append(QTable(columns, names=("center", "area", "sigma", "gamma")))
+                sky = perturbed(lines[-1], seed, 0.1)
+                seen = simulate(pixels, telluric=sky, resolving_power=45_000, seed=seed, continuum=(1, 0.1), step=0.2)
+                units["TGT_SPEC"].data[3] = 1000 * seen.flux.value
+                units["TGT_SPEC_VARIANCE"].data[3] = (1000 * seen.uncertainty.array) ** 2
+        vstack(lines).write(tmp_path / "sky.ecsv")
+        command = ["fit", *map(str, paths), "--telluric", str(tmp_path / "sky.ecsv"), "--extension", "TGT_SPEC"]
+        assert cli.main([*command, "--order", "0,4", "--ledger", str(tmp_path / "lines.ecsv")]) == 0
+        printed = capsys.readouterr()
+        assert printed.out.startswith("FitResult of 2 orders: converged") and " rv" not in printed.out
+        assert {"101", "74"} <= set(map(str, QTable.read(tmp_path / "lines.ecsv")["orders"]))
+
+    @pytest.mark.parametrize(
+        ("text", "orders"),
+        [("3", [3]), ("3,5-8", [3, 5, 6, 7, 8]), ("5-6, 2 5", [2, 5, 6]), ("0-0", [0])],
+    )
+    def test_choice(self, text, orders):
+        assert cli._parser().parse_args(["fit", "a.fits", "--order", text]).order == orders
+
+    @pytest.mark.parametrize("text", ["", "a", "8-5", "3-", "1-2-3", "2.5", "3,-1"])
+    def test_no_choice(self, text, capsys):
+        with pytest.raises(SystemExit):
+            cli.main(["fit", "a.fits", f"--order={text}"])
+        assert "argument --order: expected positions and ranges such as 3,5-8, got" in capsys.readouterr().err
 
 
 def test_hpf_through_muler(shared_data, tmp_path, capsys):

@@ -107,6 +107,22 @@ def test_spectra_are_lists(together, night):
     assert (np.diff(template) > 0).all()
 
 
+def test_spectra_as_one_list(together, night):
+    """By name and then by order; the template is one for all."""
+    spectra = together.to_spectrum_list()
+    assert isinstance(spectra, SpectrumList) and len(spectra) == 5 * 3 + 1
+    assert [(each.meta["name"], each.meta.get("order")) for each in spectra[:4]] == [
+        ("data", "0"), ("data", "1"), ("data", "2"), ("model_spectrum", "0"),
+    ]  # fmt: skip
+    assert spectra[-1].meta["name"] == "star_template" and "order" not in spectra[-1].meta
+    for mine, given in zip(spectra[:3], night, strict=True):
+        np.testing.assert_allclose(mine.flux.value, given.flux.value)
+        np.testing.assert_allclose(mine.uncertainty.array, given.uncertainty.array)
+    corrected = together.to_spectrum_list("telluric_corrected")
+    for one, other in zip(corrected, together.telluric_corrected, strict=True):
+        np.testing.assert_array_equal(one.flux.value, other.flux.value)
+
+
 def test_one_row_a_line_and_the_orders_that_saw_it(together):
     ledger = together.ledger
     for component in ("star", "telluric"):
@@ -242,8 +258,9 @@ def test_plot_of_all_orders(together, tmp_path):
     assert together.plot(1).axes
 
 
-def test_files_are_not_there_yet_and_say_so(together, tmp_path):
-    with pytest.raises(NotImplementedError, match="write its tables"):
-        together.write(tmp_path / "night.asdf")
-    together.ledger.write(tmp_path / "ledger.ecsv")
-    assert not (tmp_path / "night.asdf").exists()
+def test_through_a_file(together, tmp_path):
+    together.write(tmp_path / "night.asdf")
+    back = sb.read(tmp_path / "night.asdf")
+    assert repr(back) == repr(together)
+    for one, other in zip(together.model_spectrum, back.model_spectrum, strict=True):
+        np.testing.assert_allclose(other.flux.value, one.flux.value, rtol=1e-12)

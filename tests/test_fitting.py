@@ -8,11 +8,13 @@ import pytest
 import torch
 from astropy.nddata import InverseVariance, StdDevUncertainty
 from astropy.table import QTable, Table
-from specutils import Spectrum
+from specutils import Spectrum, SpectrumList
 
 import specutils_blase as sb
+from specutils_blase.adapters.files import load_spectrum
 from specutils_blase.fitting import fit
 from specutils_blase.priors import LinePriors
+from specutils_blase.result import SPECTRA
 from specutils_blase.simulate import perturbed, simulate
 
 WAVELENGTH = np.linspace(10500.0, 10530.0, 500)
@@ -103,6 +105,44 @@ def test_spectra_of_the_result_are_consistent(recovered):
     assert template.flux.value.min() < star.min() / 3.0  # unbroadened lines are deeper
     noise = (result.data.sigma / result.evaluate()["continuum"]).square().mean().sqrt().item()
     assert 0.75 * noise < result.rms < 1.05 * noise  # a little below: lines adapt to the noise as well
+
+
+def test_spectra_as_one_list(recovered):
+    result = recovered[2]
+    spectra = result.to_spectrum_list()
+    assert isinstance(spectra, SpectrumList)
+    assert [spectrum.meta["name"] for spectrum in spectra] == list(SPECTRA)
+    for spectrum in spectra[1:]:
+        np.testing.assert_array_equal(spectrum.flux.value, getattr(result, spectrum.meta["name"]).flux.value)
+    np.testing.assert_allclose(spectra[0].uncertainty.array, result.data.sigma.numpy())
+    assert len(result.to_spectrum_list("model_spectrum")) == 1
+    with pytest.raises(ValueError, match=r"names must be among data, model_spectrum, .*; got 'sun'"):
+        result.to_spectrum_list(["data", "sun"])
+
+
+def test_spectra_that_the_fit_does_not_have_are_left_out():
+    result = quick(observed(), star=None, rv=None, telluric_lines=(), max_iterations=3)
+    names = [spectrum.meta["name"] for spectrum in result.to_spectrum_list()]
+    assert names == ["data", "model_spectrum", "telluric_transmission", "telluric_corrected"]
+
+
+def test_spectra_are_written_by_specutils(recovered, tmp_path):
+    """The best-fit template, and what else there is, as files that specutils and we read back.
+
+    specutils finds the columns of fluxes without unit only by being told.
+    """
+    columns = {"wavelength": ("spectral_axis", "AA"), "flux": ("flux", ""), "uncertainty": ("uncertainty", "")}
+    for spectrum in recovered[2].to_spectrum_list():
+        path = tmp_path / f"{spectrum.meta['name']}.fits"
+        spectrum.write(path, format="tabular-fits")
+        told = {name: of for name, of in columns.items() if name != "uncertainty" or spectrum.uncertainty is not None}
+        for back in (load_spectrum(path), Spectrum.read(path, format="tabular-fits", column_mapping=told)):
+            np.testing.assert_array_equal(back.spectral_axis.to_value(u.AA), spectrum.spectral_axis.to_value(u.AA))
+            np.testing.assert_array_equal(back.flux.value, spectrum.flux.value)
+            assert back.flux.unit == spectrum.flux.unit
+            assert (back.uncertainty is None) == (spectrum.uncertainty is None)
+            if spectrum.uncertainty is not None:
+                np.testing.assert_array_equal(back.uncertainty.array, spectrum.uncertainty.array)
 
 
 def test_five_percent_quadratic_continuum_is_recovered():

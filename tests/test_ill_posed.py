@@ -57,12 +57,13 @@ def test_it_converges(result):
 
 
 def test_a_line_outside_every_pixel_keeps_its_clone(result):
-    """Its value is the clone's, its error nearly the prior's (its far wing is seen), and its flag is up."""
+    """Its value is the clone's, its error nearly the standard deviation of the prior, and its flag is up."""
     row = result.ledger[int(np.argmin(np.abs(result.ledger["center"].value - PIXELS[285])))]
     prior = LinePriors().ln_area
     assert row["unconstrained"]
     assert abs(row["delta_ln_area"]) < 0.1 * prior
-    assert float(row["area_err"] / row["area"]) == pytest.approx(prior, rel=0.15)
+    # Student's t with four degrees of freedom is wider than its scale; the line's far wing is seen.
+    assert float(row["area_err"] / row["area"]) == pytest.approx(prior * np.sqrt(2.0), rel=0.03)
 
 
 def test_two_lines_on_top_of_each_other_share(result):

@@ -402,6 +402,10 @@ def test_grid_step():
     assert grid_step(wavelength, narrow(0.9), None, 3e4) == pytest.approx(pixel / 4)  # shifted out of the order
     assert grid_step(wavelength, narrow(0.05), None, 0.0) == MIN_STEP
     assert grid_step(torch.linspace(10_000, 10_100, 50, dtype=F64), None, None, 0.0) == MAX_STEP
+    # A line spread is not divided into more than sixteen steps, but the pixels' own share is kept.
+    assert grid_step(wavelength, narrow(0.05), None, 0.0, 100_000.0) == pytest.approx(SPEED_OF_LIGHT / 1.6e6)
+    assert grid_step(wavelength, narrow(0.05), None, 0.0, 5_000.0) == pytest.approx(pixel / 4)
+    assert grid_step(wavelength, narrow(0.9), None, 0.0, 100_000.0) == pytest.approx(width / 3, rel=2e-3)
 
 
 @pytest.mark.parametrize("vsini", [0.0, 30.0])

@@ -184,11 +184,13 @@ def test_draws_are_reproducible():
 
 
 def test_pinned_parameters_do_not_step():
-    """A border parameter at its bound: the others step as if it were fixed; its covariance is as if it were not."""
+    """Parameters at their bounds, lines' and others': the rest steps as if they were fixed; covariances do not."""
     jacobian, matrix = structured(16)
     normal, full, gradient, *_ = normal_equations(jacobian, matrix)
-    normal.pinned = torch.tensor([False, True, False, True])
-    pinned = normal.border[normal.pinned]
+    local = torch.cat([block.columns.reshape(-1) for block in jacobian.blocks])
+    pinned = torch.cat([normal.border[[1, 3]], local[[0, 7, 30, 31]]])
+    normal.pinned = torch.zeros(len(full), dtype=torch.bool)
+    normal.pinned[pinned] = True
     keep = torch.ones(len(full), dtype=torch.bool)
     keep[pinned] = False
     step, factor = normal.step(torch.zeros(len(full), dtype=F64))

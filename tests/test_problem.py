@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from specutils_blase.grids import SPEED_OF_LIGHT
 from specutils_blase.lines import LineEmulator
 from specutils_blase.model import ForwardModel
 from specutils_blase.parameters import KINDS, FreeParameters
 from specutils_blase.priors import GLOBAL_LIMITS, GLOBAL_PRIORS, LINE_LIMITS, LinePriors
 from specutils_blase.problem import AnchoredProblem
+from specutils_blase.profiles import voigt_fwhm
 from specutils_blase.simulate import pixel_edges
 
 F64 = torch.float64
@@ -211,6 +213,31 @@ def test_pinned():
         assert bool(pinned[vsini]) is expected and int(pinned.sum()) == int(expected)
 
 
+def test_no_line_becomes_a_continuum():
+    """Widths end at four times the clone's, of narrow lines at four times 3 km/s; shifts at twice them."""
+    p = problem()
+    for name, emulator in p.free.model.components.items():
+        with torch.no_grad():
+            fwhm = voigt_fwhm(emulator.sigma, emulator.gamma)[p.free.lines[name]]
+        floor = 3.0 / SPEED_OF_LIGHT * emulator.center[p.free.lines[name]]
+        broadest = 4.0 * torch.maximum(fwhm, floor)
+        columns = p.free.columns(name)
+        for kind, alone in (("ln_sigma", lambda v: voigt_fwhm(v, 0.0 * v)), ("ln_gamma", lambda v: 2.0 * v)):
+            if kind not in p.free.kinds[name]:
+                continue
+            upper = p.upper[columns[:, p.free.kinds[name].index(kind)]]
+            torch.testing.assert_close(alone(upper.exp()), broadest, rtol=1e-3, atol=0)
+        kinds = p.free.kinds[name]
+        if "ln_area" in kinds:
+            assert torch.isinf(p.upper[columns[:, kinds.index("ln_area")]]).all()
+        if "rv_offset" in kinds:
+            own = columns[:, kinds.index("rv_offset")]
+            reach = 0.5 * broadest / emulator.center[p.free.lines[name]] * SPEED_OF_LIGHT
+            torch.testing.assert_close(p.upper[own] - p.anchor[own], reach)
+            torch.testing.assert_close(p.anchor[own] - p.lower[own], reach)
+    assert bool((p.anchor <= p.upper).all())
+
+
 # --- bounds and limits ------------------------------------------------------------------------------------------------
 
 
@@ -226,7 +253,7 @@ def test_limits_by_kind():
 
 
 def test_rotation_is_bounded():
-    """Between its floor and the largest for which the taps have room; nothing else is."""
+    """Between its floor and the largest for which the taps have room; no other parameter of the whole order is."""
     p = problem()
     column = p.free.global_slices["vsini"]
     rotation = p.free.model.rotation
@@ -234,8 +261,9 @@ def test_rotation_is_bounded():
         vector = p.anchor.clone()
         vector[column] = value
         assert float(p.project(vector)[column]) == pytest.approx(bound**2)
-    others = torch.ones(len(p.anchor), dtype=torch.bool)
+    others = torch.arange(len(p.anchor)) >= p.free.n_line_parameter
     others[column] = False
+    assert bool(others.any())
     vector = p.anchor - 1e3
     torch.testing.assert_close(p.project(vector)[others], vector[others], rtol=0, atol=0)
 
@@ -252,9 +280,8 @@ def test_a_bound_pins_only_what_would_leave_it():
     for flux, expected in ((2.0 * sharp - smooth, True), (smooth, False)):
         p.flux = flux
         normal = p.linearize(p.anchor)
-        border = normal.border.tolist()
-        pinned = torch.zeros(len(border), dtype=torch.bool)
-        pinned[border.index(column)] = expected
+        pinned = torch.zeros(len(p.anchor), dtype=torch.bool)
+        pinned[column] = expected
         assert torch.equal(normal.pinned, pinned)
         step, _ = normal.step(torch.full((len(p.anchor),), 1e-3, dtype=F64))
         assert (float(step[column]) == 0.0) == expected

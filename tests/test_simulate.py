@@ -514,3 +514,56 @@ def test_perturbed():
     assert abs(table["rv_offset"].to_value(u.km / u.s).std() - 0.3) < 0.03
     assert_array_equal(table["area"], sim.perturbed(lines, seed=5, scatter_ln_area=0.2)["area"])
     assert np.any(table["area"] != sim.perturbed(lines, seed=6, scatter_ln_area=0.2)["area"])
+
+
+def test_perturbed_with_heavy_tails():
+    """Student's t: quartiles at 0.741 of the scale for four degrees of freedom, tails beyond any Gaussian's."""
+    table = sim.perturbed(many_lines(9, n=40_000), 5, 0.2, degrees_of_freedom=4.0)
+    ratio = np.log(table["area"].value / many_lines(9, n=40_000)["area"]) / 0.2
+    low, high = np.percentile(ratio, [25, 75])
+    assert_allclose([-low, high], 0.7407, rtol=0.03)
+    assert_allclose(np.mean(np.abs(ratio) > 4.604), 0.01, rtol=0.2)  # 0.995 quantile
+    with pytest.raises(ValueError, match=r"degrees_of_freedom=0: expected a positive number, or infinity"):
+        sim.perturbed(one_line(), degrees_of_freedom=0)
+
+
+# --- what is wrong with real data -------------------------------------------------------------------------------------
+
+
+def test_wavelengths_that_drift():
+    """Right in the middle, half the drift off at the ends: a line there falls on another pixel than its wavelength."""
+    wavelength = np.linspace(9_990.0, 10_010.0, 4_001)
+    lines = {name: np.repeat(values, 3) for name, values in one_line(area=0.05, gamma=0.0).items()}
+    lines["center"] = np.array([9_990.5, 10_000.0, 10_009.5])
+    spectrum = sim.simulate(wavelength, lines, snr=None, wavelength_drift=400.0 * u.m / u.s)
+    depth = 1.0 - spectrum.flux.value
+    for center, off in zip(lines["center"], (0.19, 0.0, -0.19), strict=True):
+        near = np.abs(wavelength - center) < 0.4
+        found = np.sum(depth[near] * wavelength[near]) / np.sum(depth[near])
+        assert_allclose((found / center - 1.0) * C, off, atol=2e-4)
+    assert spectrum.meta["truth"]["wavelength_drift"] == 0.4
+
+
+def test_scattered_light_fills_lines_and_makes_noise():
+    wavelength = np.linspace(9_995.0, 10_005.0, 200)
+    options = {"continuum": (2.0, 0.1), "seed": 3, "read_floor": 0.0}
+    clean = sim.simulate(wavelength, one_line(), **options)
+    filled = sim.simulate(wavelength, one_line(), scattered_light=0.25, **options)
+    level = 2.0 + 0.1 * np.linspace(-1.0, 1.0, 200)
+    truth = clean.meta["truth"]["flux"] + 0.25 * level
+    assert_allclose(filled.meta["truth"]["flux"], truth, rtol=1e-12)
+    assert_allclose(filled.uncertainty.array, 2.0 / 100.0 * np.sqrt(truth / 2.0), rtol=1e-12)
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.05])
+def test_uncertainties_that_are_not_the_noise(factor):
+    right = sim.simulate(PIXELS.mean(axis=1), one_line(), seed=1)
+    wrong = sim.simulate(PIXELS.mean(axis=1), one_line(), seed=1, uncertainty_factor=factor)
+    assert_array_equal(wrong.flux, right.flux)
+    assert_allclose(wrong.uncertainty.array, factor * right.uncertainty.array)
+
+
+@pytest.mark.parametrize("options", [{"scattered_light": -0.1}, {"uncertainty_factor": 0.0}])
+def test_flaws_that_make_no_sense(options):
+    with pytest.raises(ValueError, match="expected scattered_light >= 0 and uncertainty_factor > 0"):
+        sim.simulate([1e4, 1.00001e4], **options)

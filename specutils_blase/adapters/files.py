@@ -20,7 +20,7 @@ from specutils import Spectrum, SpectrumList
 
 from .identify import instrument_of
 from .loaders import from_hpf, from_igrins, from_nirspec
-from .muler import HPF_ORDERS, load_hpf
+from .muler import HPF_ORDERS, load_hpf, load_hpf_orders
 
 COLUMNS = {
     "wavelength": ("wavelength", "wave", "lambda"),
@@ -106,6 +106,37 @@ def load_orders(paths: Sequence, *, format: str | None = None, extension: str | 
         return from_hpf(paths[0])
     found = _read(paths[0], (SpectrumList, Spectrum), format)
     return SpectrumList([found] if isinstance(found, Spectrum) and found.flux.ndim < 2 else list(found))
+
+
+def load_observation(
+    paths: Sequence, *, orders: Sequence[int] | None = None, format: str | None = None, extension: str | None = None
+) -> Spectrum | SpectrumList:
+    """What a fit takes: the one spectrum that there is or that is chosen, or the list of all, or of those chosen.
+
+    Parameters
+    ----------
+    paths, format, extension
+        See `load_orders`; HPF's orders are reduced as `load_hpf` says.
+    orders : sequence of int, optional
+        Positions among the spectra of the files, from the blue.
+
+    Raises
+    ------
+    ValueError
+        As `load_orders`, and if there is no such order.
+    OSError
+        If there is no such file.
+    """
+    paths = [_existing(path) for path in paths]
+    if extension is None and len(paths) == 1 and orders is not None and len(orders) == 1:
+        return load_spectrum(paths[0], order=orders[0], format=format)
+    is_hpf = format is None and extension is None and len(paths) == 1 and instrument_of(paths[0]) == "HPF"
+    found = range(HPF_ORDERS) if is_hpf else load_orders(paths, format=format, extension=extension)
+    if orders is not None:
+        found = [_one(found, order, paths[0]) for order in orders]
+    if is_hpf:
+        found = load_hpf_orders(paths[0], found)
+    return found[0] if len(found) == 1 else SpectrumList(found)
 
 
 def _existing(path) -> Path:

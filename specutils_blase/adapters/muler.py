@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import operator
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -259,20 +259,49 @@ def load_hpf(path, order: int) -> Spectrum:
         raise ValueError(f"order must be a whole number, got {order!r}") from None
     if not 0 <= order < HPF_ORDERS:
         raise ValueError(f"order must lie between 0 and {HPF_ORDERS - 1} for HPF, got {order}")
+    (reduced,) = _reduced_hpf(path, [order])
+    if not np.isfinite(reduced.flux.value).any():
+        raise ValueError(f"order {order} of {path} has no finite pixel")
+    return reduced
+
+
+def load_hpf_orders(path, orders: Iterable[int] = range(HPF_ORDERS)) -> list[Spectrum]:
+    """Orders of an HPF file, each reduced as `load_hpf` does; one without light stays as it is in the file.
+
+    Parameters
+    ----------
+    path : path-like
+        File of the Goldilocks pipeline, or of the instrument team's ("Slope").
+    orders : iterable of int
+        Which of the 28; all by default.
+
+    Raises
+    ------
+    ValueError
+        If the file is not HPF's.
+    OSError
+        If there is no such file.
+    """
+    return _reduced_hpf(path, orders)
+
+
+def _reduced_hpf(path, orders) -> list[Spectrum]:
     if not is_hpf(path):
         raise ValueError(f"{path} {NOT_HPF}")
+    found = []
     with quiet_muler(), open_fits(path, "HPF") as units:
         from muler.hpf import HPFSpectrum
 
-        # Handed over open: muler would never close the file, insists on text for a path, and takes errors for
-        # variances, or the reverse, where the file's name or folder has the wrong word in it.
-        raw = HPFSpectrum(file=hpf_pipeline(units), order=order, cached_hdus=[units])
-        if not np.isfinite(raw.flux.value).any():
-            raise ValueError(f"order {order} of {path} has no finite pixel")
-        reduced = raw.remove_nans().sky_subtract().deblaze().normalize()
-    if not hasattr(reduced, "instrumental_resolution"):  # operators of specutils may return a class that has lost it
-        reduced.instrumental_resolution = resolving_power(raw)
-    return reduced
+        for order in orders:
+            # Handed over open: muler would never close the file, insists on text for a path, and takes errors for
+            # variances, or the reverse, where the file's name or folder has the wrong word in it.
+            raw = reduced = HPFSpectrum(file=hpf_pipeline(units), order=order, cached_hdus=[units])
+            if np.isfinite(raw.flux.value).any():
+                reduced = raw.remove_nans().sky_subtract().deblaze().normalize()
+            if not hasattr(reduced, "instrumental_resolution"):  # operators of specutils may return a class without it
+                reduced.instrumental_resolution = resolving_power(raw)
+            found.append(reduced)
+    return found
 
 
 @contextmanager

@@ -1,10 +1,12 @@
 """Reading and writing whole files: atomic, refusing to overwrite unasked, and clear about what is wrong with a file.
 
-Does not live here: what is in a file (`converters`, `records`, the schemas).
+Does not live here: what is in a file (`converters`, `records`, the schemas), what is looked at before it is read
+(`checks`).
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import secrets
 import shutil
@@ -13,18 +15,19 @@ from io import BytesIO
 from pathlib import Path
 
 import asdf
-from asdf.exceptions import AsdfBlockIndexWarning, AsdfConversionWarning, AsdfPackageVersionWarning
-from asdf.tagged import Tagged
+from asdf.exceptions import AsdfConversionWarning, AsdfPackageVersionWarning
+from yaml import YAMLError
 
-from .integration import ROOT, get_extensions
+from .checks import KEY, MAGIC, SEAL, UNSEALED, checked, seal
 
-KEY = "result"
-"""Where in the tree of a file our object is."""
+COMPRESSIONS = ("zlib", "bzp2", "lz4")
+"""Compressions of arrays that every asdf reads; the last needs the package lz4."""
 
-MAGIC = b"#ASDF"
+LONGEST_REASON = 500
+"""Characters of somebody else's message that ours repeats: schemas print whole arrays."""
 
 
-def write(result, path, *, overwrite: bool = False) -> None:
+def write(result, path, *, overwrite: bool = False, compression: str | None = None) -> None:
     """Write a clone, a fit, or a model alone to an ASDF file.
 
     The file appears whole or not at all: a temporary file in the same folder takes its place once it is safely on disk,
@@ -32,12 +35,14 @@ def write(result, path, *, overwrite: bool = False) -> None:
 
     Parameters
     ----------
-    result : CloneResult, FitResult, LineEmulator or ForwardModel
+    result : CloneResult, FitResult, EchelleFitResult, LineEmulator, ForwardModel or EchelleModel
         What to write.
     path : path-like
         Where to; by custom it ends in ``.asdf``.
     overwrite : bool
         Replace a file that is there already.
+    compression : {None, "zlib", "bzp2", "lz4"}
+        How to compress arrays. About a third is won, at 20 MB/s ("zlib"): fitted numbers are hardly compressible.
 
     Raises
     ------
@@ -48,35 +53,32 @@ def write(result, path, *, overwrite: bool = False) -> None:
     OSError
         If the folder does not exist or cannot be written to; nothing is left behind.
     ValueError
-        If `result` holds what no file can: a saturation law or a stage of the user's own, a unit without a name.
+        If `result` holds what no file can: a saturation law or a stage of the user's own, a unit without a name, a
+        table without its columns; or if `compression` is unknown.
+    ModuleNotFoundError
+        If `compression` is "lz4" and that package is missing.
     """
     if type(result) not in _nouns():
         names = ", ".join(noun.__name__ for noun in _nouns())
         raise TypeError(f"expected one of {names} to write, got {type(result).__name__}")
-    target = Path(os.path.realpath(path))  # through a symbolic link: its target is replaced, not the link
-    if target.is_dir():
-        raise IsADirectoryError(f"cannot write {path}: it is a folder, give the name of a file in it")
-    if target.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists already: choose another name, or pass overwrite=True to replace it")
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"cannot write {path}: there is no folder {target.parent}, make it first")
-    temporary = target.with_name(f".blase-{secrets.token_hex(8)}.tmp")
+    _check_compression(compression)
     try:
-        with open(temporary, "xb") as stream:
-            asdf.AsdfFile({KEY: result}).write_to(stream, all_array_storage="internal")
-            stream.flush()
-            os.fsync(stream.fileno())
-        if target.exists():
-            shutil.copymode(target, temporary)
-        os.replace(temporary, target)
-        _sync_folder(target.parent)
+        target = Path(os.path.realpath(path))  # through a symbolic link: its target is replaced, not the link
+        if target.is_dir():
+            raise IsADirectoryError(f"cannot write {path}: it is a folder, give the name of a file in it")
+        if target.exists() and not overwrite:
+            raise FileExistsError(f"{path} exists already: choose another name, or pass overwrite=True to replace it")
+        if not target.parent.is_dir():
+            raise FileNotFoundError(f"cannot write {path}: there is no folder {target.parent}, make it first")
+        _replace(target, _content(result, compression))
     except asdf.ValidationError as error:
-        raise ValueError(f"cannot write {path}: {type(result).__name__} does not fit its schema: {error}") from error
+        name = type(result).__name__
+        raise ValueError(f"cannot write {path}: {name} does not fit its schema: {_reason(error)}") from error
     except OSError as error:
-        reason = f"cannot write {path}: {error.strerror or error}; is {target.parent} writable, with space left?"
+        if error.errno is None:  # our own, above
+            raise
+        reason = f"cannot write {path}: {error.strerror}; is {Path(path).parent} writable, with space left?"
         raise OSError(error.errno, reason) from error  # which makes it a PermissionError again, or what it was
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read(path):
@@ -91,7 +93,7 @@ def read(path):
 
     Returns
     -------
-    CloneResult, FitResult, LineEmulator or ForwardModel
+    CloneResult, FitResult, EchelleFitResult, LineEmulator, ForwardModel or EchelleModel
         Evaluates to the same spectrum as what was written, on the CPU. Its emulators can be fitted on, as ``star=`` or
         ``telluric=`` of `specutils_blase.fit`.
 
@@ -103,84 +105,66 @@ def read(path):
         If the file is not ours, damaged, or of a version that this package does not know; the message names the file
         and the reason. No part of it is returned then.
     """
-    with open(path, "rb") as stream:
+    with open(os.fspath(path), "rb") as stream:
         start = stream.read(len(MAGIC))
         if start != MAGIC:
             raise ValueError(f"cannot read {path}: expected an ASDF file, got one that starts with {start!r}")
-        stream.seek(0)
-        content = stream.read()
+        try:
+            content = start + stream.read()
+        except MemoryError as error:
+            raise ValueError(f"cannot read {path}: it is larger than this machine's memory") from error
     try:
-        _check_tags(asdf.util.load_yaml(BytesIO(content), tagged=True))
-        return _load(content)
+        return _load(checked(content))
     except Exception as error:  # a damaged file can fail anywhere below: yaml, schemas, blocks, constructors
-        reason = str(error).strip() or type(error).__name__
-        raise ValueError(f"cannot read {path}: {reason}") from error
+        raise ValueError(f"cannot read {path}: {_reason(error)}") from error
 
 
 def _nouns() -> tuple[type, ...]:
     from ..cloning import CloneResult
+    from ..echelle import EchelleModel
+    from ..echelle_result import EchelleFitResult
     from ..lines import LineEmulator
     from ..model import ForwardModel
     from ..result import FitResult
 
-    return CloneResult, FitResult, LineEmulator, ForwardModel
+    return CloneResult, FitResult, EchelleFitResult, LineEmulator, ForwardModel, EchelleModel
 
 
-def _load(content: bytes):
-    with warnings.catch_warnings(), asdf.config_context() as config:
-        config.validate_on_read = True
-        config.warn_on_failed_conversion = False
-        # Versions are in the tags, which were checked; a damaged index of blocks hurts nobody, asdf finds them itself;
-        # but a part that asdf leaves raw would be half an object.
-        warnings.simplefilter("ignore", AsdfPackageVersionWarning)
-        warnings.simplefilter("ignore", AsdfBlockIndexWarning)
-        warnings.simplefilter("error", AsdfConversionWarning)
-        with asdf.open(BytesIO(content), validate_checksums=True, memmap=False) as file:
-            result = file[KEY]
-    if type(result) not in _nouns():
-        raise ValueError(f"its {KEY!r} is a {type(result).__name__}, nothing that specutils_blase writes")
-    return result
+def _check_compression(compression: str | None) -> None:
+    if compression is not None and compression not in COMPRESSIONS:
+        raise ValueError(f"compression must be None or one of {', '.join(COMPRESSIONS)}, got {compression!r}")
+    if compression == "lz4" and importlib.util.find_spec("lz4") is None:
+        raise ModuleNotFoundError('compression="lz4" needs the package lz4: pip install lz4, or choose "zlib"')
 
 
-def _check_tags(tree) -> None:
-    """Say what the file is if it is not one of ours, before anything is built from it."""
-    result = tree.get(KEY) if isinstance(tree, dict) else None
-    if not _tag(result).startswith(f"{ROOT}/"):
-        raise ValueError(
-            f"it is an ASDF file, but no {KEY!r} of specutils_blase is in it: open it with asdf.open to see what is"
-        )
-    arrays = (node for node in _tagged(result) if "core/ndarray-" in node._tag and isinstance(node, dict))
-    if any(isinstance(node.get("source"), str) for node in arrays):
-        raise ValueError("its arrays are in other files, which specutils_blase never writes and does not fetch")
-    known = {definition.tag_uri for extension in get_extensions() for definition in extension.tags}
-    unknown = sorted({tag for tag in map(_tag, _tagged(result)) if tag.startswith(f"{ROOT}/") and tag not in known})
-    if unknown:
-        names = ", ".join(tag.removeprefix(f"{ROOT}/tags/") for tag in unknown)
-        raise ValueError(
-            f"it holds {names}, which this version of specutils_blase does not know: it was written by a newer one, "
-            "update with `pip install --upgrade specutils-blase`"
-        )
+def _content(result, compression: str | None) -> bytes:
+    """The bytes of a file, sealed."""
+    stream = BytesIO()
+    with asdf.config_context() as config:
+        config.array_inline_threshold = None  # the user's own would put arrays into the text, rounded
+        file = asdf.AsdfFile({KEY: result, SEAL: UNSEALED})
+        file.write_to(stream, all_array_storage="internal", all_array_compression=compression)
+    content = seal(stream.getvalue())
+    checked(
+        content
+    )  # what a user's own meta brings may be nothing that `read` accepts: better no file than a closed one
+    return content
 
 
-def _tag(node) -> str:
-    return getattr(node, "_tag", "")
-
-
-def _tagged(tree) -> list[Tagged]:
-    """All nodes of a tree that have a tag; iterative, because a hostile file nests deeper than Python recurses."""
-    found, seen, todo = [], set(), [tree]
-    while todo:
-        node = todo.pop()
-        if id(node) in seen:  # an alias, perhaps to what it is part of
-            continue
-        seen.add(id(node))
-        if isinstance(node, Tagged):
-            found.append(node)
-        if isinstance(node, dict):
-            todo.extend(node.values())
-        elif isinstance(node, list):
-            todo.extend(node)
-    return found
+def _replace(target: Path, content: bytes) -> None:
+    """Put a file in the place of another, all of it or nothing."""
+    temporary = target.with_name(f".blase-{secrets.token_hex(8)}.tmp")
+    try:
+        with open(temporary, "xb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        if target.exists():
+            shutil.copymode(target, temporary)
+        os.replace(temporary, target)
+        _sync_folder(target.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -195,3 +179,32 @@ def _sync_folder(folder: Path) -> None:
         pass
     finally:
         os.close(descriptor)
+
+
+def _load(content: bytes):
+    with warnings.catch_warnings(), asdf.config_context() as config:
+        config.validate_on_read = True
+        config.warn_on_failed_conversion = False
+        # A part that asdf leaves raw would be half an object; versions are in the tags, which were checked.
+        warnings.simplefilter("error", AsdfConversionWarning)
+        warnings.simplefilter("ignore", AsdfPackageVersionWarning)
+        # Not lazily: every checksum is then verified, of arrays that nobody asks for as well.
+        with asdf.open(BytesIO(content), validate_checksums=True, lazy_load=False, memmap=False) as file:
+            result = file[KEY]
+    if type(result) not in _nouns():
+        raise ValueError(f"its {KEY!r} is a {type(result).__name__}, nothing that specutils_blase writes")
+    return result
+
+
+def _reason(error: Exception) -> str:
+    """Why, in one line."""
+    if isinstance(error, RecursionError):
+        return "its tree is nested too deeply"
+    text = str(error)
+    if isinstance(error, asdf.ValidationError):
+        place = "/".join(map(str, error.absolute_path))
+        text = f"{place}: {error.message}" if place else error.message
+    text = " ".join(text.split()) or type(error).__name__
+    if not isinstance(error, (ValueError, asdf.ValidationError, YAMLError, OSError, Warning)):
+        text = f"its contents are not as specutils_blase writes them ({type(error).__name__}: {text})"
+    return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]} …"

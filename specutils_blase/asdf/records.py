@@ -1,16 +1,15 @@
-"""What the nouns' trees share: arrays, tables, spectra, settings, where things come from.
+"""What the nouns' trees share: arrays, tables, spectra, settings, when and by what they were written.
 
 Written are plain dictionaries of numbers, text, arrays and tables; read are owned arrays of native byte order, so that
 results live on after their file is closed. Spectra have a record of their own because specutils' converter loses meta,
-bin edges and velocities and mis-scales uncertainties. Does not live here: what a noun consists of (`converters`), the
-file itself (`files`).
+bin edges and velocities and mis-scales uncertainties. Does not live here: what a noun consists of (`converters`),
+where templates come from (`provenance`), the file itself (`files`).
 """
 
 from __future__ import annotations
 
-import hashlib
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 from asdf.tags.core.ndarray import NDArrayType
 from astropy.nddata import InverseVariance, StdDevUncertainty, UnknownUncertainty, VarianceUncertainty
-from astropy.table import QTable, Table
+from astropy.table import Column, QTable, Table
 from specutils import Spectrum
 from specutils.spectra.spectral_axis import SpectralAxis
 
@@ -47,6 +46,15 @@ def array(values: Any) -> np.ndarray:
         raise ValueError("expected an array of numbers or text, got one of objects, which no file of ours holds")
     wide = values.dtype.kind == "f" and values.dtype.itemsize > 8  # longdouble: no file format has it
     return np.array(values, dtype=np.float64 if wide else values.dtype, order="C")
+
+
+def text(values: Any) -> np.ndarray:
+    """An array of text, with one byte a character instead of four where all of it is ASCII: species are."""
+    values = np.array(values, dtype=np.str_)
+    try:
+        return np.char.encode(values, "ascii").astype(f"S{max(values.dtype.itemsize // 4, 1)}")
+    except UnicodeEncodeError:
+        return values
 
 
 def load_array(node: Any, name: str, *, shape: tuple[int | None, ...] | None = None) -> np.ndarray:
@@ -110,9 +118,52 @@ def load_plain(value: Any) -> Any:
     return value
 
 
-def table_record(table: Table) -> QTable:
-    """A plain QTable with plain meta. Descriptions go to ``meta["columns"]``: of quantity columns asdf drops them."""
+def same(one: Any, other: Any) -> bool:
+    """Whether two plain values say the same, arrays by type, shape and value."""
+    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
+        return one.dtype == other.dtype and np.array_equal(one, other)
+    if type(one) is not type(other) or isinstance(one, (np.ndarray, u.Quantity)):
+        return False
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+def share(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The records, with what they say alike as one object, which a file holds once: orders have one header."""
+    for record in records[1:]:
+        _share(records[0], record)
+    return records
+
+
+def _share(one: dict[str, Any], other: dict[str, Any]) -> None:
+    for key in one.keys() & other.keys():
+        if not isinstance(one[key], (dict, list, np.ndarray)):
+            continue
+        if same(one[key], other[key]):
+            other[key] = one[key]
+        elif isinstance(one[key], dict) and isinstance(other[key], dict):
+            _share(one[key], other[key])
+
+
+def table_record(table: Table, name: str, columns: Sequence[str]) -> QTable:
+    """A plain QTable with plain meta. Descriptions go to ``meta["columns"]``: of quantity columns asdf drops them.
+
+    Parameters
+    ----------
+    table : Table
+    name : str
+        What messages call it.
+    columns : sequence of str
+        What it needs to have, or it would not be read again.
+    """
+    _check_columns(table, name, columns)
     result = QTable(table, copy=True)
+    for column in result.colnames:
+        if result[column].dtype.kind == "U" and not hasattr(result[column], "mask"):
+            result[column] = Column(text(result[column]), description=table[column].info.description)
     result.meta = plain(table.meta)
     described = {name: table[name].info.description for name in table.colnames if table[name].info.description}
     if described:
@@ -120,14 +171,17 @@ def table_record(table: Table) -> QTable:
     return result
 
 
-def load_table(node: Any, name: str) -> QTable:
-    """An owned QTable with the descriptions of its ``meta["columns"]``."""
+def load_table(node: Any, name: str, columns: Sequence[str]) -> QTable:
+    """An owned QTable with the descriptions of its ``meta["columns"]``; parameters as of `table_record`."""
     if not isinstance(node, Table):
         raise ValueError(f"expected {name} as a table, got {type(node).__name__}")
+    _check_columns(node, name, columns)
     table = QTable(node, copy=True)
     for column in table.colnames:
         dtype = table[column].dtype
-        if not dtype.isnative:
+        if dtype.kind == "S":
+            table[column] = table[column].astype(f"U{max(dtype.itemsize, 1)}")
+        elif not dtype.isnative:
             table[column] = table[column].astype(dtype.newbyteorder("="))
     table.meta = load_plain(dict(node.meta))
     descriptions = table.meta.get("columns", {})
@@ -135,6 +189,12 @@ def load_table(node: Any, name: str) -> QTable:
         if isinstance(descriptions, Mapping) and column in descriptions:
             table[column].info.description = descriptions[column]
     return table
+
+
+def _check_columns(table: Table, name: str, columns: Sequence[str]) -> None:
+    missing = [column for column in columns if column not in table.colnames]
+    if missing:
+        raise ValueError(f"expected {name} with the columns {', '.join(columns)}, got it without {', '.join(missing)}")
 
 
 def axis_record(axis: u.Quantity) -> dict[str, Any]:
@@ -242,19 +302,6 @@ def load_frame(record: Mapping[str, Any], n_pixel: int, flux_unit: str) -> Spect
     if len(axis) != n_pixel:
         raise ValueError(f"expected a spectral axis of {n_pixel} pixels, got {len(axis)}")
     return SpectrumFrame(axis, order, u.Unit(flux_unit), record["medium"], load_plain(record["meta"]))
-
-
-def template_provenance(template: Spectrum) -> dict[str, Any]:
-    """Where a template comes from, by its own meta, and the SHA-256 of its numbers.
-
-    The digest is of the wavelengths and then the flux, as stored, in little-endian float64.
-    """
-    names = ("source", "medium", "citation", "resolving_power")
-    record = {name: plain(template.meta[name]) for name in names if template.meta.get(name) is not None}
-    digest = hashlib.sha256()
-    for values in (template.spectral_axis.value, template.flux.value):
-        digest.update(np.ascontiguousarray(values, dtype="<f8").tobytes())
-    return {**record, "sha256": digest.hexdigest()}
 
 
 def written() -> dict[str, Any]:

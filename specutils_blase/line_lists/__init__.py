@@ -1,13 +1,21 @@
 """Line lists: read, predict strengths, make ledgers of them.
 
 VALD, linemake, HITRAN, arve's masks and tables become one `~astropy.table.QTable` each, with vacuum wavelengths and
-normalised species. Does not live here: which lines of a ledger they explain (`identify`).
+normalised species; a ledger becomes one again. Does not live here: which lines of a ledger they explain (`identify`).
 """
 
+from .exporting import ledger_to_line_list
 from .files import LineListError
 from .ledgers import to_ledger
 from .reading import read_line_list
 from .species import normalise_species
 from .strengths import predicted_strength
 
-__all__ = ["LineListError", "normalise_species", "predicted_strength", "read_line_list", "to_ledger"]
+__all__ = [
+    "LineListError",
+    "ledger_to_line_list",
+    "normalise_species",
+    "predicted_strength",
+    "read_line_list",
+    "to_ledger",
+]

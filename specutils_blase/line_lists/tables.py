@@ -20,7 +20,7 @@ from .strengths import INTENSITY_UNIT
 
 # Column → what tables call it, without regard to capitals; unit of a bare number.
 COLUMNS: dict[str, tuple[tuple[str, ...], u.UnitBase | None]] = {
-    "original_wavelength": (("wavelength", "wave", "lambda", "wl", "wavelength_air", "wavenumber", "nu"), u.AA),
+    "original_wavelength": (("wavelength", "wave", "lambda", "wl", "wavelength_air", "wavenumber", "nu", "rest"), u.AA),
     "species": (("species", "spec", "element", "ion", "molecule"), None),
     "log_gf": (("log_gf", "loggf", "gflog"), None),
     "excitation": (("excitation", "excit", "e_low", "e_lower", "elow", "ep", "chi"), u.eV),

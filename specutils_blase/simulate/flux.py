@@ -154,7 +154,7 @@ def simulate_flux(
         if widest_lsf > 0:
             product = _broaden(product, lsf_sigma(wavelength) / step, lsf_cells)
         flux[pixels] = _pixel_means(product, wavelength, cells[0], low, step, edges[pixels])
-    return flux * _continuum(centers, continuum)
+    return flux * legendre_continuum(centers, continuum)
 
 
 def voigt(offset, sigma, gamma):
@@ -246,8 +246,8 @@ def _pixel_means(flux, wavelength, first_cell, low, step, edges):
     return 1.0 + np.diff(integral(position), axis=1)[:, 0] * (step / C_KMS) / np.diff(edges, axis=1)[:, 0]
 
 
-def _continuum(centers, coefficients):
-    """Legendre series on [−1, 1] from the first to the last centre."""
+def legendre_continuum(centers, coefficients):
+    """Legendre series on x ∈ [−1, 1] from the first to the last centre; shape (n_pix,)."""
     span = centers[-1] - centers[0]
     x = 2.0 * (centers - centers[0]) / span - 1.0 if span > 0 else np.zeros_like(centers)
     return legval(x, np.asarray(coefficients, dtype=float))

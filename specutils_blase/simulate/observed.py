@@ -9,7 +9,7 @@ from astropy.nddata import StdDevUncertainty
 from numpy.polynomial.legendre import legval
 from specutils import Spectrum
 
-from .flux import simulate_flux
+from .flux import legendre_continuum, simulate_flux
 from .inputs import C_KMS, checked_edges, in_unit, line_table, number, pixel_edges
 
 # Legendre coefficients [Å] of HPF's 28 orders on x = -1 (first) to 1 (last of 2048 pixels).
@@ -48,7 +48,19 @@ HPF_LEGENDRE = (
 
 
 def simulate(
-    wavelength, star=None, telluric=None, *, snr=100.0, seed=0, read_floor=0.02, edges=None, continuum=(1.0,), **options
+    wavelength,
+    star=None,
+    telluric=None,
+    *,
+    snr=100.0,
+    seed=0,
+    read_floor=0.02,
+    edges=None,
+    continuum=(1.0,),
+    wavelength_drift=0.0,
+    scattered_light=0.0,
+    uncertainty_factor=1.0,
+    **options,
 ):
     r"""Noisy observed spectrum of a star behind the atmosphere, with its truth.
 
@@ -74,6 +86,13 @@ def simulate(
         Pixel edges [Å] to use instead.
     continuum : sequence of float
         Legendre coefficients, as in `simulate_flux`.
+    wavelength_drift : float or Quantity
+        Error of the wavelength solution [km/s]: pixels recorded as λ really saw λ (1 + x d/(2c)), x ∈ [−1, 1] from the
+        first to the last centre, so that the order is right in its middle and d apart between its ends.
+    scattered_light : float
+        Featureless light on every pixel, in units of the continuum there.
+    uncertainty_factor : float
+        The uncertainty that is told over the true one.
     **options
         ``rv, vsini, limb_darkening, resolving_power, flux_scale, telluric_flux_scale, limiting_depth,
         telluric_limiting_depth, veiling, step, guard`` of `simulate_flux`.
@@ -82,8 +101,9 @@ def simulate(
     -------
     specutils.Spectrum
         Dimensionless flux with `~astropy.nddata.StdDevUncertainty`. ``meta["truth"]`` is a plain dictionary: the
-        options given and ``rv``, ``vsini``, ``resolving_power``, ``continuum``, ``snr``, ``seed``, ``read_floor``, the
-        lines ``star`` and ``telluric`` (`~astropy.table.QTable` or None), and the noise-free ``flux``, shape (n_pix,).
+        options given and ``rv``, ``vsini``, ``resolving_power``, ``continuum``, ``snr``, ``seed``, ``read_floor``,
+        ``wavelength_drift``, ``scattered_light``, ``uncertainty_factor``, the lines ``star`` and ``telluric``
+        (`~astropy.table.QTable` or None), and the noise-free ``flux``, shape (n_pix,).
     """
     wavelength = in_unit(wavelength, u.AA, "wavelength")
     edges = pixel_edges(wavelength) if edges is None else checked_edges(edges)
@@ -91,10 +111,25 @@ def simulate(
         raise ValueError(
             f"edges have shape {edges.shape}: expected ({wavelength.size}, 2), one pair for each wavelength"
         )
-    flux = simulate_flux(edges, star, telluric, continuum=continuum, **options)
+    drift = number(wavelength_drift, u.km / u.s, "wavelength_drift")
+    if not (scattered_light >= 0 and uncertainty_factor > 0):
+        raise ValueError(
+            f"expected scattered_light >= 0 and uncertainty_factor > 0, got {scattered_light} and {uncertainty_factor}"
+        )
+    seen = edges
+    if drift:
+        x = 2.0 * (edges - wavelength[0]) / (wavelength[-1] - wavelength[0]) - 1.0
+        seen = edges * (1.0 + 0.5 * drift * x / C_KMS)
+    flux = simulate_flux(seen, star, telluric, continuum=continuum, **options)
+    flux = flux + scattered_light * legendre_continuum(seen.mean(axis=1), continuum)
     truth = {"rv": 0.0, "vsini": 0.0, "resolving_power": None, **options}
     truth = {key: value(wavelength) if callable(value) else value for key, value in truth.items()}
     truth |= {"continuum": [float(term) for term in continuum], "snr": snr, "seed": seed, "read_floor": read_floor}
+    truth |= {
+        "wavelength_drift": drift,
+        "scattered_light": float(scattered_light),
+        "uncertainty_factor": float(uncertainty_factor),
+    }
     truth |= {"star": star if star is None else line_table(star), "flux": flux}
     truth |= {"telluric": telluric if telluric is None else line_table(telluric)}
     observed, uncertainty = flux, None
@@ -107,7 +142,7 @@ def simulate(
             )
         sigma = level / snr * np.sqrt((1.0 - read_floor) * np.maximum(flux / level, 0.0) + read_floor)
         observed = flux + sigma * np.random.default_rng(seed).standard_normal(flux.size)
-        uncertainty = StdDevUncertainty(sigma)
+        uncertainty = StdDevUncertainty(uncertainty_factor * sigma)
     return Spectrum(
         spectral_axis=wavelength * u.AA,
         flux=observed * u.dimensionless_unscaled,
@@ -116,8 +151,17 @@ def simulate(
     )
 
 
-def perturbed(lines, seed=0, scatter_ln_area=0.1, *, scatter_ln_sigma=0.0, scatter_ln_gamma=0.0, scatter_rv_offset=0.0):
-    """True lines for a demonstration: the given lines with Gaussian scatter on their strengths.
+def perturbed(
+    lines,
+    seed=0,
+    scatter_ln_area=0.1,
+    *,
+    scatter_ln_sigma=0.0,
+    scatter_ln_gamma=0.0,
+    scatter_rv_offset=0.0,
+    degrees_of_freedom=np.inf,
+):
+    """True lines of a star that a template describes nearly: the given lines, scattered.
 
     Parameters
     ----------
@@ -126,9 +170,11 @@ def perturbed(lines, seed=0, scatter_ln_area=0.1, *, scatter_ln_sigma=0.0, scatt
     seed : int
         Of the scatter.
     scatter_ln_area, scatter_ln_sigma, scatter_ln_gamma : float
-        Standard deviations of ln area, ln sigma and ln gamma.
+        Standard deviations of ln area, ln sigma and ln gamma; scales, where the scatter is Student's t.
     scatter_rv_offset : float or Quantity
-        Standard deviation of the centre offset [km/s].
+        The same of the centre offset [km/s].
+    degrees_of_freedom : float
+        Of Student's t; infinity, the default, is Gaussian scatter.
 
     Returns
     -------
@@ -137,7 +183,12 @@ def perturbed(lines, seed=0, scatter_ln_area=0.1, *, scatter_ln_sigma=0.0, scatt
         centres include the offsets.
     """
     table = line_table(lines)
-    random = np.random.default_rng(seed).standard_normal((4, len(table)))
+    if not degrees_of_freedom > 0:
+        raise ValueError(f"degrees_of_freedom={degrees_of_freedom}: expected a positive number, or infinity")
+    generator = np.random.default_rng(seed)
+    random = generator.standard_normal((4, len(table)))
+    if np.isfinite(degrees_of_freedom):
+        random /= np.sqrt(generator.chisquare(degrees_of_freedom, random.shape) / degrees_of_freedom)
     table["area"] *= np.exp(scatter_ln_area * random[0])
     table["sigma"] *= np.exp(scatter_ln_sigma * random[1])
     table["gamma"] *= np.exp(scatter_ln_gamma * random[2])

@@ -2,7 +2,8 @@
 
 ``arcturus`` is embedded in this package (``arcturus.npz``, see ``PROVENANCE.md`` beside it); ``telfit_hpf``, ``psg_hk``
 and ``phoenix_10000K`` read the files that muler's wheel installs, without importing muler. Every function returns a new
-`specutils.Spectrum`: vacuum wavelengths in Å, ascending, float64. Its ``meta`` records
+`specutils.Spectrum`, or ``psg_hk_species`` one a molecule: vacuum wavelengths in Å, ascending, float64. Its ``meta``
+records
 
 =====================  ==============================================================================================
 ``source``             where the numbers come from, in words
@@ -22,7 +23,7 @@ import numpy as np
 from specutils import Spectrum
 from specutils.utils.wcs_utils import air_to_vac
 
-__all__ = ["arcturus", "phoenix_10000K", "psg_hk", "telfit_hpf"]
+__all__ = ["arcturus", "phoenix_10000K", "psg_hk", "psg_hk_species", "telfit_hpf"]
 
 
 def arcturus():
@@ -109,20 +110,26 @@ def psg_hk(molecule=None):
     ValueError
         If the file has no column ``molecule``.
     """
-    path = _muler_file("psg_trn_r100000_1.4_2.5_um.txt")
-    columns = _psg_columns(path)
-    name = "Total" if molecule is None else molecule
-    if name not in columns:
-        raise ValueError(f"molecule={molecule!r} is not in the PSG file: choose one of {', '.join(columns)}")
-    wavelength, transmission = np.loadtxt(path, usecols=(0, 1 + columns.index(name)), unpack=True)
-    return _spectrum(
-        wavelength * 1e4,  # the file is in µm
-        transmission,
-        source=f"PSG, R = 100,000, column {name}, from muler's wheel",
-        resolving_power=100_000.0,
-        citation="Planetary Spectrum Generator (Villanueva et al. 2018, JQSRT 217, 86; 2022, Fundamentals of the PSG); "
-        "muler (Gully-Santiago et al. 2022, JOSS 7, 4302)",
-    )
+    return next(iter(_psg(["Total" if molecule is None else molecule]).values()))
+
+
+def psg_hk_species():
+    """The transmission of each molecule that has lines in `psg_hk`, to be cloned by `specutils_blase.clone_species`.
+
+    Left out are N2, Rayleigh scattering and collision-induced absorption (CIA), which are smooth: a continuum takes
+    them up.
+
+    Returns
+    -------
+    dict of str to specutils.Spectrum
+        H2O, CO2, O3, N2O, CO, CH4, O2; all on the axis of `psg_hk`.
+
+    Raises
+    ------
+    ModuleNotFoundError, FileNotFoundError
+        If muler is not installed, or installed without the file.
+    """
+    return _psg(["H2O", "CO2", "O3", "N2O", "CO", "CH4", "O2"])
 
 
 def phoenix_10000K():
@@ -177,6 +184,32 @@ def _muler_file(name):
 def _csv(name):
     """Two columns, wavelength [Å] and flux, of one of muler's CSV files."""
     return np.loadtxt(_muler_file(name), delimiter=",", skiprows=1, unpack=True)
+
+
+def _psg(names):
+    """Some columns of the PSG file as spectra, by name."""
+    path = _muler_file("psg_trn_r100000_1.4_2.5_um.txt")
+    columns = _psg_columns(path)
+    for name in names:
+        if name not in columns:
+            raise ValueError(f"molecule={name!r} is not in the PSG file: choose one of {', '.join(columns)}")
+    wavelength, *transmissions = np.loadtxt(
+        path, usecols=(0, *(1 + columns.index(name) for name in names)), unpack=True
+    )
+    citation = (
+        "Planetary Spectrum Generator (Villanueva et al. 2018, JQSRT 217, 86; 2022, Fundamentals of the PSG); "
+        "muler (Gully-Santiago et al. 2022, JOSS 7, 4302)"
+    )
+    return {
+        name: _spectrum(
+            wavelength * 1e4,  # the file is in µm
+            transmission,
+            source=f"PSG, R = 100,000, column {name}, from muler's wheel",
+            resolving_power=100_000.0,
+            citation=citation,
+        )
+        for name, transmission in zip(names, transmissions, strict=True)
+    }
 
 
 def _psg_columns(path):

@@ -5,15 +5,25 @@ are written by `specutils_blase.asdf.records`.
 """
 
 from .clone_result import CloneResultConverter
-from .fit_result import FitResultConverter
+from .echelle_model import EchelleModelConverter
+from .fit_result import EchelleFitResultConverter, FitResultConverter
 from .forward_model import ForwardModelConverter
 from .line_emulator import LineEmulatorConverter
 
-CONVERTERS = (LineEmulatorConverter, ForwardModelConverter, CloneResultConverter, FitResultConverter)
+CONVERTERS = (
+    LineEmulatorConverter,
+    ForwardModelConverter,
+    EchelleModelConverter,
+    CloneResultConverter,
+    FitResultConverter,
+    EchelleFitResultConverter,
+)
 
 __all__ = [
     "CONVERTERS",
     "CloneResultConverter",
+    "EchelleFitResultConverter",
+    "EchelleModelConverter",
     "FitResultConverter",
     "ForwardModelConverter",
     "LineEmulatorConverter",

@@ -2,6 +2,8 @@
 
 from asdf.extension import Converter
 
+from .fit_result import LEDGER
+
 
 class CloneResultConverter(Converter):
     """Between `CloneResult` and ``clone_result-*``."""
@@ -10,14 +12,13 @@ class CloneResultConverter(Converter):
     types = ["specutils_blase.cloning.CloneResult"]
 
     def to_yaml_tree(self, obj, tag, ctx):
-        from ..records import plain, spectrum_record, table_record, template_provenance, written
+        from ...provenance import of_template
+        from ..records import plain, share, spectrum_record, table_record, written
 
-        template, clone = spectrum_record(obj.template), spectrum_record(obj.model_spectrum)
-        if _same_axis(template["spectral_axis"], clone["spectral_axis"]):
-            clone["spectral_axis"] = template["spectral_axis"]  # one object in the tree, stored once
+        template, clone = share([spectrum_record(obj.template), spectrum_record(obj.model_spectrum)])
         return {
             "emulator": obj.emulator,
-            "ledger": table_record(obj.ledger),
+            "ledger": table_record(obj.ledger, "ledger", LEDGER),
             "rms": float(obj.rms),
             "success": bool(obj.success),
             "message": str(obj.message),
@@ -25,7 +26,7 @@ class CloneResultConverter(Converter):
             "settings": plain(obj.settings),
             "template": template,
             "model_spectrum": clone,
-            "provenance": template_provenance(obj.template),
+            "provenance": of_template(obj.template),
             "written": written(),
         }
 
@@ -38,7 +39,7 @@ class CloneResultConverter(Converter):
             raise ValueError("expected the emulator of a clone as a line emulator, got other data")
         return CloneResult(
             emulator=node["emulator"],
-            ledger=load_table(node["ledger"], "ledger"),
+            ledger=load_table(node["ledger"], "ledger", LEDGER),
             rms=float(node["rms"]),
             history=load_plain(node["history"]),
             template=load_spectrum(node["template"]),
@@ -47,10 +48,3 @@ class CloneResultConverter(Converter):
             message=node["message"],
             settings=load_plain(node["settings"]),
         )
-
-
-def _same_axis(one, other):
-    """Whether two records of spectral axes say the same."""
-    import numpy as np
-
-    return one.keys() == other.keys() and all(np.array_equal(one[key], other[key]) for key in one)

@@ -6,6 +6,9 @@ parameters. Windows kept by `ForwardModel.freeze_windows` are not stored either:
 
 from asdf.extension import Converter
 
+WIDEST = 10
+"""Widest line spread that is believed, in lengths of its grid."""
+
 
 class ForwardModelConverter(Converter):
     """Between `ForwardModel` and ``forward_model-*``."""
@@ -14,59 +17,116 @@ class ForwardModelConverter(Converter):
     types = ["specutils_blase.model.ForwardModel"]
 
     def to_yaml_tree(self, obj, tag, ctx):
-        from ...extrinsic import DopplerShift, RotationalBroadening
-        from ...grids import Sampling
-        from ...instrument import Continuum, LineSpreadFunction, PixelBinning
-        from ..records import array
-
-        node = {"wavelength": array(_own(obj.sampling, Sampling).wavelength), **obj.components}
-        if _own(obj.doppler, DopplerShift):
-            node["rv"] = obj.doppler.rv.item()
-        if _own(obj.rotation, RotationalBroadening):
-            node["rotation"] = {
-                "vsini": obj.rotation.vsini.item(),
-                "limb_darkening": obj.rotation.limb_darkening.tolist(),
-                "step": obj.rotation.step,
-                "max_vsini": obj.rotation.max_vsini,
-            }
-        if _own(obj.line_spread, LineSpreadFunction):
-            node["line_spread"] = {
-                "ln_resolving_power": array(obj.line_spread.ln_resolving_power),
-                "n_half": int(obj.line_spread.n_half),
-            }
-        if _own(obj.pixels, PixelBinning):
-            node["pixels"] = {"edges": array(obj.pixels.edges)}
-        if _own(obj.continuum, Continuum):
-            node["continuum"] = {
-                "coefficients": array(obj.continuum.coefficients),
-                "wavelength": array(obj.continuum.wavelength),
-            }
-        return node
+        node = {**instrument_record(obj), **obj.components}
+        motion = motion_record(obj)
+        if "rotation" in motion:
+            motion["rotation"] |= room_record(obj)
+        return node | motion
 
     def from_yaml_tree(self, node, tag, ctx):
         from ...extrinsic import DopplerShift
-        from ...grids import Sampling
-        from ...instrument import PixelBinning
-        from ...lines import LineEmulator
         from ...model import ForwardModel
-        from ..records import tensor
 
-        grid = tensor(node["wavelength"], "wavelength")
-        stages = {name: node[name] for name in ("star", "telluric") if name in node}
-        for name, emulator in stages.items():
-            if not isinstance(emulator, LineEmulator):
-                raise ValueError(f"expected the {name} of a forward model as a line emulator, got other data")
+        stages = instrument_from_record(node)
         if "rv" in node:
             stages["doppler"] = DopplerShift(node["rv"])
         if "rotation" in node:
-            stages["rotation"] = _rotation(node["rotation"])
-        if "line_spread" in node:
-            stages["line_spread"] = _line_spread(node["line_spread"], grid)
-        if "pixels" in node:
-            stages["pixels"] = PixelBinning(tensor(node["pixels"]["edges"], "edges", shape=(None, 2)), grid)
-        if "continuum" in node:
-            stages["continuum"] = _continuum(node["continuum"])
-        return ForwardModel(Sampling(grid), **stages)
+            stages["rotation"] = rotation_from_record(node["rotation"], stages["sampling"])
+        return ForwardModel(**stages, **emulators_from_record(node))
+
+
+def emulators_from_record(node):
+    """The emulators of a model, by the name of their component."""
+    from ...lines import LineEmulator
+
+    found = {name: node[name] for name in ("star", "telluric") if name in node}
+    for name, emulator in found.items():
+        if not isinstance(emulator, LineEmulator):
+            raise ValueError(f"expected the {name} of a model as a line emulator, got other data")
+    return found
+
+
+def motion_record(model):
+    """What motion does to the star: velocity, rotation and limb darkening, as far as the model has them."""
+    from ...extrinsic import DopplerShift, RotationalBroadening
+
+    node = {}
+    if _own(model.doppler, DopplerShift):
+        node["rv"] = model.doppler.rv.item()
+    if _own(model.rotation, RotationalBroadening):
+        node["rotation"] = {
+            "vsini": model.rotation.vsini.item(),
+            "limb_darkening": model.rotation.limb_darkening.tolist(),
+        }
+    return node
+
+
+def room_record(model):
+    """What the rotation kernel needs beside its parameters: the step of the grid, and how wide it may become."""
+    return {"step": model.rotation.step, "max_vsini": model.rotation.max_vsini}
+
+
+def rotation_from_record(record, sampling):
+    """The rotation of `motion_record` and `room_record`.
+
+    Raises
+    ------
+    ValueError
+        If its step is not that of the grid: one a million times smaller would make a kernel of as many more taps.
+    """
+    from ...extrinsic import RotationalBroadening
+    from ...grids import SPEED_OF_LIGHT
+
+    step = sampling.step * SPEED_OF_LIGHT
+    if not abs(record["step"] - step) < 1e-3 * step:
+        raise ValueError(f"expected a rotation in steps of the grid, {step:.4g} km/s, got {record['step']:.4g} km/s")
+    rotation = RotationalBroadening(
+        record["vsini"],
+        record["step"],
+        limb_darkening=record["limb_darkening"],
+        max_vsini=record["max_vsini"],
+    )
+    _overwrite(rotation.vsini, record["vsini"])
+    return rotation
+
+
+def instrument_record(model):
+    """What is an order's own: its grid, line spread, pixels and continuum, as far as the model has them."""
+    from ...grids import Sampling
+    from ...instrument import Continuum, LineSpreadFunction, PixelBinning
+    from ..records import array
+
+    node = {"wavelength": array(_own(model.sampling, Sampling).wavelength)}
+    if _own(model.line_spread, LineSpreadFunction):
+        node["line_spread"] = {
+            "ln_resolving_power": array(model.line_spread.ln_resolving_power),
+            "n_half": int(model.line_spread.n_half),
+        }
+    if _own(model.pixels, PixelBinning):
+        node["pixels"] = {"edges": array(model.pixels.edges)}
+    if _own(model.continuum, Continuum):
+        node["continuum"] = {
+            "coefficients": array(model.continuum.coefficients),
+            "wavelength": array(model.continuum.wavelength),
+        }
+    return node
+
+
+def instrument_from_record(node):
+    """The stages of `instrument_record`, by the names that `ForwardModel` gives them."""
+    from ...grids import Sampling
+    from ...instrument import PixelBinning
+    from ..records import tensor
+
+    grid = tensor(node["wavelength"], "wavelength")
+    stages = {"sampling": Sampling(grid)}
+    if "line_spread" in node:
+        stages["line_spread"] = _line_spread(node["line_spread"], grid)
+    if "pixels" in node:
+        stages["pixels"] = PixelBinning(tensor(node["pixels"]["edges"], "edges", shape=(None, 2)), grid)
+    if "continuum" in node:
+        stages["continuum"] = _continuum(node["continuum"])
+    return stages
 
 
 def _own(stage, kind):
@@ -87,24 +147,13 @@ def _overwrite(parameter, values):
         parameter.copy_(torch.as_tensor(values, dtype=parameter.dtype))
 
 
-def _rotation(record):
-    from ...extrinsic import RotationalBroadening
-
-    rotation = RotationalBroadening(
-        record["vsini"],
-        record["step"],
-        limb_darkening=record["limb_darkening"],
-        max_vsini=record["max_vsini"],
-    )
-    _overwrite(rotation.vsini, record["vsini"])
-    return rotation
-
-
 def _line_spread(record, grid):
     from ...instrument import LineSpreadFunction
     from ..records import tensor
 
     coefficients = tensor(record["ln_resolving_power"], "ln_resolving_power")
+    if record["n_half"] > WIDEST * len(grid):
+        raise ValueError(f"expected a line spread on {len(grid)} nodes, got one of {record['n_half']} to each side")
     line_spread = LineSpreadFunction([float(coefficients[0].exp()), *coefficients[1:].tolist()], grid)
     _overwrite(line_spread.ln_resolving_power, coefficients)
     line_spread.n_half = int(record["n_half"])  # of the resolving power at the start, not of the present one

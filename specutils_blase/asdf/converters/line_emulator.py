@@ -9,17 +9,18 @@ class LineEmulatorConverter(Converter):
     """Between `LineEmulator` and ``line_emulator-*``."""
 
     tags = ["asdf://specutils-blase.org/specutils_blase/tags/line_emulator-*"]
-    types = ["specutils_blase.lines.LineEmulator"]
+    # A view is written as the lines that it shows, and read as their owner: one order of many stands alone in a file.
+    types = ["specutils_blase.lines.LineEmulator", "specutils_blase.line_view.LineView"]
 
     def to_yaml_tree(self, obj, tag, ctx):
-        from ..records import array
+        from ..records import array, text
 
         node = {name: array(getattr(obj, name)) for name in ("center", *PARAMETERS, "sign")}
         node["law"] = law_record(obj.law)
         node["wavelength_range"] = [float(end) for end in obj.wavelength_range]
         species = getattr(obj, "species", None)
         if species is not None:
-            node["species"] = array([str(name) for name in species] or [""])[: len(species)]
+            node["species"] = text([str(name) for name in species])
         return node
 
     def from_yaml_tree(self, node, tag, ctx):

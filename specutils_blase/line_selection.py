@@ -1,0 +1,162 @@
+"""Which lines of a ledger one wants: by component, species, region, quality, and by how they changed.
+
+Does not live here: what the columns mean (`ledger_columns`), species of lines that have none yet (`identification`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import astropy.units as u
+import numpy as np
+from astropy.table import QTable, Table
+from specutils import SpectralRegion
+
+from .ledger import column_values, observed_centers, text_column
+from .ledger_columns import KMS
+from .line_lists import normalise_species
+from .spectrum import to_kms, vacuum_wavelength
+
+FLAGS = ("blended", "saturated", "edge", "unconstrained")
+"""Columns of a ledger that speak against a line."""
+
+
+def select_lines(
+    ledger: Table,
+    *,
+    component: str | None = None,
+    species: str | Iterable[str] | None = None,
+    region=None,
+    rv=None,
+    medium: str = "vacuum",
+    changed: float | None = None,
+    without: str | Iterable[str] = (),
+) -> Table:
+    """Rows of a ledger that satisfy every condition given.
+
+    Parameters
+    ----------
+    ledger : Table
+        Of a clone or a fit, or any table with the columns that the conditions need.
+    component : str, optional
+        "star" or "telluric".
+    species : str or iterable of str, optional
+        Names as `line_lists.normalise_species` takes them: "Fe I", "fe 1" and "26.0" are one, "Fe II" another, "" are
+        the lines without one.
+    region : SpectralRegion or (low, high), optional
+        Lines whose centre lies in it, ends included, in wavelength, frequency, wavenumber or energy; bare numbers are
+        Å. A region may have several parts. Its frame is that of the ledger: the star's rest frame for stellar lines,
+        the observatory's for telluric ones; with `rv`, it is the observatory's for both.
+    rv : Quantity or float, optional
+        Radial velocity of the star [km/s], as observed: ``fit.value("rv")`` for a region read off the data.
+    medium : "vacuum" or "air"
+        What the wavelengths of the region are.
+    changed : float, optional
+        Least significance `change_significance` of a line's change against the clone.
+    without : str or iterable of str
+        Flags that a line must not have, among "blended", "saturated", "edge" and "unconstrained"; "any" for all four.
+
+    Returns
+    -------
+    Table
+        A copy of these rows, of the ledger's own class, with its meta.
+
+    Raises
+    ------
+    ValueError
+        If the ledger lacks a column that a condition needs, or a condition has no meaning. `~astropy.units.UnitsError`
+        (one of them) for a region in pixels or velocities.
+    """
+    keep = np.ones(len(ledger), dtype=bool)
+    if component is not None:
+        _need(ledger, "component")
+        keep &= text_column(ledger, "component") == component
+    if species is not None:
+        _need(ledger, "species")
+        wanted = [species] if isinstance(species, str) else list(species)
+        wanted = {normalise_species(name) if name else "" for name in wanted}
+        keep &= np.isin(text_column(ledger, "species"), list(wanted))
+    if region is not None:
+        _need(ledger, "center")
+        keep &= _inside(observed_centers(ledger, None if rv is None else to_kms(rv, "rv")), region, medium)
+    if changed is not None:
+        with np.errstate(invalid="ignore"):  # NaN: never fitted
+            keep &= change_significance(ledger)["total"] >= changed
+    flags = FLAGS if without == "any" else [without] if isinstance(without, str) else list(without)
+    for flag in flags:
+        if flag not in FLAGS:
+            raise ValueError(f"without must be among {', '.join(FLAGS)}, or 'any', got {flag!r}")
+        _need(ledger, flag)
+        keep &= ~np.asarray(ledger[flag]).astype(bool)
+    return ledger[keep]
+
+
+def change_significance(ledger: Table) -> QTable:
+    r"""How significantly each line of a fit differs from the clone that it started from.
+
+    In units of the fit's errors: :math:`z_a = Δ\ln a / σ_{\ln a}`, :math:`z_v = v / σ_v` with v the shift of the
+    centre, and together :math:`\sqrt{z_a^2 + z_v^2}`, the strength and the centre of a symmetric line being
+    uncorrelated. For a clone that is right, its square is distributed as χ² of two degrees of freedom, so that 1.1 % of
+    the lines exceed 3. The prior is part of the fit: where it holds a line back, the change is smaller than
+    the data alone would have it. The clone counts as exact.
+
+    Parameters
+    ----------
+    ledger : Table
+        With delta_ln_area, area, area_err, rv_offset and rv_offset_err.
+
+    Returns
+    -------
+    QTable
+        One row a line, in the order of the ledger: area, center (signed), total. NaN where a parameter was held, total
+        then being of the other one; NaN where both were.
+
+    Raises
+    ------
+    ValueError
+        If a column is missing.
+    """
+    _need(ledger, "delta_ln_area", "area", "area_err", "rv_offset", "rv_offset_err")
+    area, area_err = (column_values(ledger, name, u.AA) for name in ("area", "area_err"))
+    change = column_values(ledger, "delta_ln_area", u.dimensionless_unscaled)
+    shift, shift_err = (column_values(ledger, name, KMS) for name in ("rv_offset", "rv_offset_err"))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        parts = {
+            "area": np.where(area_err > 0, change * area / area_err, np.nan),
+            "center": np.where(shift_err > 0, shift / shift_err, np.nan),
+        }
+    known = np.isfinite(parts["area"]) | np.isfinite(parts["center"])
+    total = np.hypot(*(np.nan_to_num(part) for part in parts.values()))
+    table = QTable({**parts, "total": np.where(known, total, np.nan)})
+    for name, text in (
+        ("area", "delta_ln_area over its 1-sigma error"),
+        ("center", "rv_offset over its 1-sigma error"),
+        ("total", "Both in quadrature"),
+    ):
+        table[name].info.description = text
+    return table
+
+
+def _inside(wavelength: np.ndarray, region, medium: str) -> np.ndarray:
+    if not isinstance(region, SpectralRegion):
+        try:
+            low, high = (u.Quantity(end, u.AA) if not hasattr(end, "unit") else end for end in region)
+        except (TypeError, ValueError):
+            raise ValueError(f"expected region as a SpectralRegion or (low, high), got {region!r}") from None
+        parts = [(low, high)]
+    else:
+        parts = region.subregions
+    inside = np.zeros(wavelength.size, dtype=bool)
+    for ends in parts:
+        low, high = sorted(vacuum_wavelength(u.Quantity(end), medium).value.item() for end in ends)
+        inside |= (wavelength >= low) & (wavelength <= high)
+    return inside
+
+
+def _need(ledger, *names: str) -> None:
+    missing = [name for name in names if name not in ledger.colnames]
+    if missing:
+        raise ValueError(
+            f"expected a ledger with {', '.join(names)}, got {', '.join(ledger.colnames) or 'no columns'}: "
+            f"{', '.join(missing)} missing, which the ledger of a fit has"
+        )

@@ -1,0 +1,205 @@
+r"""How well a radial velocity can be known: from photons alone, behind the sky, and with what the fit leaves free.
+
+Each pixel of flux F and variance σ² that moves with the star brings (∂F/∂v)²/σ² (Bouchy, Pepe & Queloz 2001, A&A 374,
+733, eq. 8), so that without any other unknown
+
+.. math:: \frac{1}{σ_v^2} = \sum_i \frac{(∂F_i/∂v)^2}{σ_i^2}, \qquad
+          Q = \frac{c}{σ_v \sqrt{\sum_i F_i^2/σ_i^2}} .
+
+Q is their quality factor: Σ F²/σ² is the number of photoelectrons where these are the noise. The derivative comes from
+the forward model at two velocities, not from the solver's Jacobian. Whatever else is unknown takes information away;
+how much is read off the fit's own curvature, with more and more of it free.
+
+Does not live here: the curvature (`posterior`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+import astropy.units as u
+import numpy as np
+import torch
+from astropy.table import QTable
+from scipy.optimize import nnls
+from torch import Tensor
+
+from .data import SpectralData
+from .echelle import EchelleModel, orders_of
+from .grids import SPEED_OF_LIGHT
+from .model import ForwardModel
+from .posterior import Curvature, free_parameters, normal_equations
+
+SHIFT = 0.1
+"""km/s to either side of the solution for ∂F/∂v; good to (0.1 km/s over a line's width)²/6, 1e-4 for the narrowest."""
+
+
+@dataclass(frozen=True)
+class RVPhotonLimit:
+    """Smallest errors that the radial velocity can have [km/s], each step with more unknowns than the one before.
+
+    A step that cannot be told is NaN: the last two without the fit's weights (see `posterior.Curvature`), all but the
+    first two where the fit held the velocity.
+
+    Parameters
+    ----------
+    star_only : float
+        Of the star seen without the sky, everything but the velocity known. Pixels then have more light, and more
+        photon noise: the variance a + bF that the data's uncertainties follow is taken for the larger flux.
+    with_sky : float
+        Of star and sky as they were observed, everything but the velocity known: Bouchy et al.'s limit.
+    lines_known : float
+        With continuum, v sin i and whatever else touches the whole order as free as in the fit, and all lines known.
+    star_known : float
+        With the lines of the sky free as well.
+    marginal : float
+        With everything free as in the fit: the error that it reports.
+    orders : QTable
+        One row a fitted order: order, signal_to_noise (the root of Σ F²/σ²), quality (Q, behind the sky),
+        quality_star_only, star_only and with_sky, which add up in inverse quadrature.
+    """
+
+    star_only: float
+    with_sky: float
+    lines_known: float
+    star_known: float
+    marginal: float
+    orders: QTable
+
+    @property
+    def table(self) -> QTable:
+        """The steps: what is unknown, the error, and the part of the information 1/σ² that the step takes away."""
+        errors = [getattr(self, name) for name in STEPS]
+        lost = [math.nan] + [1.0 - (before / after) ** 2 for before, after in pairwise(errors)]
+        return QTable(
+            {"step": list(STEPS), "unknown": list(STEPS.values()), "error": errors * u.km / u.s, "lost": lost}
+        )
+
+    @property
+    def lost_to_sky(self) -> float:
+        """Part of the information that the sky's absorption, and not knowing its lines, take away."""
+        absorbed, unknown = 1.0 - (self.star_only / self.with_sky) ** 2, 1.0 - (self.lines_known / self.star_known) ** 2
+        return absorbed if math.isnan(unknown) else 1.0 - (1.0 - absorbed) * (1.0 - unknown)
+
+    @property
+    def lost_to_template(self) -> float:
+        """Part of the information that not knowing the star's lines takes away."""
+        return 1.0 - (self.star_known / self.marginal) ** 2
+
+    def __repr__(self) -> str:
+        lines = ["RVPhotonLimit"]
+        for row in self.table:
+            lost = "" if math.isnan(row["lost"]) else f", {100 * row['lost']:.0f} % of the information lost"
+            lines.append(f"  {row['error'].to_value('m/s'):8.2f} m/s  {row['unknown']}{lost}")
+        return "\n".join(lines)
+
+
+STEPS = {
+    "star_only": "the velocity alone, of the star without the sky",
+    "with_sky": "the velocity alone, behind the sky",
+    "lines_known": "and what touches the whole order",
+    "star_known": "and the lines of the sky",
+    "marginal": "and the lines of the star",
+}
+"""Steps of `RVPhotonLimit` and what is unknown in each, beside what is in those before."""
+
+
+def rv_photon_limit(result) -> RVPhotonLimit | None:
+    """The limits of a fit; None without a star.
+
+    Parameters
+    ----------
+    result : FitResult or EchelleFitResult
+        Of one order of a fit of many, the last step is that of all orders.
+    """
+    if result.model.star is None:
+        return None
+    models = orders_of(result.model)
+    many = isinstance(result.model, EchelleModel)
+    data = result.data if many else [result.data]
+    names = [str(k) for k in range(len(models))]
+    if many:
+        names = [str(name) for name in result.orders["order"][result.orders["fitted"]]]
+    weights = [_weight(*each) for each in zip(models, data, strict=True)]
+    lines_known = star_known = math.nan
+    if result.curvature is not None:
+        weights = result.curvature.weight
+        lines_known, star_known = with_freedom(result.model, result.parameters, result.curvature)
+    rows = [(name, *_of_order(*each)) for name, *each in zip(names, models, data, weights, strict=True)]
+    columns = ("order", "signal_to_noise", "quality", "quality_star_only", "with_sky", "star_only")
+    table = QTable(rows=rows, names=columns)
+    total = {name: float(np.sum(table[name] ** -2.0)) ** -0.5 for name in ("star_only", "with_sky")}
+    for name in total:
+        table[name] = table[name] * u.km / u.s
+    marginal = result.error("rv") or math.nan  # no error: it was held
+    return RVPhotonLimit(**total, lines_known=lines_known, star_known=star_known, marginal=marginal, orders=table)
+
+
+def _weight(model: ForwardModel, data: SpectralData) -> Tensor:
+    """Inverse variance of the pixels as the data tell it, or from the residuals' scatter where they do not."""
+    if data.noise_known:
+        return torch.where(data.good, data.sigma.double() ** -2, 0.0)
+    with torch.no_grad():
+        variance = (data.flux - model())[data.good].double().square().mean()
+    return torch.where(data.good, 1.0 / variance, 0.0)
+
+
+@torch.no_grad()
+def _of_order(model: ForwardModel, data: SpectralData, weight: Tensor) -> tuple[float, ...]:
+    """Signal-to-noise ratio, Q behind the sky and without it, and the velocity's errors behind it and without it."""
+    sky = None if model.telluric is None else model.telluric(model.sampling)
+    rv = float(model.doppler.rv)
+    moved = [_star(model, rv + shift) for shift in (-SHIFT, SHIFT)]
+    good = (weight > 0) & data.good
+    variance = 1.0 / weight[good]
+
+    def observed(star: Tensor, behind: bool) -> Tensor:
+        return _recorded(model, star if sky is None or not behind else star * sky)[good]
+
+    result = {}
+    here = observed(_star(model, rv), True)
+    for behind in (True, False):
+        low, high = (observed(star, behind) for star in moved)
+        flux, slope = 0.5 * (low + high), (high - low) / (2.0 * SHIFT)
+        noise = variance + _photon_noise(here, variance) * (flux - here).clamp(min=0.0) if not behind else variance
+        error = float((slope.square() / noise).sum()) ** -0.5 if bool((slope != 0).any()) else math.inf
+        snr = float((flux.square() / noise).sum()) ** 0.5
+        result[behind] = snr, SPEED_OF_LIGHT / (error * snr), error
+    return result[True][0], result[True][1], result[False][1], result[True][2], result[False][2]
+
+
+def _star(model: ForwardModel, rv: float) -> Tensor:
+    """The rotated star at another velocity, on the model's grid."""
+    flux = model.star(model.sampling, 1.0 + rv / SPEED_OF_LIGHT)
+    return flux if model.rotation is None else model.rotation(flux)
+
+
+def _recorded(model: ForwardModel, flux: Tensor) -> Tensor:
+    """A spectrum on the model's grid as the instrument records it."""
+    for stage in (model.line_spread, model.pixels, model.continuum):
+        flux = flux if stage is None else stage(flux)
+    return flux
+
+
+def _photon_noise(flux: Tensor, variance: Tensor) -> float:
+    """b ≥ 0 of the variance a + bF that the uncertainties follow, by relative least squares; 0 if they do not."""
+    design = np.stack([np.ones(flux.numel()), flux.clamp(min=0.0).numpy() / float(flux.mean().abs())], axis=1)
+    scale = variance.numpy()
+    (_, slope), _ = nnls(design / scale[:, None] * scale.mean(), np.ones(scale.size))
+    return float(slope * scale.mean() / float(flux.mean().abs()))
+
+
+def with_freedom(model, parameters: QTable, curvature: Curvature) -> tuple[float, float]:
+    """Errors of the velocity with all lines known, and with those of the star known; NaN where it was held."""
+    free = free_parameters(model, parameters, curvature)
+    if "rv" not in free.global_slices:
+        return math.nan, math.nan
+    rv = free.global_slices["rv"].start
+    normal = normal_equations(free, curvature, hold="star")
+    shared = (normal.border >= free.n_line_parameter).nonzero().squeeze(-1)  # broad lines stand in the border too
+    lines_known = torch.linalg.inv(normal.corner[shared][:, shared])
+    at = int((normal.border[shared] == rv).nonzero())
+    star_known = normal.factor().border_covariance()[shared][:, shared]
+    return float(lines_known[at, at]) ** 0.5, float(star_known[at, at]) ** 0.5

@@ -1,0 +1,258 @@
+r"""The Laplace approximation of the posterior around a fit: its curvature rebuilt, and draws from it.
+
+Around the solution θ̂ the posterior is taken for the Gaussian N(θ̂, A⁻¹), A = JᵀWJ + P, with the Jacobian J of the
+model, the weights W of the pixels and the precisions P of the priors. A result keeps the last two, a few numbers a
+pixel and a line; A follows from them and from the model whenever somebody asks, in about the time of one iteration of
+the fit.
+
+Does not live here: the factor of A and how it draws (`factor`), the fit (`fitting`).
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from astropy.table import QTable
+from torch import Tensor
+
+from .echelle import EchelleModel
+from .grids import SPEED_OF_LIGHT
+from .jacobian import covariance_cut, linearize
+from .ledger import equivalent_width
+from .ledger_columns import COLUMNS
+from .model import ForwardModel
+from .normal_equations import NormalEquations
+from .parameters import GLOBALS, KINDS, FreeParameters
+from .priors import GLOBAL_PRIORS
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """What the curvature at a solution needs beside the model, in the scale of the errors that the fit reports.
+
+    Parameters
+    ----------
+    weight : list of Tensor
+        Inverse variance of every pixel of each order [1/flux²], zero where it does not count; jitter, doubt about
+        outliers and a scale from the residuals are in it.
+    prior_precision : dict of Tensor
+        Component to (n_line, 4), the inverse variances of the priors of ln area, ln σ, ln γ and rv_offset at the
+        solution; zero where a parameter was held.
+    """
+
+    weight: list[Tensor]
+    prior_precision: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, free: FreeParameters, weights: list[Tensor], precision: Tensor, inflation: float) -> Curvature:
+        """From a solved problem.
+
+        Parameters
+        ----------
+        free : FreeParameters
+        weights : list of Tensor
+            Of each order.
+        precision : Tensor, (n_parameter,)
+            Of the priors at the solution.
+        inflation : float
+            Factor on all variances.
+        """
+        lines = {}
+        for name, emulator in free.model.components.items():
+            kinds = torch.tensor([KINDS.index(kind) for kind in free.kinds[name]], dtype=torch.long)
+            lines[name] = torch.zeros(len(emulator), len(KINDS), dtype=torch.float64)
+            lines[name][free.lines[name].unsqueeze(1), kinds] = precision[free.columns(name)] / inflation
+        return cls([weight.double() / inflation for weight in weights], lines)
+
+
+def free_parameters(model: ForwardModel | EchelleModel, parameters: QTable, curvature: Curvature) -> FreeParameters:
+    """Which parameters a fit had free, from what its result tells.
+
+    Parameters
+    ----------
+    model : ForwardModel or EchelleModel
+    parameters : QTable
+        `FitResult.parameters`.
+    curvature : Curvature
+    """
+    kinds, lines = {}, {}
+    for name in model.components:
+        free = curvature.prior_precision[name] > 0
+        kinds[name] = tuple(kind for kind, any_free in zip(KINDS, free.any(0).tolist(), strict=True) if any_free)
+        lines[name] = free.any(1).nonzero().squeeze(-1)
+    rows = [str(row["name"]) for row in parameters if row["free"]]
+    return FreeParameters(model, kinds, lines, tuple(n for n in GLOBALS if any(row.startswith(n) for row in rows)))
+
+
+def normal_equations(free: FreeParameters, curvature: Curvature, hold: str | None = None) -> NormalEquations:
+    """The equations whose matrix is the curvature A at the model's present state.
+
+    Parameters
+    ----------
+    free : FreeParameters
+    curvature : Curvature
+    hold : str, optional
+        A component whose lines are taken as known.
+    """
+    jacobian = linearize(free, cut=covariance_cut(free))
+    weight = free.merge(curvature.weight)
+    precision = weight.new_zeros(len(free))
+    for name in free.model.components:
+        kinds = [KINDS.index(kind) for kind in free.kinds[name]]
+        precision[free.columns(name)] = curvature.prior_precision[name][free.lines[name]][:, kinds]
+    for key, columns in free.global_slices.items():
+        name, _, order = key.partition("[")
+        scale = 1.0
+        if name == "continuum":  # in the data's unit here, in that of their median in the fit
+            one = free.orders[int(order.removesuffix("]") or 0)] if order else free.orders[0]
+            scale = float(one.continuum.coefficients.detach()[0].abs())
+        precision[columns] = (GLOBAL_PRIORS[name] * scale) ** -2
+    nothing = torch.zeros_like(weight)
+    normal = NormalEquations(jacobian, nothing, weight, precision, torch.zeros_like(precision))
+    if hold is None:
+        return normal
+    columns = free.columns(hold).reshape(-1)
+    precision[columns] += KNOWN * normal.diagonal[columns]
+    return NormalEquations(jacobian, nothing, weight, precision, torch.zeros_like(precision))
+
+
+BATCH = 4096
+"""Lines whose equivalent widths are integrated at once, each on two hundred points."""
+
+KNOWN = 1e12
+"""Precision of what counts as known, over the one that it has."""
+
+
+class Draws:
+    """Draws from the posterior of a fit, joint over all of its parameters.
+
+    Made by `FitResult.draw`. Row i of `lines` is row i of the fit's ledger; what the fit held is the same in all draws.
+
+    Parameters
+    ----------
+    result : FitResult or EchelleFitResult
+    free : FreeParameters
+        Of the result's model.
+    vectors : Tensor, (n_draw, n_parameter)
+    """
+
+    def __init__(self, result, free: FreeParameters, vectors: Tensor):
+        self.result, self.free, self.vectors = result, free, vectors
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def __repr__(self) -> str:
+        return f"{len(self)} draws of {self.vectors.shape[1]} parameters: .parameters, .lines, .spectra(name)"
+
+    @property
+    def parameters(self) -> QTable:
+        """One row a draw, one column a free row of the fit's `parameters`, of the same name and unit.
+
+        In a fit of many orders, what an order has for itself is followed by the order's name, as ``continuum_0[17]``.
+        """
+        table = QTable()
+        for row in self.result.parameters:
+            if row["free"]:
+                order = str(row["order"]) if "order" in row.colnames else ""
+                values = self.vectors[:, self._column(str(row["name"]), order)].numpy()
+                values = PHYSICAL.get(row["name"], np.array)(values)
+                table[f"{row['name']}[{order}]" if order else str(row["name"])] = values
+        return table
+
+    def _column(self, row: str, order: str) -> int:
+        """Position in the vector of a row of the fit's `parameters`."""
+        name = next(name for name in GLOBALS if row == name or row.startswith(f"{name}_"))
+        tail = row.removeprefix(name).lstrip("_")
+        position = int(tail.removeprefix("u")) - tail.startswith("u") if tail else 0  # limb darkening counts from u1
+        if order:
+            fitted = self.result.orders[self.result.orders["fitted"]]
+            name = f"{name}[{[str(each) for each in fitted['order']].index(order)}]"
+        return self.free.global_slices[name].start + position
+
+    @property
+    def lines(self) -> QTable:
+        """Row i: line i of the fit's ledger, with one value a draw of each quantity, (n_line, n_draw).
+
+        Columns: component, center, rv_offset, area, sigma, gamma, equivalent_width.
+        """
+        tables = [self._lines_of(name) for name in self.free.model.components]
+        table = QTable()
+        for name in tables[0]:
+            values = np.concatenate([part[name] for part in tables])
+            table[name] = values if COLUMNS[name].unit is None else values * COLUMNS[name].unit
+            table[name].info.description = COLUMNS[name].meaning
+        return table
+
+    @torch.no_grad()
+    def _lines_of(self, name: str) -> dict[str, np.ndarray]:
+        emulator, chosen = self.free.model.components[name], self.free.lines[name]
+        kinds = torch.tensor([KINDS.index(kind) for kind in self.free.kinds[name]], dtype=torch.long)
+        values = emulator.line_parameters().double().repeat(len(self), 1, 1)
+        values[:, chosen.unsqueeze(1), kinds] = self.vectors[:, self.free.columns(name)]
+        ln_area, ln_sigma, ln_gamma, offset = values.unbind(-1)
+        area, sigma, gamma = ln_area.exp(), ln_sigma.exp(), ln_gamma.exp()
+        center = emulator.center * (1.0 + offset / SPEED_OF_LIGHT)
+        flat = zip(*(values.reshape(-1).split(BATCH) for values in (center, area, sigma, gamma)), strict=True)
+        absorbed = torch.cat([equivalent_width(emulator.law, *each) for each in flat]).reshape(area.shape)
+        columns = {
+            "center": center,
+            "rv_offset": offset,
+            "area": area,
+            "sigma": sigma,
+            "gamma": gamma,
+            "equivalent_width": torch.where(emulator.sign < 0, -area, absorbed),
+        }
+        component = {"component": np.full(len(emulator), name)}
+        return component | {key: column.T.numpy() for key, column in columns.items()}
+
+    def spectra(self, name: str = "model_spectrum") -> list:
+        """One spectrum, or list of orders, a draw.
+
+        Parameters
+        ----------
+        name : str
+            Any spectrum of the fit: ``model_spectrum``, ``star_spectrum``, ``telluric_transmission``,
+            ``telluric_corrected``, ``star_template``.
+        """
+        if name not in SPECTRA:
+            raise ValueError(f"name must be one of {', '.join(SPECTRA)}, got {name!r}")
+        state = replace(self.result, model=deepcopy(self.result.model))
+        free = replace(self.free, model=state.model)
+        found = []
+        for vector in self.vectors:
+            free.write(vector)
+            found.append(getattr(state, name))
+        return found
+
+
+PHYSICAL = {"vsini": np.sqrt, "resolving_power": np.exp}
+"""What turns a parameter as the solver sees it into the one of the table, where these differ."""
+
+SPECTRA = ("model_spectrum", "star_spectrum", "telluric_transmission", "telluric_corrected", "star_template")
+
+
+def draw(result, n_draw: int, seed: int) -> Draws:
+    """Draws from the posterior of a result; see `FitResult.draw`."""
+    if not n_draw > 0:
+        raise ValueError(f"the number of draws must be positive, got {n_draw}")
+    free = free_parameters(result.model, result.parameters, needed(result))
+    factor = normal_equations(free, result.curvature).factor()
+    vectors = free.read() + factor.draw(n_draw, torch.Generator().manual_seed(seed))
+    for key, columns in free.global_slices.items():
+        if key == "vsini":  # of its square, which the data cannot tell from a little less than nothing
+            vectors[:, columns] = vectors[:, columns].clamp(min=0.0)
+    return Draws(result, free, vectors)
+
+
+def needed(result) -> Curvature:
+    """The curvature of a result, or an error that says where it is."""
+    if result.curvature is None:
+        raise ValueError(
+            "this result does not hold the weights and priors of its fit, as one order of a fit of many and files of "
+            "older versions do not: ask the fit of all orders, or fit again"
+        )
+    return result.curvature

@@ -1,0 +1,161 @@
+"""Clones that know their species: one template a molecule, cloned apart and merged into one list of lines.
+
+A telluric spectrum is the product of those of its molecules, and so is the flux of the laws "log" and "linear". Does
+not live here: the cloning of one template (`cloning`), how much there is of each molecule on a given night
+(`telluric_scaling`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from specutils import Spectrum
+
+from .cloning import CloneResult, NoLinesError, clone, clone_ledger, clone_model
+from .lines import LineEmulator
+from .saturation import SaturationLaw
+from .spectrum import read_spectrum, spectrum_on
+
+logger = logging.getLogger(__name__)
+
+FACTORISING = ("log", "linear")
+"""Laws in which the flux of all lines is the product of the fluxes of some and of the others."""
+
+
+def clone_species(
+    templates: Mapping[str, Spectrum],
+    *,
+    flux_scale: str = "log",
+    resolving_power=None,
+    component: str = "telluric",
+    **options,
+) -> CloneResult:
+    r"""Clone one template a species, and merge the lines into one emulator that knows the species of each.
+
+    The template of the result is the product :math:`\prod_s T_s` of the templates that have lines, each divided by its
+    own continuum, and its RMS that of this product minus the merged clone. Species whose lines are all weaker than the
+    prominence are left out; ``settings["without_lines"]`` names them. `fit` scales each species by a factor of its own
+    before any line is free.
+
+    Parameters
+    ----------
+    templates : mapping of str to Spectrum
+        Species to the spectrum that it alone makes, all on one spectral axis; such as
+        `specutils_blase.templates.psg_hk_species`.
+    flux_scale : "log" or "linear"
+        One law for all.
+    resolving_power : float, optional
+        See `clone`; by default what the templates' meta says as "resolving_power".
+    component : "telluric" or "star"
+        What the ledger calls the lines.
+    **options
+        The others of `clone`, for every species: region, prominence, medium, rms_target, max_iterations, progress, …
+
+    Returns
+    -------
+    CloneResult
+        ``settings["species"]`` has lines, RMS, success and message of each species.
+
+    Raises
+    ------
+    ValueError
+        If there is no template, the axes differ, the law does not factorise, no species has a line, or a template
+        cannot be cloned; the message names the species.
+    """
+    if not isinstance(templates, Mapping) or not templates:
+        raise ValueError(
+            f"expected a mapping of species to template spectra, got {type(templates).__name__}"
+            f"{' without any' if isinstance(templates, Mapping) else ''}"
+        )
+    name = flux_scale.name if isinstance(flux_scale, SaturationLaw) else flux_scale
+    if name not in FACTORISING:
+        raise ValueError(
+            f"expected flux_scale {' or '.join(FACTORISING)}, in which species multiply, got {name!r}: clone their "
+            "product with `clone` for another law"
+        )
+    first = next(iter(templates.values()))
+    powers = {template.meta.get("resolving_power") for template in templates.values() if isinstance(template, Spectrum)}
+    if resolving_power is None and len(powers) > 1:
+        raise ValueError(f"the templates have several resolving powers, {powers}: give one, or bring them to one")
+    clones, without = {}, []
+    for species, template in templates.items():
+        if not isinstance(template, Spectrum):
+            raise ValueError(f"expected a Spectrum for {species}, got {type(template).__name__}")
+        own = template.spectral_axis
+        if own.unit != first.spectral_axis.unit or not np.array_equal(own.value, first.spectral_axis.value):
+            raise ValueError(f"the template of {species} has another spectral axis than the first: resample it")
+        power = template.meta.get("resolving_power") if resolving_power is None else resolving_power
+        try:
+            clones[species] = clone(template, flux_scale=flux_scale, resolving_power=power, **options)
+        except NoLinesError:
+            without.append(species)
+        except ValueError as error:
+            raise ValueError(f"{species}: {error}") from error
+    if not clones:
+        raise NoLinesError(f"none of {', '.join(without)} has a line of the prominence asked for: lower it")
+    logger.info("no lines of %s", ", ".join(without) or "no species missing")
+    return _merged(clones, without, component)
+
+
+def _merged(clones: dict[str, CloneResult], without: list[str], component: str) -> CloneResult:
+    some = next(iter(clones.values()))
+    emulators = [result.emulator for result in clones.values()]
+    with torch.no_grad():
+        columns = [
+            torch.cat([getattr(emulator, name).double() for emulator in emulators])
+            for name in ("center", "area", "sigma", "gamma", "rv_offset", "sign", "ln_area")
+        ]
+    change = torch.cat([torch.as_tensor(np.asarray(result.ledger["delta_ln_area"])) for result in clones.values()])
+    species = np.repeat(list(clones), [len(emulator) for emulator in emulators])
+    order = torch.argsort(columns[0], stable=True)
+    center, area, sigma, gamma, rv_offset, sign, ln_area = (column[order] for column in columns)
+    emulator = LineEmulator(
+        center,
+        area,
+        sigma,
+        gamma,
+        rv_offset=rv_offset,
+        sign=sign,
+        law=some.emulator.law,
+        wavelength_range=some.emulator.wavelength_range,
+        species=species[order.numpy()].tolist(),
+    )
+    product = np.prod([result.template.flux.value for result in clones.values()], axis=0)
+    data, frame = read_spectrum(some.template)
+    power = some.settings["resolving_power"]
+    with torch.no_grad():
+        flux = clone_model(emulator, data.wavelength, data.edges, power)().numpy()
+    rms = float(np.sqrt(np.nanmean((product - flux) ** 2)))
+    settings = {
+        **{key: value for key, value in some.settings.items() if key != "rounds"},
+        "template": "; ".join(result.settings["template"] for result in clones.values()),
+        "species": {
+            name: {
+                "lines": len(result.emulator),
+                "rms": result.rms,
+                "success": result.success,
+                "message": result.message,
+            }
+            for name, result in clones.items()
+        },
+        "without_lines": without,
+    }
+    failed = [name for name, result in clones.items() if not result.success]
+    message = f"{len(emulator)} lines of {', '.join(clones)}, RMS {100 * rms:.3f} %"
+    message += f"; no lines of {', '.join(without)}" if without else ""
+    message += "".join(f"; {name}: {clones[name].message}" for name in failed)
+    history = [entry for result in clones.values() for entry in result.history]
+    return CloneResult(
+        emulator,
+        clone_ledger(emulator, ln_area - change[order], settings, component),
+        rms,
+        [entry | {"iteration": k} for k, entry in enumerate(history)],
+        spectrum_on(data.wavelength, product, meta=dict(frame.meta) | {"source": settings["template"]}),
+        spectrum_on(data.wavelength, flux, meta={"source": "specutils_blase clone"}),
+        not failed,
+        message,
+        settings,
+    )

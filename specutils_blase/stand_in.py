@@ -1,0 +1,219 @@
+r"""The Gaussian that stands for the posterior, where the one at its summit would not.
+
+The solution of a fit is the summit of the posterior over *all* parameters together, and the curvature there is that of
+Gaussians that bound the priors. Two things are lost so, and put right to first order:
+
+- Student's t has a wider shoulder than the Gaussian that touches its summit, and falls off more slowly. Each prior is
+  replaced by the Gaussian with which the parameter's marginal has the variance that it has with Student's t (moment
+  matching, as in expectation propagation, Minka 2001).
+- Hundreds of lines trade a little of their widths for rotation. At the summit every one of them is at its best at once;
+  the bulk of the posterior, with every line somewhere in its error, has another v sin i. With ψ = -ln p, its mean is
+
+  .. math:: \bar θ = \hat θ - \tfrac{1}{2} A^{-1} \sum_{kl} (A^{-1})_{kl}\, ∂_k ∂_l ∇ψ
+      \approx \hat θ - \tfrac{1}{2} A^{-1} \left[∇ \ln\det A
+      + J^{T} W \sum_{kl} (A^{-1})_{kl}\, ∂_k ∂_l F \right]
+
+  to the first order that does not vanish (Tierney & Kadane 1986; for the second term Box 1971), F being the model and
+  A = JᵀWJ + P. The first term says where there is room, the second that spread lines look broader than any one of them.
+
+Does not live here: the problem (`problem`), its normal equations, what is made of the errors (`outcome`).
+"""
+
+from __future__ import annotations
+
+import math
+from copy import copy
+
+import torch
+from torch import Tensor
+
+from .factor import Factor
+from .normal_equations import NormalEquations
+from .priors import LinePriors
+from .problem import AnchoredProblem
+
+LN_MIXING = (-11.5, 4.0)
+"""Range of ln λ, and hence of scales, over which Student's t is summed as a mixture of Gaussians."""
+
+N_MIXING = 100
+
+LEAST_PRECISION = 1e-3
+"""Smallest precision that a stand-in may have, over that of the prior's width.
+
+Far out, Student's t bends the other way: there a parameter's marginal is wider than the data alone make it.
+"""
+
+SWEEPS = 2
+
+N_PAIR, SPREAD = 8, 0.5
+"""Pairs of draws ±ξ that tell the curvature of the model, and the part of an error that they go out."""
+
+REACH = 0.7
+"""Part of its error by which a parameter is moved, everything else following, for the slope of ln det A."""
+
+FARTHEST = 2.0
+"""Largest shift of a mean, in its errors; beyond, the first order says nothing."""
+
+MOVING = ("vsini", "limb_darkening", "resolving_power", "star_law", "telluric_law")
+"""What shapes lines. A radial velocity, which shapes none, would move by 0.05 of its error."""
+
+
+def posterior_mean(problem: AnchoredProblem, normal: NormalEquations, vector: Tensor) -> NormalEquations:
+    """Leave a problem at the mean of the Gaussian that stands for its posterior, and return the curvature there.
+
+    Parameters
+    ----------
+    problem : AnchoredProblem
+    normal : NormalEquations
+        At `vector`.
+    vector : Tensor, (n_parameter,)
+        The solution.
+    """
+    normal = match_priors(problem, normal, vector)
+    shift = mean_shift(problem, normal.factor(), vector)
+    if not bool(shift.any()):
+        problem.write(vector)
+        return normal
+    vector = problem.project(vector + shift)
+    return with_precision(problem.linearize(vector, precise=True), normal.prior_precision)
+
+
+def student_moments(pull: Tensor, precision: Tensor, scale: Tensor, freedom: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Mean and variance of x under exp(-q x²/2 + h x) × Student's t of width s.
+
+    With Student's t as a mixture of N(0, s²/λ), λ ~ Γ(ν/2, ν/2), everything else is Gaussian: at each λ the precision
+    is q + λ/s², the mean h over it, and the weight (1 + q s²/λ)^{-1/2} exp(h²/2(q + λ/s²)).
+
+    Parameters
+    ----------
+    pull, precision : Tensor, (n,)
+        h and q ≥ 0 of all that is known but from the prior, x being counted from the prior's anchor.
+    scale, freedom : Tensor, (n,)
+        Width s and degrees of freedom ν.
+    """
+    ln_mixing = torch.linspace(*LN_MIXING, N_MIXING, dtype=torch.float64, device=pull.device)
+    mixing = ln_mixing.exp()
+    pull, precision, freedom = pull.unsqueeze(1), precision.unsqueeze(1), freedom.unsqueeze(1)
+    narrow = mixing / scale.square().unsqueeze(1)
+    total = precision + narrow
+    ln_weight = 0.5 * freedom * (ln_mixing - mixing) - 0.5 * torch.log1p(precision / narrow) + 0.5 * pull**2 / total
+    weight = torch.softmax(ln_weight, dim=1)
+    mean = (weight * pull / total).sum(1)
+    variance = (weight * (1.0 / total + (pull / total - mean.unsqueeze(1)).square())).sum(1)
+    return mean, variance
+
+
+def prior_error(priors: LinePriors, kind: str) -> float:
+    """Standard deviation of the Gaussian that stands for a prior of which the data know nothing."""
+    width, freedom = getattr(priors, kind), priors.degrees_of_freedom
+    if math.isinf(freedom):
+        return width
+    nothing = torch.zeros(1, dtype=torch.float64)
+    return float(student_moments(nothing, nothing, nothing + width, nothing + freedom)[1].sqrt())
+
+
+def with_precision(normal: NormalEquations, precision: Tensor) -> NormalEquations:
+    """The same equations with other prior precisions, (n_parameter,)."""
+    other, change = copy(normal), precision - normal.prior_precision
+    other.prior_precision = precision
+    other.diagonal = normal.diagonal + change
+    other.corner = normal.corner + torch.diag(change[normal.border])
+    if normal.partition is not None:
+        columns = normal.partition.columns
+        local = torch.where(columns >= 0, change[columns.clamp(min=0)], 0.0)
+        other.diagonal_blocks = normal.diagonal_blocks + torch.diag_embed(local)
+    return other
+
+
+def match_priors(problem: AnchoredProblem, normal: NormalEquations, vector: Tensor) -> NormalEquations:
+    """Normal equations at the solution with the Gaussians that stand for the priors of Student's t.
+
+    Parameters
+    ----------
+    problem : AnchoredProblem
+    normal : NormalEquations
+        Its equations at `vector`.
+    vector : Tensor, (n_parameter,)
+        The solution.
+    """
+    heavy = problem.freedom.isfinite()
+    if not bool(heavy.any()):
+        return normal
+    width, freedom = problem.precision[heavy] ** -0.5, problem.freedom[heavy]
+    variance = normal.factor().variance()[heavy]
+    # The prior itself pulls towards zero here: what pulls the parameter away is all else.
+    pull = (vector - problem.anchor)[heavy] / variance
+    for _ in range(SWEEPS):
+        known = (1.0 / variance - normal.prior_precision[heavy]).clamp(min=0.0)
+        matched = 1.0 / student_moments(pull, known, width, freedom)[1] - known
+        precision = normal.prior_precision.clone()
+        precision[heavy] = torch.maximum(matched, LEAST_PRECISION * width**-2)
+        normal = with_precision(normal, precision)
+        variance = normal.factor().variance()[heavy]
+    return normal
+
+
+def mean_shift(problem: AnchoredProblem, factor: Factor, vector: Tensor) -> Tensor:
+    """Step from the solution to the posterior mean of what shapes all lines alike, everything else following along.
+
+    Of what an order or a line has for itself it is left out: it is small against the errors there.
+
+    Parameters
+    ----------
+    problem : AnchoredProblem
+        Left at `vector`.
+    factor : Factor
+        Of the curvature there.
+    vector : Tensor, (n_parameter,)
+        The solution.
+
+    Returns
+    -------
+    Tensor, (n_parameter,)
+    """
+    places = [place for name, place in problem.free.global_slices.items() if name in MOVING]
+    pinned = problem.pinned(vector, problem.value_and_pull(vector)[1])
+    moving = [k for place in places for k in range(place.start, place.stop) if not bool(pinned[k])]
+    if not moving or not problem.free.n_line_parameter:
+        return torch.zeros_like(vector)
+    unit = torch.eye(len(vector), dtype=vector.dtype, device=vector.device)[moving]
+    response = torch.stack([factor.solve(each) for each in unit])  # rows of A⁻¹
+    covariance = response[:, moving]
+    error = covariance.diagonal().sqrt()
+    shift = -0.5 * response @ _pull_of_curvature(problem, factor, vector)
+    here = _ln_determinant(factor)
+    for k, direction in enumerate(response / error.unsqueeze(1)):
+        ends = [problem.project(vector + side * REACH * direction) for side in (-1.0, 1.0)]
+        back, ahead = (float((end - vector)[moving[k]] / error[k]) for end in ends)
+        low, high = (_ln_determinant(_moved(problem, end, factor)) - here for end in ends)
+        # The slope at the summit, and how it turns: far away, ln det A is less steep.
+        turn = 2.0 * (high / ahead - low / back) / (ahead - back)
+        slope = high / ahead - 0.5 * turn * ahead
+        shift[k] = (shift[k] - 0.5 * slope * error[k]) / max(1.0 + 0.5 * turn, 1.0)
+    problem.write(vector)
+    shift = torch.clamp(shift, -FARTHEST * error, FARTHEST * error)
+    return torch.linalg.solve(covariance, shift) @ response
+
+
+def _moved(problem: AnchoredProblem, vector: Tensor, factor: Factor) -> Factor:
+    """The factor with the model of another vector and the same priors."""
+    return with_precision(problem.linearize(vector, precise=True), factor.normal.prior_precision).factor()
+
+
+def _ln_determinant(factor: Factor) -> float:
+    parts = [block.diagonal() for block in (*factor.lower, factor.corner)]
+    return 2.0 * float(torch.cat(parts).log().sum())
+
+
+def _pull_of_curvature(problem: AnchoredProblem, factor: Factor, vector: Tensor) -> Tensor:
+    """JᵀW Σ_kl (A⁻¹)_kl ∂_k ∂_l F, the sum being twice the mean of F(θ + ξ) - F(θ) over draws ξ."""
+    problem.write(vector)
+    with torch.no_grad():
+        flux = problem.free.flux()
+        bend = torch.zeros_like(flux)
+        for draw in SPREAD * factor.draw(N_PAIR, torch.Generator().manual_seed(0)):
+            for side in (draw, -draw):
+                problem.write(problem.project(vector + side))
+                bend += problem.free.flux() - flux
+    problem.write(vector)
+    return problem.free.evaluate()[2](problem.weight * bend / (N_PAIR * SPREAD**2))

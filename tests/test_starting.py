@@ -1,0 +1,83 @@
+"""Where fits start: velocity and rotation by cross-correlation, then with all lines held."""
+
+import numpy as np
+import pytest
+import torch
+from test_fitting import SKY, STAR, WAVELENGTH, observed
+
+from specutils_blase.fitting import fit
+from specutils_blase.ledger import emulator_from_ledger
+from specutils_blase.model import ForwardModel
+from specutils_blase.spectrum import read_spectrum
+from specutils_blase.starting import start_continuum, start_velocities
+from specutils_blase.velocity import ROTATIONS, cross_correlate
+
+R = 55_000.0
+
+
+def given(**truth):
+    """Data of one order, and the clones."""
+    spectrum = observed(limb_darkening=(0.4, 0.2), **truth)
+    return read_spectrum(spectrum)[0], emulator_from_ledger(STAR), emulator_from_ledger(SKY)
+
+
+@pytest.mark.parametrize(("rv", "vsini"), [(-27.3, 2.0), (61.0, 12.0), (-27.3, 45.0), (0.0, 60.0)])
+def test_cross_correlation_finds_velocity_and_rotation(rv, vsini):
+    data, star, sky = given(rv=rv, vsini=vsini)
+    found, rotation = cross_correlate([data], star, sky, resolving_power=[R])
+    assert found == pytest.approx(rv, abs=0.4 + 0.1 * vsini)
+    assert rotation in ROTATIONS and 0.4 * vsini < rotation < 2.5 * vsini
+
+
+def test_what_is_given_is_kept():
+    data, star, sky = given(rv=-27.3, vsini=45.0)
+    found, rotation = cross_correlate([data], star, sky, rv=-25.0, resolving_power=[R])
+    assert found == -25.0 and rotation in (40.0, 80.0)
+    found, rotation = cross_correlate([data], star, sky, vsini=30.0, resolving_power=[R])
+    assert found == pytest.approx(-27.3, abs=4.0) and rotation == 30.0
+    assert cross_correlate([data], star, sky, rv=1.0, vsini=3.0, resolving_power=[R]) == (1.0, 3.0)
+
+
+def test_featureless_data_do_not_rotate():
+    spectrum = observed(star=None, sky=SKY, rv=0.0, vsini=0.0)
+    data = read_spectrum(spectrum)[0]
+    _, rotation = cross_correlate([data], emulator_from_ledger(STAR), emulator_from_ledger(SKY), resolving_power=[R])
+    assert rotation == ROTATIONS[0]
+
+
+@pytest.mark.parametrize(("start", "vsini"), [(2.0, 9.0), (20.0, 9.0), (5.0, 2.5), (80.0, 60.0)])
+def test_velocities_with_lines_held(start, vsini):
+    """The clones are true here, so the velocities come out at the noise from far starts, the continuum as well."""
+    data, star, sky = given(rv=-27.3, vsini=vsini)
+    model = ForwardModel.for_order(
+        data.wavelength, data.edges, star=star, telluric=sky, rv=-25.5, vsini=start, limb_darkening=(0.4, 0.2),
+        resolving_power=R,
+    )  # fmt: skip
+    scale = float(data.flux.median())
+    flux, weight = data.flux.double() / scale, (scale / data.sigma.double()).square()
+    weight[::17] = 0.0
+    flux[40] += 3.0  # an outlier
+    start_continuum(model, flux, weight)
+    start_velocities(model, ("rv", "vsini", "continuum"), [flux], [weight])
+    assert float(model.doppler.rv.detach()) == pytest.approx(-27.3, abs=0.06 if vsini < 30 else 0.6)
+    assert float(model.rotation.vsini.detach()) == pytest.approx(vsini, abs=0.15 if vsini < 30 else 0.8)
+    np.testing.assert_allclose(model.continuum.coefficients.detach() * scale, (3.0, 0.06, -0.03), atol=0.02)
+
+
+def test_a_held_velocity_stays():
+    data, star, sky = given(rv=-27.3, vsini=9.0)
+    model = ForwardModel.for_order(
+        data.wavelength, data.edges, star=star, telluric=sky, rv=-26.0, vsini=9.0, resolving_power=R
+    )
+    flux, weight = data.flux.double(), data.sigma.double() ** -2
+    start_velocities(model, ("vsini",), [flux], [weight])
+    assert float(model.doppler.rv.detach()) == -26.0 and float(model.rotation.vsini.detach()) != 9.0
+
+
+def test_a_rapid_rotator_needs_no_hint():
+    spectrum = observed(rv=31.0, vsini=70.0)
+    result = fit(spectrum, STAR, telluric=SKY, resolving_power=R, progress=False)
+    assert result.success
+    assert abs(result.value("rv") - 31.0) < 4 * result.error("rv") < 4.0
+    assert abs(result.value("vsini") - 70.0) < 4 * result.error("vsini") < 8.0
+    assert torch.isfinite(result.model()).all() and len(WAVELENGTH) == len(result.data)

@@ -1,0 +1,133 @@
+"""Validation by injection and recovery: the tables of docs/validation.md.
+
+    python tests/validation/run.py                              # everything, some hours
+    python tests/validation/run.py calibration --seeds 30       # one item
+    python tests/validation/run.py calibration --records FILE   # go on where an earlier run stopped
+
+Items: calibration, changed, star, flaws, sampler. Every fit is one line of JSON in --records; what stands there is not
+run again, so that seeds add up over sessions. Tables are printed, never asserted: what must hold is in
+`test_validation.py`, on few seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+SNRS, VSINIS = (100.0, 300.0), (3.0, 15.0)
+
+
+def tasks(item: str, seeds: range, truths: list[str], part: float) -> list[tuple[str, dict]]:
+    """Functions of `cases` and their arguments; seed by seed, so that a run cut short has all cases."""
+    import cases
+
+    if item == "calibration":
+        return [
+            ("calibration", {"snr": snr, "vsini": vsini, "truth": truth, "seed": seed, "part": part})
+            for seed in seeds
+            for truth in truths
+            for snr in SNRS
+            for vsini in VSINIS
+        ]
+    if item == "changed":
+        return [("changed", {"snr": snr, "vsini": 8.3, "seed": seed, "part": part}) for seed in seeds for snr in SNRS]
+    if item == "star":
+        return [
+            ("wrong_star", {"snr": snr, "vsini": 3.0, "name": name, "jitter": jitter, "seed": seed, "part": part})
+            for seed in seeds
+            for snr in SNRS
+            for name, jitter in (("right", False), ("sun_5777_hpf", False), ("sun_5777_hpf", True))
+        ]
+    if item == "flaws":
+        return [
+            ("flaw", {"name": name, "snr": 100.0, "vsini": 8.3, "seed": seed, "part": part})
+            for seed in seeds
+            for name in cases.FLAWS
+        ]
+    raise ValueError(item)
+
+
+def one(task: tuple[str, dict]) -> dict:
+    import cases
+
+    name, arguments = task
+    return {"case": name, "arguments": arguments, "result": getattr(cases, name)(**arguments)}
+
+
+def single_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def collect(todo: list[tuple[str, dict]], path: Path | None, jobs: int) -> list[dict]:
+    """Records of all tasks, of which those in the file are not run."""
+    known = {}
+    if path is not None and path.exists():
+        for line in path.read_text().splitlines():
+            record = json.loads(line)
+            known[key(record["case"], record["arguments"])] = record
+    missing = [task for task in todo if key(*task) not in known]
+    with multiprocessing.get_context("spawn").Pool(jobs, single_thread) as pool:
+        for record in pool.imap_unordered(one, missing):
+            known[key(record["case"], record["arguments"])] = record
+            if path is not None:
+                with path.open("a") as stream:
+                    stream.write(json.dumps(record) + "\n")
+    return [known[key(*task)] for task in todo]
+
+
+def sample(figure: Path | None) -> None:
+    """Item 6: the sampler under the default priors and under Gaussians."""
+    import sampler
+
+    from specutils_blase.priors import LinePriors
+
+    choices = {"Student's t, 4 degrees of freedom": 4.0, "Gaussian": float("inf")}
+    found = {label: sampler.compare(LinePriors(degrees_of_freedom=freedom)) for label, freedom in choices.items()}
+    for label, comparison in found.items():
+        print(f"{label}:\n\n{sampler.table(comparison)}\n", flush=True)
+    if figure is not None:
+        sampler.figure(found, figure)
+
+
+def key(name: str, arguments: dict) -> str:
+    return json.dumps([name, arguments], sort_keys=True)
+
+
+def main() -> None:
+    items = {"calibration": 200, "changed": 20, "star": 10, "flaws": 20, "sampler": 1}
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("item", nargs="*", help=f"among {', '.join(items)}; all by default")
+    parser.add_argument("--seeds", type=int, help="number of truths and noises of each case")
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--truth", nargs="*", default=["prior"], choices=["prior", "gaussian", "clone"])
+    parser.add_argument("--part", type=float, default=1.0, help="fit only the first part of the order")
+    parser.add_argument("--records", type=Path, help="file of JSON lines to read and add to")
+    parser.add_argument("--figure", type=Path, help="where to draw the comparison with the sampler")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    given = parser.parse_args()
+    if unknown := set(given.item) - set(items):
+        parser.error(f"no item {', '.join(sorted(unknown))}: choose among {', '.join(items)}")
+    import tables
+
+    for item in given.item or items:
+        print(f"\n## {item}\n")
+        if item == "sampler":
+            sample(given.figure)
+            continue
+        n_seed = items[item] if given.seeds is None else given.seeds
+        seeds = range(given.first_seed, given.first_seed + n_seed)
+        records = collect(tasks(item, seeds, given.truth, given.part), given.records, given.jobs)
+        print(getattr(tables, item)(records), flush=True)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    main()

@@ -1,0 +1,131 @@
+"""From records of fits to the Markdown tables of docs/validation.md."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import numpy as np
+
+
+def grouped(records: list[dict], *names: str) -> dict[tuple, list[dict]]:
+    """Results by the values of some arguments, in the order in which these first came."""
+    groups = defaultdict(list)
+    for record in records:
+        groups[tuple(record["arguments"][name] for name in names)].append(record["result"])
+    return groups
+
+
+def column(results: list[dict], name: str) -> np.ndarray:
+    return np.array([result[name] for result in results])
+
+
+def pooled(results: list[dict], name: str) -> np.ndarray:
+    return np.concatenate([np.asarray(result[name], dtype=float) for result in results])
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def pull(results: list[dict], name: str) -> tuple[str, str]:
+    """Mean with its standard error, and standard deviation with its own, of the pulls of a velocity."""
+    values = column(results, name) / column(results, f"{name}_err")
+    n, spread = values.size, values.std(ddof=1)
+    return f"{values.mean():+.2f} ± {spread / n**0.5:.2f}", f"{spread:.2f} ± {spread / (2 * (n - 1)) ** 0.5:.2f}"
+
+
+def calibration(records: list[dict]) -> str:
+    """Item 1. The scatter of the velocity is over its bound with the same freedom, the error that the fit reports."""
+    head = [
+        "truth", "S/N", "v sin i", "fits (converged)", "RV pull, mean", "RV pull, s.d.", "RV scatter / bound",
+        "RV error [m/s]", "v sin i pull, mean", "v sin i pull, s.d.", "lines S/N > 10",
+        "ln area pull, median", "ln area pull, s.d. (from quartiles)", "EW pull, median",
+        "EW pull, s.d. (from quartiles)",
+    ]  # fmt: skip
+    rows = []
+    for (truth, snr, vsini), results in grouped(records, "truth", "snr", "vsini").items():
+        error = column(results, "rv_err")
+        scatter = np.sqrt(np.mean(column(results, "rv") ** 2) / np.mean(error**2))
+        lines = []
+        for kind in ("ln_area", "equivalent_width"):
+            values = pooled(results, kind)
+            quartile = np.subtract(*np.percentile(values, [75, 25])) / 1.349
+            lines += [f"{np.median(values):+.2f}", f"{values.std():.2f} ({quartile:.2f})"]
+        rows.append(
+            [
+                truth, f"{snr:.0f}", f"{vsini:g}", f"{len(results)} ({column(results, 'success').sum()})",
+                *pull(results, "rv"), f"{scatter:.2f}", f"{1e3 * np.median(error):.0f}", *pull(results, "vsini"),
+                f"{pooled(results, 'ln_area').size / len(results):.0f}", *lines,
+            ]
+        )  # fmt: skip
+    return markdown(head, rows)
+
+
+def changed(records: list[dict]) -> str:
+    """Item 2."""
+    head = [
+        "S/N", "fits (converged)", "lines", "changed lines", "within 2 σ", "unchanged lines", "off by more than 3 σ",
+        "RV pull, mean", "RV pull, s.d.",
+    ]  # fmt: skip
+    rows = []
+    for (snr,), results in grouped(records, "snr").items():
+        for text, least in (("all", -np.inf), ("S/N > 3", 3.0), ("S/N > 10", 10.0)):
+            part = {}
+            for kind in ("changed", "unchanged"):
+                part[kind] = np.abs(pooled(results, kind)[pooled(results, f"{kind}_snr") > least])
+            rows.append(
+                [
+                    f"{snr:.0f}", f"{len(results)} ({column(results, 'success').sum()})", text,
+                    f"{part['changed'].size / len(results):.0f}", f"{100 * np.mean(part['changed'] < 2):.1f} %",
+                    f"{part['unchanged'].size / len(results):.0f}", f"{100 * np.mean(part['unchanged'] > 3):.1f} %",
+                    *pull(results, "rv"),
+                ]
+            )  # fmt: skip
+    return markdown(head, rows)
+
+
+def star(records: list[dict]) -> str:
+    """Item 4."""
+    names = {"right": "Arcturus' own", "sun_5777_hpf": "the Sun's"}
+    head = [
+        "S/N", "lines fitted", "jitter", "fits (converged)", "RV bias [m/s]", "RV scatter [m/s]", "RV error [m/s]",
+        "reduced χ²", "RMS",
+    ]  # fmt: skip
+    rows = []
+    for (snr, name, jitter), results in grouped(records, "snr", "name", "jitter").items():
+        off = 1e3 * column(results, "rv")
+        rows.append(
+            [
+                f"{snr:.0f}", names[name], "yes" if jitter else "no",
+                f"{len(results)} ({column(results, 'success').sum()})",
+                f"{off.mean():+.0f}", f"{off.std(ddof=1):.0f}", f"{1e3 * np.median(column(results, 'rv_err')):.0f}",
+                f"{np.median(column(results, 'chi2')):.2f}", f"{100 * np.median(column(results, 'rms')):.2f} %",
+            ]
+        )  # fmt: skip
+    return markdown(head, rows)
+
+
+def flaws(records: list[dict]) -> str:
+    """Item 5: changes against the fits of the same truths and noise with nothing wrong."""
+    head = [
+        "what is wrong", "fits (converged)", "RV change [m/s]", "in σ", "RV pull, s.d.", "v sin i change [km/s]",
+        "EW change, median", "EW pull, s.d.", "reduced χ²",
+    ]  # fmt: skip
+    groups = grouped(records, "name")
+    base, rows = groups[("none",)], []
+    for (name,), results in groups.items():
+        change = column(results, "rv") - column(base, "rv")
+        turn = column(results, "vsini") - column(base, "vsini")
+        width = np.median(pooled(results, "relative_width")) - np.median(pooled(base, "relative_width"))
+        rows.append(
+            [
+                name, f"{len(results)} ({column(results, 'success').sum()})",
+                f"{1e3 * change.mean():+.1f} ± {1e3 * change.std(ddof=1):.1f}",
+                f"{np.mean(change / column(results, 'rv_err')):+.2f}", pull(results, "rv")[1],
+                f"{turn.mean():+.2f} ± {turn.std(ddof=1):.2f}", f"{100 * width:+.2f} %",
+                f"{pooled(results, 'equivalent_width').std():.2f}",
+                f"{np.mean(column(results, 'chi2')):.3f} ± {column(results, 'chi2').std(ddof=1):.3f}",
+            ]
+        )  # fmt: skip
+    return markdown(head, rows)
