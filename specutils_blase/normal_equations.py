@@ -197,13 +197,16 @@ class NormalEquations:
             keep = (~self.pinned).double()
             normal, gradient = copy(self), self.gradient * keep
             border = keep[self.border]
-            normal.corner = self.corner * border * border.unsqueeze(1) + torch.diag(1.0 - border)
+            # Each keeps its own curvature: one that is let go before the next matrix must not run away.
+            own = torch.diagonal(self.corner) * (1.0 - border)
+            normal.corner = self.corner * border * border.unsqueeze(1) + torch.diag(own)
             if self.partition is not None:
                 columns = self.partition.columns
                 local = torch.where(columns >= 0, keep[columns.clamp(min=0)], 1.0)
                 rows = local.unsqueeze(-1)
                 normal.border_blocks = self.border_blocks * rows * border
-                normal.diagonal_blocks = self.diagonal_blocks * rows * rows.mT + torch.diag_embed(1.0 - local)
+                own = torch.diagonal(self.diagonal_blocks, dim1=-2, dim2=-1) * (1.0 - local)
+                normal.diagonal_blocks = self.diagonal_blocks * rows * rows.mT + torch.diag_embed(own)
                 normal.lower_blocks = self.lower_blocks * rows[1:] * rows[:-1].mT
         factor = normal.factor(damping)
         return factor.solve(gradient), factor

@@ -44,7 +44,8 @@ def test_errors_are_calibrated(calibrated):
     for name in ("ln_area", "equivalent_width"):
         pulls = tables.pooled(results, name)
         assert pulls.size > 50
-        assert 0.8 < pulls.std() < 1.25, name
+        # A standard deviation of n pulls is known to 1/√(2n); three seeds have 50 to 100.
+        assert abs(pulls.std() - 1.0) < 3.0 / np.sqrt(2.0 * pulls.size), name
         assert abs(np.median(pulls)) < 0.4, name
     assert 0.85 < np.mean(tables.column(results, "chi2")) < 1.15
 
