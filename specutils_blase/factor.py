@@ -17,37 +17,48 @@ class Factor:
     Parameters
     ----------
     normal : NormalEquations
-    damping : Tensor, (n_parameter,)
-        Multiple of its diagonal added to each parameter's.
+    added : Tensor, (n_parameter,)
+        Added to the diagonal of the matrix.
+    keep : Tensor, (n_parameter,), optional
+        1 for parameters that stay, 0 for those cut off from all others. The latter keep their own curvature: one that
+        is let go before the next matrix must not run away.
     """
 
-    def __init__(self, normal, damping: Tensor):
+    def __init__(self, normal, added: Tensor, keep: Tensor | None = None):
         self.normal = normal
         # Whether blocks are positive definite is asked once, at the end: on a GPU every question stalls the queue.
-        failures = self._factorise(damping, lambda matrix: torch.linalg.cholesky_ex(matrix))
+        failures = self._factorise(added, keep, lambda matrix: torch.linalg.cholesky_ex(matrix))
         if failures and bool(torch.stack(failures).any()):
-            self._factorise(damping, _mended_cholesky)
+            self._factorise(added, keep, _mended_cholesky)
 
-    def _factorise(self, damping: Tensor, cholesky: Callable[[Tensor], tuple[Tensor, Tensor]]) -> list[Tensor]:
-        normal, failures = self.normal, []
-        corner = normal.corner + torch.diag((damping * normal.diagonal)[normal.border])
+    def _factorise(
+        self, added: Tensor, keep: Tensor | None, cholesky: Callable[[Tensor], tuple[Tensor, Tensor]]
+    ) -> list[Tensor]:
+        normal, structure, failures = self.normal, self.normal.structure, []
+        border_keep = None if keep is None else keep[normal.border]
+        corner = _cut_off(normal.corner, border_keep, border_keep) + torch.diag(added[normal.border])
+        added = added + normal.prior_precision
         self.lower: list[Tensor] = []
         self.below: list[Tensor] = []
-        if normal.partition is not None:
-            self.n_column = normal.partition.n_column
-            added = self._gather(damping * normal.diagonal)
-            for index, size in enumerate(self.n_column):
-                block = normal.diagonal_blocks[index, :size, :size] + torch.diag(added[index, :size])
+        if structure is not None:
+            local = structure.split(added[structure.parameter])
+            kept = [None] * len(local) if keep is None else structure.split(keep[structure.parameter])
+            for index, more in enumerate(local):
+                touching, own = normal.block(index)
+                block = _cut_off(own, kept[index], kept[index]) + torch.diag(more)
                 if index:
-                    touching = normal.lower_blocks[index - 1, :size, : self.n_column[index - 1]]
+                    touching = _cut_off(touching, kept[index], kept[index - 1])
                     below = torch.linalg.solve_triangular(self.lower[-1], touching.mT, upper=False).mT
                     self.below.append(below)
                     block = block - below @ below.mT
                 lower, info = cholesky(block)
                 self.lower.append(lower)
                 failures.append(info)
-            self.border_solution = self._solve_local(normal.border_blocks)
-            corner = corner - torch.einsum("bpi,bpj->ij", normal.border_blocks, self.border_solution)
+            border = normal.border_blocks
+            if keep is not None:
+                border = border * keep[structure.parameter].unsqueeze(1) * border_keep
+            self._border, self.border_solution = border, self._solve_local(border)
+            corner = corner - border.mT @ self.border_solution
         self.corner = corner
         if corner.numel():
             self.corner, info = cholesky(corner)
@@ -55,10 +66,9 @@ class Factor:
         return failures
 
     def _solve_local(self, right: Tensor) -> Tensor:
-        """Solve the block-tridiagonal part for right sides (n_block, width, n), zero in the padding."""
+        """Solve the block-tridiagonal part for right sides (n_slot, n)."""
         forward: list[Tensor] = []
-        for index, lower in enumerate(self.lower):
-            value = right[index][: self.n_column[index]]
+        for index, (lower, value) in enumerate(zip(self.lower, self.normal.structure.split(right), strict=True)):
             if index:
                 value = value - self.below[index - 1] @ forward[-1]
             forward.append(torch.linalg.solve_triangular(lower, value, upper=False))
@@ -71,56 +81,42 @@ class Factor:
             if index + 1 < len(forward):
                 value = value - self.below[index].mT @ result[index + 1]
             result[index] = torch.linalg.solve_triangular(self.lower[index].mT, value, upper=True)
-        return self._padded(result, 1)
+        return torch.cat(result)
 
-    def _padded(self, blocks: list[Tensor], n_axis: int) -> Tensor:
-        """Blocks of different sizes as one tensor, zero beyond each one's size in the first `n_axis` axes."""
-        width, first = self.normal.partition.columns.shape[1], blocks[0]
-        shape = (width, width) if n_axis == 2 else (width, *first.shape[1:])
-        stacked = first.new_zeros(len(blocks), *shape)
-        for whole, block in zip(stacked, blocks, strict=True):
-            whole[tuple(slice(size) for size in block.shape[:n_axis])] = block
-        return stacked
-
-    def _gather(self, vector: Tensor) -> Tensor:
-        columns = self.normal.partition.columns
-        return torch.where(columns >= 0, vector[columns.clamp(min=0)], 0.0)
-
-    def _scatter(self, blocks: Tensor, border: Tensor, elsewhere: Tensor | None = None) -> Tensor:
+    def _scatter(self, local: Tensor | None, border: Tensor, elsewhere: Tensor | None = None) -> Tensor:
         """Vector of parameters; `elsewhere` (or zero) for those that no datum touches."""
         result = border.new_zeros(self.normal.n_parameter) if elsewhere is None else elsewhere
-        if self.normal.partition is not None:
-            columns = self.normal.partition.columns
-            used = columns >= 0
-            result[columns[used]] = blocks[used]
+        if local is not None:
+            result[self.normal.structure.parameter] = local
         result[self.normal.border] = border
         return result
 
     def solve(self, right: Tensor) -> Tensor:
         """Solution δ for a right side (n_parameter,)."""
         border = right[self.normal.border]
-        if self.normal.partition is None:
+        if self.normal.structure is None:
             return self._scatter(None, torch.cholesky_solve(border.unsqueeze(-1), self.corner).squeeze(-1))
-        local = self._solve_local(self._gather(right).unsqueeze(-1))
+        local = self._solve_local(right[self.normal.structure.parameter].unsqueeze(-1)).squeeze(-1)
         if border.numel():
-            reduced = border - torch.einsum("bpi,bp->i", self.normal.border_blocks, local.squeeze(-1))
+            reduced = border - self._border.mT @ local
             border = torch.cholesky_solve(reduced.unsqueeze(-1), self.corner).squeeze(-1)
-            local = local - (self.border_solution @ border).unsqueeze(-1)
-        return self._scatter(local.squeeze(-1), border)
+            local = local - self.border_solution @ border
+        return self._scatter(local, border)
 
     def variance(self) -> Tensor:
         """Marginal variance of every parameter, (n_parameter,)."""
         border, prior = torch.diagonal(self.border_covariance()), 1.0 / self.normal.prior_precision
-        if self.normal.partition is None:
+        if self.normal.structure is None:
             return self._scatter(None, border, prior)
-        return self._scatter(torch.diagonal(self.block_covariance(), dim1=-2, dim2=-1), border, prior)
+        local = torch.cat([torch.diagonal(block) for block in self.block_covariance()])
+        return self._scatter(local, border, prior)
 
     def border_covariance(self) -> Tensor:
         """Covariance of the border's parameters, in the order of `NormalEquations.border`."""
         return torch.cholesky_inverse(self.corner) if self.corner.numel() else self.corner
 
-    def block_covariance(self) -> Tensor:
-        """Marginal covariance within each block, (n_block, width, width), by selected inversion (Takahashi 1973)."""
+    def block_covariance(self) -> list[Tensor]:
+        """Marginal covariance within each block, by selected inversion (Takahashi 1973)."""
         result: list[Tensor] = [None] * len(self.lower)
         for index in range(len(self.lower) - 1, -1, -1):
             inverse = torch.cholesky_inverse(self.lower[index])
@@ -128,10 +124,11 @@ class Factor:
                 gain = torch.linalg.solve_triangular(self.lower[index].mT, self.below[index].mT, upper=True)
                 inverse = inverse + gain @ result[index + 1] @ gain.mT
             result[index] = inverse
-        covariance = self._padded(result, 2)
-        if self.corner.numel():
-            covariance = covariance + self.border_solution @ self.border_covariance() @ self.border_solution.mT
-        return covariance
+        if not self.corner.numel():
+            return result
+        border = self.border_covariance()
+        parts = self.normal.structure.split(self.border_solution)
+        return [block + part @ border @ part.mT for block, part in zip(result, parts, strict=True)]
 
     def covariance_blocks(self, columns: Tensor) -> Tensor:
         """Marginal covariance of small groups of local parameters, e.g. of each line; (n_group, k, k) for (n_group, k).
@@ -139,24 +136,26 @@ class Factor:
         Groups that belong to the border are served too, and groups that no datum touches keep their prior's; a group
         must not straddle blocks.
         """
-        place = torch.full((self.normal.n_parameter,), -1, dtype=torch.long, device=columns.device)
+        device, structure = columns.device, self.normal.structure
         result = torch.diag_embed(1.0 / self.normal.prior_precision[columns])
-        place[self.normal.border] = torch.arange(self.normal.border.numel(), device=columns.device)
-        at = place[columns]
-        chosen = (at >= 0).all(-1)
-        pick = at[chosen]
-        result[chosen] = self.border_covariance()[pick.unsqueeze(-1), pick.unsqueeze(-2)]
-        if self.normal.partition is not None:
-            table = self.normal.partition.columns
-            flat = table.reshape(-1)
-            used = flat >= 0
-            place.fill_(-1)
-            place[flat[used]] = torch.arange(flat.numel(), device=columns.device)[used]
-            at = place[columns]
-            chosen = (at >= 0).all(-1)
-            block, inner = at[chosen][:, 0] // table.shape[1], at[chosen] % table.shape[1]
-            covariance = self.block_covariance()
-            result[chosen] = covariance[block.view(-1, 1, 1), inner.unsqueeze(-1), inner.unsqueeze(-2)]
+
+        def found(parameters: Tensor) -> tuple[Tensor, Tensor]:
+            """Which groups are of these parameters, and their places among them."""
+            place = torch.full((self.normal.n_parameter,), -1, dtype=torch.long, device=device)
+            place[parameters] = torch.arange(parameters.numel(), device=device)
+            chosen = (place[columns] >= 0).all(-1)
+            return chosen, place[columns[chosen]]
+
+        chosen, place = found(self.normal.border)
+        result[chosen] = self.border_covariance()[place.unsqueeze(-1), place.unsqueeze(-2)]
+        if structure is not None:
+            chosen, place = found(structure.parameter)
+            size = torch.tensor(structure.n_column, device=device)
+            block = torch.repeat_interleave(torch.arange(size.numel(), device=device), size)[place[:, 0]]
+            inner = place - (size.cumsum(0) - size)[block].unsqueeze(-1)
+            first = (size.square().cumsum(0) - size.square())[block].view(-1, 1, 1)
+            covariance = torch.cat([part.reshape(-1) for part in self.block_covariance()])
+            result[chosen] = covariance[first + inner.unsqueeze(-1) * size[block].view(-1, 1, 1) + inner.unsqueeze(-2)]
         return result
 
     def draw(self, n_draw: int, generator: torch.Generator | None = None) -> Tensor:
@@ -164,21 +163,30 @@ class Factor:
 
         Parameters that no datum touches scatter as their priors do.
         """
-        dtype, device = self.corner.dtype, self.corner.device
-        shape = (n_draw, self.normal.n_parameter)
-        elsewhere = torch.randn(shape, generator=generator, dtype=dtype, device=device)
-        elsewhere /= self.normal.prior_precision.sqrt()
+        dtype, device, structure = self.corner.dtype, self.corner.device, self.normal.structure
+
+        def white(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator, dtype=dtype, device=device)
+
+        elsewhere = white(n_draw, self.normal.n_parameter) / self.normal.prior_precision.sqrt()
         n_border = self.normal.border.numel()
-        noise = torch.randn(n_border, n_draw, generator=generator, dtype=dtype, device=device)
-        border = torch.linalg.solve_triangular(self.corner.mT, noise, upper=True) if n_border else noise
-        if self.normal.partition is None:
+        border = white(n_border, n_draw)
+        border = torch.linalg.solve_triangular(self.corner.mT, border, upper=True) if n_border else border
+        if structure is None:
             return torch.stack([self._scatter(None, border[:, k], elsewhere[k]) for k in range(n_draw)])
-        shape = (*self.normal.partition.columns.shape, n_draw)
-        noise = torch.randn(shape, generator=generator, dtype=dtype, device=device)
-        noise = [values[:size] for values, size in zip(noise, self.n_column, strict=True)]
-        local = self._back_substitute(noise)
+        local = self._back_substitute(list(structure.split(white(structure.n_slot, n_draw))))
         local = local - self.border_solution @ border
-        return torch.stack([self._scatter(local[..., k], border[:, k], elsewhere[k]) for k in range(n_draw)])
+        return torch.stack([self._scatter(local[:, k], border[:, k], elsewhere[k]) for k in range(n_draw)])
+
+
+def _cut_off(matrix: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
+    """A matrix whose rows and columns that are not kept are zero, but on its diagonal if these are the same."""
+    if rows is None:
+        return matrix
+    cut = matrix * rows.unsqueeze(1) * columns
+    if rows is columns:
+        cut = cut + torch.diag(torch.diagonal(matrix) * (1.0 - rows))
+    return cut
 
 
 def _mended_cholesky(matrix: Tensor) -> tuple[Tensor, Tensor]:

@@ -27,6 +27,7 @@ from .model import ForwardModel, Stages
 from .parallel import each
 from .parameters import FreeParameters, OrderParameters
 from .profiles import voigt_fwhm, voigt_with_derivatives
+from .structure import Structure, Window
 
 
 class Cut(NamedTuple):
@@ -70,14 +71,12 @@ class LocalBlock:
     start: Tensor
     values: Tensor
     rows: Tensor | None = None
+    order: int = 0
 
-    def span(self, n_row: int) -> tuple[Tensor, Tensor]:
-        """First row of each line's window, and one past its last."""
-        stop = self.start + self.values.shape[-1]
-        if self.rows is None:
-            return self.start, stop
-        last = self.rows.numel() - 1
-        return self.rows[self.start.clamp(0, last)], self.rows[(stop - 1).clamp(0, last)] + 1
+    @property
+    def window(self) -> Window:
+        """What `Structure` needs to know."""
+        return Window(self.columns, self.start, self.values.shape[-1], self.rows, self.order)
 
 
 @dataclass(frozen=True)
@@ -88,6 +87,12 @@ class Jacobian:
     blocks: list[LocalBlock]
     dense: Tensor
     dense_columns: Tensor
+
+    def structure(self, n_parameter: int) -> Structure | None:
+        """Which of its rows and parameters meet; None if it has no local blocks."""
+        if not self.blocks:
+            return None
+        return Structure([block.window for block in self.blocks], self.flux.numel(), n_parameter)
 
 
 def linearize(free: FreeParameters, stages: list[Stages] | None = None, cut: Cut | None = None) -> Jacobian:
@@ -110,7 +115,7 @@ def _merged(free: FreeParameters, parts: list[Jacobian]) -> Jacobian:
     place[dense_columns] = torch.arange(dense_columns.numel(), device=flux.device)
     dense = flux.new_zeros(flux.numel(), dense_columns.numel())
     blocks: list[LocalBlock] = []
-    for row, part in zip(rows, parts, strict=True):
+    for k, (row, part) in enumerate(zip(rows, parts, strict=True)):
         dense[row.unsqueeze(1), place[part.dense_columns]] = part.dense
         for block in part.blocks:
             elsewhere = place[block.columns[:, 0]] >= 0  # a line that is dense in another order is dense in all
@@ -120,7 +125,7 @@ def _merged(free: FreeParameters, parts: list[Jacobian]) -> Jacobian:
                 dense[row[pixel[inside]].unsqueeze(1), place[block.columns[line]]] = block.values[line][:, inside].T
             keep = ~elsewhere
             if bool(keep.any()):
-                blocks.append(LocalBlock(block.columns[keep], block.start[keep], block.values[keep], row))
+                blocks.append(LocalBlock(block.columns[keep], block.start[keep], block.values[keep], row, k))
     return Jacobian(flux, blocks, dense, dense_columns)
 
 

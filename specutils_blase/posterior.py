@@ -115,8 +115,9 @@ def normal_equations(free: FreeParameters, curvature: Curvature, hold: str | Non
     if hold is None:
         return normal
     columns = free.columns(hold).reshape(-1)
+    precision = precision.clone()
     precision[columns] += KNOWN * normal.diagonal[columns]
-    return NormalEquations(jacobian, nothing, weight, precision, torch.zeros_like(precision))
+    return normal.with_precision(precision)
 
 
 BATCH = 4096

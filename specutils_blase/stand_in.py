@@ -22,7 +22,6 @@ Does not live here: the problem (`problem`), its normal equations, what is made 
 from __future__ import annotations
 
 import math
-from copy import copy
 
 import torch
 from torch import Tensor
@@ -75,7 +74,7 @@ def posterior_mean(problem: AnchoredProblem, normal: NormalEquations, vector: Te
         problem.write(vector)
         return normal
     vector = problem.project(vector + shift)
-    return with_precision(problem.linearize(vector, precise=True), normal.prior_precision)
+    return problem.linearize(vector, precise=True).with_precision(normal.prior_precision)
 
 
 def student_moments(pull: Tensor, precision: Tensor, scale: Tensor, freedom: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,19 +111,6 @@ def prior_error(priors: LinePriors, kind: str) -> float:
     return float(student_moments(nothing, nothing, nothing + width, nothing + freedom)[1].sqrt())
 
 
-def with_precision(normal: NormalEquations, precision: Tensor) -> NormalEquations:
-    """The same equations with other prior precisions, (n_parameter,)."""
-    other, change = copy(normal), precision - normal.prior_precision
-    other.prior_precision = precision
-    other.diagonal = normal.diagonal + change
-    other.corner = normal.corner + torch.diag(change[normal.border])
-    if normal.partition is not None:
-        columns = normal.partition.columns
-        local = torch.where(columns >= 0, change[columns.clamp(min=0)], 0.0)
-        other.diagonal_blocks = normal.diagonal_blocks + torch.diag_embed(local)
-    return other
-
-
 def match_priors(problem: AnchoredProblem, normal: NormalEquations, vector: Tensor) -> NormalEquations:
     """Normal equations at the solution with the Gaussians that stand for the priors of Student's t.
 
@@ -148,7 +134,7 @@ def match_priors(problem: AnchoredProblem, normal: NormalEquations, vector: Tens
         matched = 1.0 / student_moments(pull, known, width, freedom)[1] - known
         precision = normal.prior_precision.clone()
         precision[heavy] = torch.maximum(matched, LEAST_PRECISION * width**-2)
-        normal = with_precision(normal, precision)
+        normal = normal.with_precision(precision)
         variance = normal.factor().variance()[heavy]
     return normal
 
@@ -197,7 +183,7 @@ def mean_shift(problem: AnchoredProblem, factor: Factor, vector: Tensor) -> Tens
 
 def _moved(problem: AnchoredProblem, vector: Tensor, factor: Factor) -> Factor:
     """The factor with the model of another vector and the same priors."""
-    return with_precision(problem.linearize(vector, precise=True), factor.normal.prior_precision).factor()
+    return problem.linearize(vector, precise=True).with_precision(factor.normal.prior_precision).factor()
 
 
 def _ln_determinant(factor: Factor) -> float:

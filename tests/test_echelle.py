@@ -215,7 +215,7 @@ def test_normal_equations_against_dense_ones():
         columns = p.free.columns(name)
         expected = inverse[columns.unsqueeze(2), columns.unsqueeze(1)]
         torch.testing.assert_close(factor.covariance_blocks(columns), expected, rtol=1e-7, atol=1e-12)
-    assert len(normal.partition.columns) > 3
+    assert len(normal.structure.n_column) > 3
 
 
 def test_gradient_against_differences():
@@ -238,7 +238,7 @@ def test_gains_by_line_count_both_orders():
     rows = torch.rand(p.flux.numel(), generator=torch.Generator().manual_seed(5), dtype=F64)
     found, expected = normal.by_line(rows, zero), torch.zeros_like(zero)
     for block in jacobian.blocks:
-        start, stop = block.span(rows.numel())
+        start, stop = block.window.span()
         for columns, a, b in zip(block.columns, start.tolist(), stop.tolist(), strict=True):
             expected[columns] += rows[a + (b - a) // 4 : a + 3 * (b - a) // 4].sum()
     expected[jacobian.dense_columns] = rows.sum()

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from specutils_blase.jacobian import Jacobian, LocalBlock, linearize
 from specutils_blase.lines import LineEmulator
 from specutils_blase.model import ForwardModel
-from specutils_blase.normal_equations import LINES_PER_BLOCK, NormalEquations
+from specutils_blase.normal_equations import NormalEquations
 from specutils_blase.parameters import KINDS, FreeParameters
 from specutils_blase.simulate import pixel_edges
+from specutils_blase.structure import LINES_PER_BLOCK
 
 F64 = torch.float64
 
@@ -127,13 +128,11 @@ def test_covariance(case):
     border = normal.border
     if len(border):
         assert_near(factor.border_covariance(), inverse[border][:, border], 1e-8)
-    if normal.partition is None:
+    if normal.structure is None:
         return
-    columns = normal.partition.columns
-    for index, block in enumerate(factor.block_covariance()):
-        used = columns[index] >= 0
-        chosen = columns[index][used]
-        assert_near(block[used][:, used], inverse[chosen][:, chosen], 1e-8)
+    blocks = normal.structure.split(normal.structure.parameter)
+    for chosen, block in zip(blocks, factor.block_covariance(), strict=True):
+        assert_near(block, inverse[chosen][:, chosen], 1e-8)
 
 
 @pytest.mark.parametrize("name", ["lines and border", "wide lines in the border", "one kind"])
@@ -228,15 +227,14 @@ def test_blocks_share_rows_with_neighbours_only():
     """And there are many of them: the cost stays linear in the number of lines."""
     jacobian, matrix = structured(18, n_line=400, n_row=4000, widest=20)
     normal = normal_equations(jacobian, matrix)[0]
-    columns = normal.partition.columns
-    assert len(columns) > 400 / (4 * LINES_PER_BLOCK)
+    blocks = normal.structure.split(normal.structure.parameter)
+    assert len(blocks) > 400 / (4 * LINES_PER_BLOCK)
     touched = matrix != 0
-    reach = [touched[:, block[block >= 0]].any(1) for block in columns]
+    reach = [touched[:, block].any(1) for block in blocks]
     for index, rows in enumerate(reach):
         for other in reach[index + 2 :]:
             assert not (rows & other).any()
-    used = columns[columns >= 0]
-    assert sorted(used.tolist()) == list(range(1200))
+    assert sorted(normal.structure.parameter.tolist()) == list(range(1200))
 
 
 def test_a_parameter_without_information_is_an_error():

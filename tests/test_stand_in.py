@@ -22,7 +22,6 @@ from specutils_blase.stand_in import (
     posterior_mean,
     prior_error,
     student_moments,
-    with_precision,
 )
 
 F64 = torch.float64
@@ -103,7 +102,7 @@ def test_other_precisions(free):
     made.precision *= changed / made.prior_precision(vector)
     torch.testing.assert_close(made.prior_precision(vector), changed)
     expected = made.linearize(vector, precise=True).factor().variance()
-    torch.testing.assert_close(with_precision(normal, changed).factor().variance(), expected)
+    torch.testing.assert_close(normal.with_precision(changed).factor().variance(), expected)
 
 
 @pytest.mark.parametrize("snr, scatter", [(8.0, 0.0), (25.0, 0.3), (60.0, 0.8)])
