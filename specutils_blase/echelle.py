@@ -117,7 +117,7 @@ class EchelleModel(nn.Module):
 
     def rows(self, k: int) -> Tensor:
         """Where the pixels of order k stand among those of all orders, in order of wavelength."""
-        counts = [order.pixels.start.numel() for order in self.orders]
+        counts = [order.n_pixel for order in self.orders]
         first = sum(counts[:k])
         return self.place[first : first + counts[k]]
 
@@ -127,7 +127,7 @@ class EchelleModel(nn.Module):
 
     def split(self, merged: Tensor) -> list[Tensor]:
         """The inverse of `merge`."""
-        return list(merged[self.place].split([order.pixels.start.numel() for order in self.orders]))
+        return list(merged[self.place].split([order.n_pixel for order in self.orders]))
 
     def forward(self) -> list[Tensor]:
         """Model flux of each order on its pixels."""

@@ -269,10 +269,10 @@ def _lines_seen(
     present, seen = {}, [{} for _ in orders]
     for name, emulator in components.items():
         velocity = rv if name == "star" else 0.0
+        emulator = emulator.settled()
         reaching = [lines_reaching(emulator, name, order.span, velocity) for order in orders]
         union = _union(reaching)
         present[name] = emulator.subset(union)
-        present[name].settle_offsets()
         for own, lines in zip(seen, reaching, strict=True):
             own[name] = torch.searchsorted(union, lines)
     return present, seen

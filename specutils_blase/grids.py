@@ -100,6 +100,16 @@ class Sampling(DoublePrecision):
         start = sum(self.sizes[: level - 1])
         return self.coarse[start : start + self.sizes[level - 1]]
 
+    def first_node(self, wavelength: Tensor) -> Tensor:
+        """First node at or above wavelengths (n_level, n), each row on its own level; counted as `nodes` are."""
+        fine = torch.searchsorted(self.wavelength, wavelength[0])
+        level = torch.arange(1, self.n_level, device=fine.device).unsqueeze(1)
+        size = torch.tensor(self.sizes, device=fine.device).unsqueeze(1)
+        ratio = (wavelength[1:] / self.wavelength[0]).clamp(min=1e-6)  # what is below zero is below the first node
+        position = ratio.log() / (self.step * level.double().exp2()) + _PAD
+        coarse = torch.minimum(position.ceil().clamp(min=0.0).long(), size)
+        return torch.cat([fine.unsqueeze(0), coarse + (len(self) + size.cumsum(0) - size)])
+
     @property
     def nodes(self) -> Tensor:
         """Wavelengths of all levels, one after the other, the finest first."""

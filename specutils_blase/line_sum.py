@@ -38,7 +38,7 @@ class Windows:
     Parameters
     ----------
     line, start, count : Tensor, (n_run,)
-        Line, first node and number of nodes of each run.
+        Line, first node and number of nodes, perhaps 0, of each run.
     fade_out, fade_in : Tensor, (n_run,)
         Reciprocals of the relative distances |λ - λ_j| / λ_j at which the line has left this level for the next
         coarser one (0: never), and the next finer one for this (`NEVER`: there is none).
@@ -144,7 +144,9 @@ def _chunks(windows: Windows) -> list[tuple[Windows, int]]:
     if not windows.line.numel():
         return []
     total = torch.cumsum(windows.count, 0)
-    size, n_entry = block_size(), int(total[-1])
+    size, n_entry = block_size(total.device), int(total[-1])
+    if n_entry <= size:
+        return [(windows, n_entry)]
     at = torch.searchsorted(total, torch.arange(1, n_entry // size + 1, device=total.device) * size)
     bounds, reached = torch.stack([at, torch.where(at > 0, total[at - 1], 0)]).tolist()
     bounds, reached = [0, *bounds, total.numel()], [0, *reached, n_entry]

@@ -64,6 +64,3 @@ class LineView(LineEmulator):
         everything = self.parent.line_parameters().detach().clone()
         everything[self.index] = values
         self.parent.set_line_parameters(everything)
-
-    def settle_offsets(self) -> None:
-        raise TypeError("a LineView does not own its lines: settle the offsets of its parent")

@@ -164,10 +164,21 @@ class LineEmulator(DoublePrecision):
         return part
 
     @torch.no_grad()
-    def settle_offsets(self) -> None:
-        """Move the present offsets into the centres: from here on, `rv_offset` counts from zero."""
-        self.center.copy_(self.shifted_center)
-        self.rv_offset.zero_()
+    def settled(self) -> LineEmulator:
+        """The same lines with their offsets moved into the centres: `rv_offset` counts from zero.
+
+        A copy, because lines stand in the order of their centres and offsets may have taken one past another.
+        """
+        return LineEmulator(
+            self.shifted_center,
+            self.area,
+            self.sigma,
+            self.gamma,
+            sign=self.sign,
+            law=deepcopy(self.law),
+            wavelength_range=self.wavelength_range,
+            species=self.species,
+        )
 
     @torch.no_grad()
     def reach(self, tolerance: float = TOLERANCE) -> Tensor:
@@ -180,8 +191,8 @@ class LineEmulator(DoublePrecision):
     @torch.no_grad()
     def windows(self, sampling: Sampling, doppler_factor: Tensor | float = 1.0) -> Windows:
         """Runs of nodes on every level of `sampling` from the lines' current parameters."""
-        center = self.shifted_center * doppler_factor
-        factor = float(doppler_factor)
+        factor = torch.as_tensor(doppler_factor, dtype=torch.float64, device=self.center.device)
+        center = self.shifted_center * factor
         half_width = 0.5 * voigt_fwhm(self.sigma.double(), self.gamma.double()) * factor
         relative = self.reach() * factor / center  # in units of ln λ
         top = sampling.n_level - 1
@@ -192,28 +203,25 @@ class LineEmulator(DoublePrecision):
         last = (2.0 * relative / (REACH * sampling.step)).clamp(min=1.0).log2().ceil().clamp(max=top)
         last = torch.maximum(core, last)
         core, last = torch.where(steep, 0.0, core), torch.where(steep, 0.0, last)
-        runs, first_node = [], 0
-        for level in range(sampling.n_level):
-            nodes = sampling.level(level)
-            outer = REACH * sampling.step * 2**level
-            line = ((core <= level) & (level <= last)).nonzero().squeeze(-1)
-            middle, inner = center[line], core[line] < level
-            # Where no coarser level takes over, the line runs on to its own reach.
-            endless = steep[line] | (level == top)
-            extent = torch.where(endless, relative[line].clamp(min=outer), outer)
-            low = torch.searchsorted(nodes, middle * (1.0 - extent))
-            high = torch.searchsorted(nodes, middle * (1.0 + extent))
-            hole_low = torch.searchsorted(nodes, middle * (1.0 - 0.5 * HANDOVER * outer))
-            hole_high = torch.searchsorted(nodes, middle * (1.0 + 0.5 * HANDOVER * outer))
-            hole_low, hole_high = torch.where(inner, hole_low, high), torch.where(inner, hole_high, high)
-            fade_out = torch.full_like(middle, 1.0 / outer).masked_fill_(endless, 0.0)
-            fade_in = torch.full_like(middle, 2.0 / outer).masked_fill_(~inner, NEVER)
-            for start, stop in ((low, hole_low), (hole_high, high)):
-                runs.append((line, start + first_node, stop - start, fade_out, fade_in))
-            first_node += nodes.numel()
-        columns = [torch.cat(column) for column in zip(*runs, strict=True)]
-        filled = (columns[2] > 0).nonzero().squeeze(-1)
-        return Windows(*(column[filled] for column in columns))
+        # From here on (n_level, n_line): runs that a line does not have are empty, so that no count need be known.
+        level = torch.arange(sampling.n_level, dtype=torch.float64, device=center.device).unsqueeze(1)
+        outer = REACH * sampling.step * level.exp2()
+        there, inner = (core <= level) & (level <= last), core < level
+        # Where no coarser level takes over, the line runs on to its own reach.
+        endless = steep | (level == top)
+        extent = torch.where(endless, torch.maximum(relative, outer), outer)
+        hole = 0.5 * HANDOVER * outer
+        low, high = (sampling.first_node(center * (1.0 + side * extent)) for side in (-1.0, 1.0))
+        hole_low, hole_high = (
+            torch.where(inner, sampling.first_node(center * (1.0 + side * hole)), high) for side in (-1.0, 1.0)
+        )
+        start = torch.stack([low, hole_high], dim=1)
+        count = torch.stack([hole_low, high], dim=1).sub_(start).mul_(there.unsqueeze(1))
+        fade_out = (1.0 / outer).expand_as(extent).masked_fill(endless, 0.0)
+        fade_in = (2.0 / outer).expand_as(extent).masked_fill(~inner, NEVER)
+        line = torch.arange(len(self), device=center.device).expand_as(start)
+        fades = (fade.unsqueeze(1).expand_as(start) for fade in (fade_out, fade_in))
+        return Windows(*(column.reshape(-1) for column in (line, start, count, *fades)))
 
     def opacity(
         self, sampling: Sampling, doppler_factor: Tensor | float = 1.0, windows: Windows | None = None

@@ -159,6 +159,11 @@ class ForwardModel(nn.Module):
         found = {"star": self.star, "telluric": self.telluric}
         return {name: emulator for name, emulator in found.items() if emulator is not None}
 
+    @property
+    def n_pixel(self) -> int:
+        """Number of output pixels."""
+        return len(self.sampling) if self.pixels is None else self.pixels.start.numel()
+
     def doppler_factor(self, component: str) -> Tensor | float:
         """1 + v/c of a component; the sky does not move."""
         return self.doppler.factor if component == "star" and self.doppler is not None else 1.0

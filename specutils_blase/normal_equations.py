@@ -60,7 +60,7 @@ class NormalEquations:
         self._corner = self._dense.T @ self._dense
         self._curvature = torch.zeros_like(prior_precision)  # the diagonal of JᵀWJ
         self._curvature[self.border] += torch.diagonal(self._corner)
-        self.structure = jacobian.structure(self.n_parameter)
+        self.structure = jacobian.structure
         if self.structure is not None:
             self._assemble(jacobian.blocks, root)
 

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from .echelle import EchelleModel
 from .grids import SPEED_OF_LIGHT
-from .jacobian import covariance_cut, linearize
+from .jacobian import linearize
+from .jacobian_windows import covariance_cut
 from .ledger import equivalent_width
 from .ledger_columns import COLUMNS
 from .model import ForwardModel

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from .grids import SPEED_OF_LIGHT
-from .jacobian import covariance_cut, linearize
+from .jacobian import linearize
+from .jacobian_windows import Layout, covariance_cut
 from .kernels import FWHM_PER_SIGMA
 from .model import Stages
 from .normal_equations import NormalEquations
@@ -62,6 +63,7 @@ class AnchoredProblem:
         self.n_datum = int((weight > 0).sum())
         self.anchor = free.read()
         self._last: _Evaluation | None = None
+        self._layout: Layout | None = None  # of the windows for steps
         self.precision = torch.zeros_like(self.anchor)
         self.freedom = torch.full_like(self.anchor, torch.inf)
         self.limit = torch.zeros_like(self.anchor)
@@ -189,7 +191,13 @@ class AnchoredProblem:
     def linearize(self, vector: Tensor, precise: bool = False) -> NormalEquations:
         """Normal equations at a vector; `precise` follows lines out into their wings, as far as a band allows."""
         known = self._at(vector)
-        jacobian = linearize(self.free, known.stages, covariance_cut(self.free) if precise else None)
+        if precise:
+            layout = Layout(self.free, covariance_cut(self.free))
+        else:
+            if self._layout is None or not self._layout.holds(self.free):
+                self._layout = Layout(self.free)
+            layout = self._layout
+        jacobian = linearize(self.free, known.stages, layout=layout)
         precision = self.prior_precision(vector)
         pull = precision * (self.anchor - vector)
         residual = self.flux - jacobian.flux

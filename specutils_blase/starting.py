@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .echelle import EchelleModel, orders_of
 from .instrument import Continuum
-from .jacobian import linearize_order
+from .jacobian import linearize
 from .model import ForwardModel
 from .parallel import each
 from .parameters import FreeParameters
@@ -109,7 +109,7 @@ def _velocity_sums(moving: tuple[str, ...], item: tuple[ForwardModel, Tensor, Te
     stages = order.stages()
     start_continuum(order, flux, weight, stages.binned)
     held = {name: torch.zeros(0, dtype=torch.long) for name in order.components}
-    jacobian = linearize_order(FreeParameters(order, dict.fromkeys(held, ()), held, moving), stages)
+    jacobian = linearize(FreeParameters(order, dict.fromkeys(held, ()), held, moving), [stages])
     residual = flux - (stages.binned if order.continuum is None else order.continuum(stages.binned))
     limit = CLIP * 1.4826 * residual[weight > 0].abs().median()
     root = torch.where(residual.abs() > limit, 0.0, weight).sqrt()

@@ -106,21 +106,20 @@ def test_linear_state_trains_on(tmp_path):
         assert torch.isfinite(parameter.grad).all()
 
 
-@pytest.mark.parametrize("name, limit", [("T4700g4p5_lines", 1e-3), ("T4700g4p5_WASP69_MAP_lines", 1e-2)])
-def test_published_states(shared_data, tmp_path, name, limit):
+@pytest.mark.parametrize("name", ["T4700g4p5_lines", "T4700g4p5_WASP69_MAP_lines"])
+def test_published_states(shared_data, tmp_path, name):
     """blasé's own lines in part of HPF order 5, as its linear emulator has them.
 
-    In the second state, five products of the whole exceed 1 and blasé cuts their cores off at zero flux: no sum of
-    smooth lines follows such a corner closer than a few thousandths.
+    In the second state five products exceed 1, and blasé cuts their cores off at zero flux: a corner.
     """
     table = np.load(shared_data / f"data/blase/{name}.npz")
     near = (table["center"] > 8640) & (table["center"] < 8760)
     lines = {key: table[key][near] for key in table.files}
     path = saved(tmp_path, state_of(lines, -9.2665))
     emulator = sb.read_blase_state(path, flux_scale="linear")
-    grid = np.arange(8655.0, 8745.0, 0.02)
+    grid = np.arange(8655.0, 8745.0, 0.004)
     difference = flux_of(emulator, grid) - blase_flux(lines, grid, "mixed", "linear", -9.2665)
-    assert np.abs(difference).max() < limit
+    assert np.abs(difference).max() < 1e-3
     assert np.sqrt(np.mean(difference**2)) < 1.5e-4
     assert near.sum() < len(emulator) < 2.2 * near.sum()
 

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from specutils_blase import jacobian as jacobian_module
+from specutils_blase import jacobian_windows
 from specutils_blase.grids import Sampling
-from specutils_blase.jacobian import Cut, linearize
+from specutils_blase.jacobian import linearize
+from specutils_blase.jacobian_windows import Cut
 from specutils_blase.lines import LineEmulator
 from specutils_blase.model import ForwardModel
 from specutils_blase.parameters import GLOBALS, KINDS, FreeParameters
@@ -103,7 +104,7 @@ def random_subset(model):
 
 def exactly(monkeypatch):
     """Steer with everything there is: no wing left out, no window cut."""
-    monkeypatch.setattr(jacobian_module, "STEERING", Cut(1e-2, 1e-8, 10**6))
+    monkeypatch.setattr(jacobian_windows, "STEERING", Cut(1e-2, 1e-8, 10**6))
 
 
 def dense(free):
@@ -202,7 +203,7 @@ def test_broad_lines_become_dense_columns(monkeypatch):
     model = order(broad, sky())
     free = everything(model)
     whole, _ = dense(free)
-    monkeypatch.setattr(jacobian_module, "STEERING", Cut(1e-2, 1e-4, 600))
+    monkeypatch.setattr(jacobian_windows, "STEERING", Cut(1e-2, 1e-4, 600))
     structured = linearize(free)
     columns = set(structured.dense_columns.tolist())
     assert set(range(4, 8)) <= columns and not set(range(4)) & columns and not set(range(8, 12)) & columns
@@ -216,7 +217,7 @@ def test_wide_windows_are_cut_about_the_line(center, monkeypatch):
     exactly(monkeypatch)
     free = everything(order(LineEmulator([center], [3.0], [0.05], [0.05]), None, rv=0.0))
     whole, _ = dense(free)
-    monkeypatch.setattr(jacobian_module, "STEERING", Cut(1e-2, 1e-8, 240))
+    monkeypatch.setattr(jacobian_windows, "STEERING", Cut(1e-2, 1e-8, 240))
     matrix, _ = dense(free)
     lost = (matrix - whole)[:, 0].abs()
     pixels = 10_000.0 + 0.05 * torch.arange(260)

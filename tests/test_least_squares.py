@@ -16,6 +16,7 @@ from specutils_blase.parameters import KINDS, FreeParameters
 from specutils_blase.priors import LinePriors
 from specutils_blase.problem import AnchoredProblem
 from specutils_blase.simulate import pixel_edges
+from specutils_blase.structure import Structure, Window
 
 F64 = torch.float64
 WEAK = 1e-10  # prior precision that says nothing
@@ -58,7 +59,7 @@ class Toy:
 
     def linearize(self, vector, precise=False):
         matrix, residual = self.jacobian(vector), self.residuals(vector)
-        structured = Jacobian(residual, [], matrix, torch.arange(len(vector)))
+        structured = Jacobian(residual, [], matrix, torch.arange(len(vector)), None)
         prior = torch.full_like(vector, WEAK)
         return NormalEquations(structured, residual, torch.ones_like(residual), prior, -WEAK * vector)
 
@@ -89,7 +90,8 @@ class ManyRosenbrocks(Toy):
         block = LocalBlock(columns, 4 * torch.arange(len(x)), values)
         residual = self.residuals(vector)
         empty = torch.zeros(len(residual), 0, dtype=F64), torch.zeros(0, dtype=torch.long)
-        structured = Jacobian(residual, [block], *empty)
+        structure = Structure([Window(columns, block.start, 4, None, 0)], len(residual), len(vector))
+        structured = Jacobian(residual, [block], *empty, structure)
         prior = torch.full_like(vector, WEAK)
         return NormalEquations(structured, residual, torch.ones_like(residual), prior, -WEAK * vector)
 

@@ -12,7 +12,7 @@ from specutils_blase.model import ForwardModel
 from specutils_blase.normal_equations import NormalEquations
 from specutils_blase.parameters import KINDS, FreeParameters
 from specutils_blase.simulate import pixel_edges
-from specutils_blase.structure import LINES_PER_BLOCK
+from specutils_blase.structure import LINES_PER_BLOCK, Structure, Window
 
 F64 = torch.float64
 
@@ -44,7 +44,9 @@ def structured(seed, n_line=60, n_kind=3, n_row=400, n_dense=4, widest=30, wide_
     )
     dense = torch.as_tensor(rng.standard_normal((n_row, len(dense_columns))))
     matrix[:, dense_columns] = dense
-    return Jacobian(torch.zeros(n_row, dtype=F64), blocks, dense, dense_columns), matrix
+    windows = [Window(block.columns, block.start, block.values.shape[-1], None, 0) for block in blocks]
+    structure = Structure(windows, n_row, n_parameter) if windows else None
+    return Jacobian(torch.zeros(n_row, dtype=F64), blocks, dense, dense_columns, structure), matrix
 
 
 def normal_equations(jacobian, matrix, seed=0, masked=0.2):

@@ -53,8 +53,8 @@ def read_blase_state(
     profile : "exact" or "mixed", optional
         "exact": the exact Voigt of SparseLogEmulator, which takes its σ for its γ and the other way round: undone here,
         so that `sigma` of the result is Gaussian. "mixed": the "pseudo-Voigt" of the linear emulators (and of
-        ``sparse_opacity_model``), which is none; it is replaced by one to three exact Voigts a line with the same flux
-        (`mixed_profile`). By default what blasé uses: "mixed" in linear, "exact" in log scale.
+        ``sparse_opacity_model``), which is none; it is replaced by one to three exact Voigts a line with the same flux,
+        up to six where blasé cuts a line off at zero flux (`mixed_profile`). By default what blasé uses: "mixed" in linear, "exact" in log scale.
     at_rest : bool
         Leave out the state's radial velocity. By default it becomes the `rv_offset` of every line, which gives blasé's
         spectrum: like there, widths do not scale with it.
@@ -192,8 +192,8 @@ def _values(path, state: dict, key: str, n_dim: int | None) -> Tensor:
 
 
 def _report(path, count: Tensor, error: Tensor, tolerance: float) -> None:
-    numbers = [int((count == k).sum()) for k in (1, 2, 3)]
-    logger.info("%s: mixed profiles of %d lines as one, %d as two, %d as three exact Voigts", path, *numbers)
+    parts = ", ".join(f"{int((count == k).sum())} as {k}" for k in count.unique().tolist())
+    logger.info("%s: mixed profiles of lines made into exact Voigts: %s", path, parts)
     worse = int((error > tolerance).sum())
     if worse:
         logger.warning("%s: %d lines are off by more than %g, at most %.2g", path, worse, tolerance, float(error.max()))
