@@ -21,11 +21,12 @@ from .least_squares import Solution
 from .ledger import LineErrors, build_ledger, held_errors
 from .noise import NoiseModel
 from .observed_orders import ObservedOrder
+from .parallel import each
 from .parameters import KINDS
 from .posterior import Curvature
 from .problem import AnchoredProblem
-from .result import FitResult
-from .solving import degrees_of_freedom_used, reduced_chi_square, residuals
+from .result import FitResult, model_spectra
+from .solving import degrees_of_freedom_used, reduced_chi_square
 from .stand_in import posterior_mean, prior_error
 
 BARYCENTRIC_AGREEMENT = 0.01
@@ -93,7 +94,6 @@ def build_result(problem: AnchoredProblem, solution: Solution, given: Given) -> 
         message += (
             "; the data bring no uncertainty: all pixels weigh the same, errors are scaled by the residual scatter"
         )
-    table = _order_table(problem, given, used)
     if any(noise.jitter):
         message += (
             f"; jitter added to {sum(s > 0 for s in noise.jitter)} of {len(orders)} orders, whose model is incomplete"
@@ -102,6 +102,7 @@ def build_result(problem: AnchoredProblem, solution: Solution, given: Given) -> 
     with torch.no_grad():
         for order, one in zip(orders, problem.free.orders, strict=True):
             one.continuum.coefficients.mul_(order.scale)
+    table = _order_table(problem, given, used)
     parameters, covariance = _parameters(problem, factor, orders, inflation)
     many = isinstance(model, EchelleModel)
     names = [order.name if many or order.frame.meta.get("m") is not None else "" for order in orders]
@@ -130,18 +131,19 @@ def build_result(problem: AnchoredProblem, solution: Solution, given: Given) -> 
 def _order_table(problem: AnchoredProblem, given: Given, used: list[float]) -> QTable:
     """One row an order that was given, fitted or not."""
     noise, rows = given.noise, []
-    for k, (order, residual) in enumerate(zip(given.orders, residuals(problem), strict=True)):
+    for k, (order, parts) in enumerate(zip(given.orders, each(model_spectra, problem.free.orders), strict=True)):
         good = order.data.good
-        own = problem.free.orders[k].continuum.value().detach()
-        relative = residual[good] / own[good]
-        square = (residual[good] / noise.sigma[k][good]).square().sum()
+        own = parts["continuum"]
+        residual = (order.data.flux - parts["model"])[good]
+        relative = residual / own[good]
+        square = (residual / order.scale / noise.sigma[k][good]).square().sum()
         freedom = max(int(good.sum()) - used[k], 1.0)
         rows.append(
             (
                 order.index, order.name, *order.span, len(order.data), int(good.sum()), order.resolving_power,
                 float(relative.square().mean().sqrt()),
                 float(square) / freedom if noise.known[k] else math.nan,
-                float(noise.jitter[k] / own.mean()), noise.doubted(k), True, "",
+                float(noise.jitter[k] * order.scale / own.mean()), noise.doubted(k), True, "",
             )
         )  # fmt: skip
     for index, reason in given.excluded.items():

@@ -6,6 +6,7 @@ Does not live here: the fit (`fitting`), files (`asdf`), drawing (`plotting`).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -253,9 +254,31 @@ class FitResult:
         write(self, path, overwrite=overwrite, compression=compression)
 
 
-@torch.no_grad()
 def model_spectra(model: ForwardModel) -> dict[str, torch.Tensor]:
-    """Spectra of the model of one order on its pixels; see `FitResult.evaluate`."""
+    """Spectra of the model of one order on its pixels; see `FitResult.evaluate`.
+
+    Kept until a parameter of the model changes: printing, drawing and writing a result ask for the same spectra.
+    """
+    tensors = _tensors(model)
+    tracked = not any(tensor.is_inference() for tensor in tensors)
+    state = tuple((tensor.data_ptr(), tensor._version, tensor.dtype) for tensor in tensors) if tracked else None
+    known = _KNOWN.get(model)
+    if known is None or state is None or known[0] != state:
+        known = _KNOWN[model] = (state, _model_spectra(model))
+    return {name: values.clone() for name, values in known[1].items()}
+
+
+_KNOWN: WeakKeyDictionary = WeakKeyDictionary()
+
+
+def _tensors(model: ForwardModel) -> list[torch.Tensor]:
+    """All that a model's spectra depend on, the lines included that it sees through views."""
+    owners = [getattr(emulator, "parent", emulator) for emulator in model.components.values()]
+    return [tensor for module in (model, *owners) for tensor in (*module.parameters(), *module.buffers())]
+
+
+@torch.no_grad()
+def _model_spectra(model: ForwardModel) -> dict[str, torch.Tensor]:
     stages = model.stages()  # all from one sum over the lines, which is what takes the time
     result = {"model": stages.flux, "continuum": model.continuum.value()}
     for name, flux in (("star", stages.rotated), ("telluric", stages.sky)):

@@ -1,6 +1,7 @@
 """Fits: injection and recovery, what is held, bad pixels, unknown noise, bad input."""
 
 import warnings
+from copy import deepcopy
 
 import astropy.units as u
 import numpy as np
@@ -13,6 +14,7 @@ from specutils import Spectrum, SpectrumList
 import specutils_blase as sb
 from specutils_blase.adapters.files import load_spectrum
 from specutils_blase.fitting import fit
+from specutils_blase.model import ForwardModel
 from specutils_blase.priors import LinePriors
 from specutils_blase.result import SPECTRA
 from specutils_blase.simulate import perturbed, simulate
@@ -105,6 +107,25 @@ def test_spectra_of_the_result_are_consistent(recovered):
     assert template.flux.value.min() < star.min() / 3.0  # unbroadened lines are deeper
     noise = (result.data.sigma / result.evaluate()["continuum"]).square().mean().sqrt().item()
     assert 0.75 * noise < result.rms < 1.05 * noise  # a little below: lines adapt to the noise as well
+
+
+def test_spectra_are_kept_until_the_model_changes(recovered, monkeypatch):
+    """Printing, drawing and writing evaluate the model once; a parameter that somebody changes is noticed."""
+    result = deepcopy(recovered[2])
+    evaluations = []
+    stages = ForwardModel.stages
+    monkeypatch.setattr(ForwardModel, "stages", lambda self: evaluations.append(0) or stages(self))
+    before = result.evaluate()["model"]
+    before += 1.0  # what is handed out is a copy
+    repr(result), result.telluric_corrected, result.model_spectrum
+    assert len(evaluations) == 1
+    torch.testing.assert_close(result.evaluate()["model"] + 1.0, before, rtol=0, atol=0)
+    with torch.no_grad():
+        result.model.star.ln_area += 0.5
+    changed = result.evaluate()["model"]
+    assert len(evaluations) == 2 and float((changed + 1.0 - before).abs().max()) > 1e-3
+    result.model.doppler.rv = torch.nn.Parameter(result.model.doppler.rv.detach() + 5.0)
+    assert float((result.evaluate()["model"] - changed).abs().max()) > 1e-3
 
 
 def test_spectra_as_one_list(recovered):

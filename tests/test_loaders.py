@@ -587,6 +587,16 @@ class TestFiles:
         )
         assert len(load_orders([path], format="tabular-fits")) == 1
 
+    def test_a_header_without_wavelengths(self, tmp_path):
+        """specutils counts pixels and calls them Å."""
+        path = tmp_path / "counts.fits"
+        fits.PrimaryHDU(np.ones(50)).writeto(path)
+        with pytest.raises(ValueError, match=r"counts\.fits .*its header tells no wavelengths, CRVAL1 and CDELT1"):
+            load_spectrum(path)
+        header = fits.Header({"CRVAL1": 8000.0, "CDELT1": 0.05, "CRPIX1": 1.0})
+        fits.PrimaryHDU(np.ones(50), header=header).writeto(path, overwrite=True)
+        np.testing.assert_allclose(load_spectrum(path).spectral_axis.to_value("AA")[[0, -1]], [8000.0, 8002.45])
+
 
 class TestTable:
     def test_of_hpf(self, night):

@@ -54,7 +54,8 @@ def read_blase_state(
         "exact": the exact Voigt of SparseLogEmulator, which takes its σ for its γ and the other way round: undone here,
         so that `sigma` of the result is Gaussian. "mixed": the "pseudo-Voigt" of the linear emulators (and of
         ``sparse_opacity_model``), which is none; it is replaced by one to three exact Voigts a line with the same flux,
-        up to six where blasé cuts a line off at zero flux (`mixed_profile`). By default what blasé uses: "mixed" in linear, "exact" in log scale.
+        up to eight where blasé cuts a line off at zero flux (`mixed_profile`). By default what blasé uses: "mixed" in
+        linear, "exact" in log scale.
     at_rest : bool
         Leave out the state's radial velocity. By default it becomes the `rv_offset` of every line, which gives blasé's
         spectrum: like there, widths do not scale with it.

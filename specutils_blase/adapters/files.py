@@ -15,7 +15,7 @@ import numpy as np
 from astropy.io.registry import IORegistryError
 from astropy.nddata import StdDevUncertainty
 from astropy.table import QTable
-from astropy.wcs import FITSFixedWarning
+from astropy.wcs import WCS, FITSFixedWarning
 from specutils import Spectrum, SpectrumList
 
 from .identify import instrument_of
@@ -159,11 +159,22 @@ def _read(path: Path, classes: tuple[type, ...], format: str | None) -> Spectrum
         warnings.simplefilter("ignore", FITSFixedWarning)  # of readers that try a table's header as coordinates
         for read, options in readers:
             try:
-                return read(str(path), **options)
+                return _on_wavelengths(read(str(path), **options))
             except UNREADABLE as error:
                 reasons.append(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
     hint = "give its specutils format, or a table with the columns wavelength, flux, uncertainty"
     raise ValueError(f"cannot read a spectrum from {path} ({reasons[0].rstrip('.')}): {hint}")
+
+
+def _on_wavelengths(found: Spectrum | SpectrumList) -> Spectrum | SpectrumList:
+    """What was read, unless its header has no wavelengths, which specutils then takes to be pixels in Å."""
+    for spectrum in [found] if isinstance(found, Spectrum) else found:
+        header = spectrum.meta.get("header") or {}
+        axes = spectrum.wcs
+        counted = isinstance(axes, WCS) and axes.naxis == 1 and axes.wcs.cdelt[0] == 1.0 and axes.wcs.crval[0] == 0.0
+        if counted and not any(key in header for key in ("CRVAL1", "CDELT1", "CD1_1", "PC1_1", "CTYPE1")):
+            raise ValueError("its header tells no wavelengths, CRVAL1 and CDELT1 are missing")
+    return found
 
 
 def _one(found, order: int | None, path: Path) -> Spectrum:

@@ -7,7 +7,8 @@ blasé 0.3 mixes a Lorentzian and a Gaussian at their *own* widths,
 with the mixing η of a pseudo-Voigt whose parts would have the common width of the whole (Thompson, Cox & Hastings 1987,
 J. Appl. Cryst. 20, 79). It is no approximation to a Voigt profile (its peak is 67 % too high at σ = γ), and its σ and γ
 are numbers, not widths. One exact Voigt comes within a thousandth of the flux of every second such line, two or three
-together of nearly all. Where its product would exceed 1, blasé cuts the flux off at zero: that corner takes up to six.
+together of nearly all. Where its product would exceed 1, blasé cuts the flux off at zero: such a corner takes up to
+eight.
 
 Does not live here: the files (`blase`).
 """
@@ -27,7 +28,7 @@ N_NODE = 40
 
 ITERATIONS = 60
 BLOCK = 1024
-MOST_VOIGTS = 6
+MOST_VOIGTS = 8
 
 USUAL, LAST_RESORT = 3, 3.0
 """Voigts that any line may take; and how many times the tolerance a line must be off to take more."""
