@@ -98,6 +98,7 @@ def build_result(problem: AnchoredProblem, solution: Solution, given: Given) -> 
         message += (
             f"; jitter added to {sum(s > 0 for s in noise.jitter)} of {len(orders)} orders, whose model is incomplete"
         )
+    message += _at_bound(model, problem.free.global_slices)
     weights = [w / order.scale**2 for w, order in zip(noise.weights(), orders, strict=True)]
     with torch.no_grad():
         for order, one in zip(orders, problem.free.orders, strict=True):
@@ -125,6 +126,16 @@ def build_result(problem: AnchoredProblem, solution: Solution, given: Given) -> 
         return FitResult(data=orders[0].data, frame=orders[0].frame, orders=table, **common)
     return EchelleFitResult(
         data=[order.data for order in orders], frame=[order.frame for order in orders], orders=table, **common
+    )
+
+
+def _at_bound(model, free: dict) -> str:
+    """What to say where v sin i ended at the largest value that the model has room for."""
+    if "vsini" not in free or model.rotation.vsini.item() < (1.0 - 1e-6) * model.rotation.max_vsini:
+        return ""
+    return (
+        f"; v sin i stands at the largest value that this model has room for, {model.rotation.max_vsini:.0f} km/s, and "
+        "its error means nothing: give a larger vsini= to start from, or ask whether the template is right"
     )
 
 

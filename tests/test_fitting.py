@@ -360,3 +360,13 @@ def test_further_iterations_change_nothing(monkeypatch):
         error = usual.ledger[f"{name}_err"]
         moved = np.abs(further.ledger[name] - usual.ledger[name])[error > 0]
         assert (moved < 0.05 * error[error > 0]).all(), name
+
+
+def test_a_rotation_at_its_bound_is_told():
+    data = observed(vsini=70.0)
+    bound = quick(data, vsini=8.0)
+    assert bound.value("vsini") == pytest.approx(32.0)
+    assert "v sin i stands at the largest value that this model has room for, 32 km/s" in bound.message
+    roomy = quick(data, vsini=50.0)
+    assert "stands at" not in roomy.message
+    assert abs(roomy.value("vsini") - 70.0) < 4.0 * roomy.error("vsini")
