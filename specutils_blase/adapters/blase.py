@@ -162,9 +162,9 @@ def _load(path) -> dict:
     except OSError:
         raise
     except pickle.UnpicklingError as error:
-        reason = (
-            "it holds something other than tensors, which could run code" if "Unsupported" in str(error) else "damaged"
-        )
+        # torch names the class or function that it refuses; anything else is no pickle of its own.
+        code = "it holds something other than tensors, which could run code"
+        reason = code if "GLOBAL" in str(error) else "of another kind, or damaged"
         raise ValueError(f"cannot read {path}: no state dict of PyTorch ({reason})") from error
     except Exception as error:  # a damaged archive can fail anywhere in torch's reader
         reason = str(error).strip().splitlines()
