@@ -149,3 +149,15 @@ def test_continuum(degree, dtype):
 def test_continuum_refuses():
     with pytest.raises(ValueError, match="degree must be 0 or more, got -1"):
         Continuum(torch.arange(5.0), -1)
+
+
+def test_pixels_hold_the_mean_over_their_own_edges():
+    """Of λ and λ², which the grid's interpolation follows to 1e-9, the means over [a, b] are known."""
+    grid = velocity_grid(10_000.0, 10_020.0, 0.5)
+    low = torch.linspace(10_005.0, 10_010.0, 40, dtype=torch.float64)
+    edges = torch.stack([low, low + torch.linspace(0.01, 0.3, 40, dtype=torch.float64)], dim=1)
+    pixels = PixelBinning(edges, grid)
+    a, b = (edges - 10_007.0).unbind(1)
+    x = grid - 10_007.0
+    torch.testing.assert_close(pixels(x), 0.5 * (a + b), rtol=0.0, atol=1e-6)
+    torch.testing.assert_close(pixels(x.square()), (a * a + a * b + b * b) / 3.0, rtol=0.0, atol=1e-5)

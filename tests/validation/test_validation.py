@@ -13,6 +13,7 @@ import pytest
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 import cases  # noqa: E402 - scripts, not a package
+import planted_bugs  # noqa: E402
 import sampler  # noqa: E402
 import tables  # noqa: E402
 
@@ -100,3 +101,15 @@ def test_the_command_explains_itself(tmp_path):
     assert told.returncode == 0 and "calibration, changed, star, flaws, sampler" in told.stdout
     assert "no item spectra" in run("spectra").stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_planted_bugs_still_fit_their_places():
+    """Each text to be replaced stands exactly once in its module, and the test files that are to notice exist."""
+    package = planted_bugs.ROOT / "specutils_blase"
+    for name, bug in planted_bugs.BUGS.items():
+        assert (package / bug.module).read_text().count(bug.right) == 1, name
+        assert all((planted_bugs.ROOT / "tests" / test).exists() for test in bug.tests), name
+
+
+def test_a_planted_bug_is_caught():
+    assert "test_gaussian_full_width_at_half_maximum" in planted_bugs.caught(planted_bugs.BUGS["half-for-full"])

@@ -1,0 +1,202 @@
+"""Plant one bug at a time in a copy of the package and see that the tests catch it.
+
+    python tests/validation/planted_bugs.py                 # all, some minutes
+    python tests/validation/planted_bugs.py sky-moves       # some of them
+
+The text that a bug replaces must stand exactly once in its module: a bug that no longer fits is an error, not a pass.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Bug(NamedTuple):
+    """What is wrong, where, the right text and the wrong one, and the test files that are to notice."""
+
+    what: str
+    module: str
+    right: str
+    wrong: str
+    tests: tuple[str, ...]
+
+
+BUGS = {
+    "sigma-is-half-width": Bug(
+        "σ of a profile too large by √2",
+        "profiles.py",
+        "inverse_width = (sigma * math.sqrt(2.0)).reciprocal_()",
+        "inverse_width = (sigma * 2.0).reciprocal_()",
+        ("test_profiles.py",),
+    ),
+    "chain-rule": Bug(
+        "derivative to γ where that to ln γ is meant",
+        "jacobian.py",
+        '"ln_gamma": lambda: area * gamma * d_gamma,',
+        '"ln_gamma": lambda: area * d_gamma,',
+        ("test_jacobian.py",),
+    ),
+    "dropped-rotation": Bug(
+        "changes of stellar lines not rotated in the Jacobian",
+        "jacobian.py",
+        "tangents = self.through_star(tangents, node)\n",
+        "tangents = self._times(tangents, self.stages.sky, node)\n",
+        ("test_jacobian.py",),
+    ),
+    "blue-is-red": Bug(
+        "radial velocity of the wrong sign",
+        "extrinsic.py",
+        "return 1.0 + self.rv / SPEED_OF_LIGHT",
+        "return 1.0 - self.rv / SPEED_OF_LIGHT",
+        ("test_extrinsic.py", "test_model.py"),
+    ),
+    "sky-moves": Bug(
+        "the sky moves with the star",
+        "model.py",
+        'if component == "star" and self.doppler is not None',
+        "if self.doppler is not None",
+        ("test_model.py",),
+    ),
+    "sky-behind-the-slit": Bug(
+        "telluric lines multiplied after the line spread",
+        "model.py",
+        "smeared = product if self.line_spread is None else self.line_spread(product)",
+        "smeared = product if self.line_spread is None else self.line_spread(rotated) * sky if rotated is not None and "
+        "sky is not None else self.line_spread(product)",
+        ("test_model.py",),
+    ),
+    "half-for-full": Bug(
+        "resolving power taken for λ over the half width",
+        "kernels.py",
+        "FWHM_PER_SIGMA = 2.0 * math.sqrt",
+        "FWHM_PER_SIGMA = math.sqrt",
+        ("test_kernels.py", "test_instrument.py", "test_model.py"),
+    ),
+    "pixel-edge": Bug(
+        "pixels one node off",
+        "instrument.py",
+        "node = start.unsqueeze(1) + torch.arange(weight.shape[1], device=weight.device)",
+        "node = start.unsqueeze(1) + 1 + torch.arange(weight.shape[1], device=weight.device)",
+        ("test_instrument.py",),
+    ),
+    "variance-is-sigma": Bug(
+        "variances of the data read as standard deviations",
+        "spectrum.py",
+        "return values ** (1 / powers[kind])",
+        "return values ** (-1 if powers[kind] < 0 else 1)",
+        ("test_spectrum.py",),
+    ),
+    "prior-precision": Bug(
+        "prior precision 1/s where 1/s² is meant",
+        "problem.py",
+        "getattr(line_priors[name], kind) ** -2",
+        "getattr(line_priors[name], kind) ** -1",
+        ("test_problem.py", "test_posterior.py"),
+    ),
+    "student-t": Bug(
+        "curvature of Student's t with ν for ν + 1",
+        "problem.py",
+        "(freedom + 1.0) / (freedom + square)",
+        "freedom / (freedom + square)",
+        ("test_problem.py",),
+    ),
+    "half-a-line": Bug(
+        "equivalent width of one side of a line",
+        "ledger.py",
+        "return 2.0 * (depth * weight",
+        "return (depth * weight",
+        ("test_ledger.py",),
+    ),
+    "barycentre": Bug(
+        "barycentric correction of the wrong sign",
+        "outcome.py",
+        "rv * factor + known[0]",
+        "rv * factor - known[0]",
+        ("test_echelle_fit.py", "test_real_data.py"),
+    ),
+    "jitter-adds-up": Bug(
+        "jitter added to σ and not in quadrature",
+        "noise.py",
+        "return (self.factor[k] * self.sigma[k]).square() + self.jitter[k] ** 2",
+        "return (self.factor[k] * self.sigma[k] + self.jitter[k]).square()",
+        ("test_echelle_fit.py", "test_fitting.py"),
+    ),
+    "neighbours-forgotten": Bug(
+        "marginal errors without the next block of the matrix",
+        "factor.py",
+        "inverse = inverse + gain @ result[index + 1] @ gain.mT",
+        "inverse = inverse + 0.0 * gain @ result[index + 1] @ gain.mT",
+        ("test_normal_equations.py",),
+    ),
+    "blase-swap": Bug(
+        "blasé's σ and γ not swapped back",
+        "adapters/blase.py",
+        "parts = (center, area, gamma, sigma)",
+        "parts = (center, area, sigma, gamma)",
+        ("test_blase_states.py",),
+    ),
+}
+
+
+def planted(bug: Bug, package: Path) -> None:
+    """Put a bug into a copy of the package; RuntimeError if the place is not there exactly once."""
+    path = package / bug.module
+    text = path.read_text()
+    if text.count(bug.right) != 1:
+        raise RuntimeError(f"expected once in {bug.module}, found {text.count(bug.right)} times: {bug.right!r}")
+    path.write_text(text.replace(bug.right, bug.wrong))
+
+
+def caught(bug: Bug) -> str:
+    """The first test that fails with the bug; empty if none does."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "main"
+        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv", "__pycache__", "*.asdf.tmp"))
+        if (ROOT.parent / "shared").exists():
+            (Path(folder) / "shared").symlink_to(ROOT.parent / "shared")
+        planted(bug, copy / "specutils_blase")
+        where = "import specutils_blase; print(specutils_blase.__file__)"
+        environment = os.environ | {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
+        options = {"cwd": copy, "env": environment, "capture_output": True, "text": True, "check": False}
+        found = subprocess.run([sys.executable, "-c", where], **options).stdout.strip()
+        if not found.startswith(str(copy)):
+            raise RuntimeError(f"the tests would see {found}, not the copy with the bug")
+        tests = [f"tests/{name}" for name in bug.tests]
+        done = subprocess.run([sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests], **options)
+        failed = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, flags=re.MULTILINE)
+        if done.returncode not in (0, 1) or (done.returncode == 1 and failed is None):
+            raise RuntimeError(f"the tests did not run: {done.stdout[-2000:]}{done.stderr[-2000:]}")
+        return failed.group(1) if failed else ""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("name", nargs="*", help=f"among {', '.join(BUGS)}; all by default")
+    given = parser.parse_args()
+    if unknown := set(given.name) - set(BUGS):
+        parser.error(f"no bug {', '.join(sorted(unknown))}")
+    survived = 0
+    print("| bug | module | caught by | seconds |\n| --- | --- | --- | --- |")
+    for name in given.name or BUGS:
+        start = time.perf_counter()
+        test = caught(BUGS[name])
+        survived += not test
+        seconds = time.perf_counter() - start
+        test = test.removeprefix("tests/").partition(" ")[0]
+        print(f"| {BUGS[name].what} | {BUGS[name].module} | {test or 'NOTHING'} | {seconds:.0f} |", flush=True)
+    sys.exit(1 if survived else 0)
+
+
+if __name__ == "__main__":
+    main()
