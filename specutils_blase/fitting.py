@@ -205,7 +205,7 @@ def fit(
         orders = [order for k, order in enumerate(orders) if k not in wrong]
     warn_excluded(excluded)
     lines = {
-        name: _union(lines_inside(emulator, order.span, rv if name == "star" else 0.0) for order in orders)
+        name: _union(lines_inside(emulator, order.fitted_span, rv if name == "star" else 0.0) for order in orders)
         for name, emulator in present.items()
     }
     layout = FreeParameters(model, {name: kinds[name] for name in present}, lines, free)

@@ -45,6 +45,9 @@ class Problem(Protocol):
     def project(self, vector: Tensor) -> Tensor:
         """Nearest allowed parameter vector."""
 
+    def shorten(self, step: Tensor, longest: float) -> Tensor:
+        """A step with no parameter beyond `longest` times its limit; parameters that belong together are cut alike."""
+
     def pinned(self, vector: Tensor, pull: Tensor) -> Tensor:
         """Which parameters stand at a bound that `pull` would take them across."""
 

@@ -53,6 +53,12 @@ class ObservedOrder:
         """First and last wavelength, vacuum Å."""
         return float(self.data.wavelength[0]), float(self.data.wavelength[-1])
 
+    @property
+    def fitted_span(self) -> tuple[float, float]:
+        """First and last wavelength that counts, vacuum Å: what lies beyond, the data say nothing about."""
+        counting = self.data.wavelength[self.data.good]
+        return float(counting[0]), float(counting[-1])
+
 
 def read_order(
     spectrum: Spectrum,

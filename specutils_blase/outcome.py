@@ -88,7 +88,7 @@ def build_result(problem: AnchoredProblem, solution: Solution, given: Given) -> 
         prior = prior_error(problem.line_priors[name], "ln_area")
         components[name] = (emulator, LineErrors(free, covariance, given.start_area[name], prior))
         shift = 1.0 + (model.doppler.rv.item() / SPEED_OF_LIGHT if name == "star" else 0.0)
-        ranges[name] = [(low / shift, high / shift) for low, high in (order.span for order in orders)]
+        ranges[name] = [(low / shift, high / shift) for low, high in (order.fitted_span for order in orders)]
     message = solution.message
     if not measured:
         message += (

@@ -5,6 +5,7 @@ Does not live here: the solver (`least_squares`), prior widths (`priors`), units
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,9 +22,15 @@ from .parameters import FreeParameters
 from .priors import GLOBAL_LIMITS, GLOBAL_PRIORS, LINE_LIMITS, LinePriors
 from .profiles import voigt_fwhm
 
-WIDEST, FARTHEST, LEAST_WIDTH = 4.0, 2.0, 3.0
-"""Largest factor on the full width of a line, largest shift in full widths, and the full width [km/s] from which on
-narrow lines are counted."""
+WIDEST, NARROWEST, FARTHEST, LEAST_WIDTH = 4.0, 1e-3, 2.0, 3.0
+"""Largest factor on the full width of a line; part of it below which σ or γ alone are as good as zero; largest shift in
+full widths; and the full width [km/s] from which on narrow lines are counted."""
+
+MOST_OPACITY, STRONGER = 100.0, 10.0
+"""Largest area in units of the full width that a line may grow to, and the factor that a stronger one may grow by.
+
+Lines of the flux (linear law) and lines of the opacity are alike black long before.
+"""
 
 
 @dataclass
@@ -77,6 +84,12 @@ class AnchoredProblem:
         self.lower = torch.full_like(self.anchor, -torch.inf)
         self.upper = torch.full_like(self.anchor, torch.inf)
         self._bound_lines()
+        # What is shortened alike, a row each: the parameters of a line, and all that no line owns.
+        everything = torch.arange(len(self.anchor), device=self.anchor.device)
+        rows = [free.columns(name) for name in free.model.components] + [
+            everything[free.n_line_parameter :].view(1, -1)
+        ]
+        self._together = [columns for columns in rows if columns.numel()]
         for key, columns in free.global_slices.items():
             name = key.partition("[")[0]
             self.precision[columns] = GLOBAL_PRIORS[name] ** -2
@@ -92,7 +105,8 @@ class AnchoredProblem:
         """A line stays the line that it is: `WIDEST` times as broad by σ or γ alone at most, `FARTHEST` widths away.
 
         Where a model lacks something, or a continuum is too stiff, the heavy tails of the priors would else let single
-        lines spread over whole orders and beyond, or wander off to what has nothing to do with them.
+        lines spread over whole orders and beyond, or wander off to what has nothing to do with them. A line that is
+        centred where nothing counts would grow without end, until all its neighbours see is the steep end of a box.
         """
         per_width = {"ln_sigma": FWHM_PER_SIGMA, "ln_gamma": 2.0}
         for name, emulator in self.free.model.components.items():
@@ -102,8 +116,11 @@ class AnchoredProblem:
             width = torch.maximum(fwhm, center * (LEAST_WIDTH / SPEED_OF_LIGHT))
             for position, kind in enumerate(self.free.kinds[name]):
                 own = columns[:, position]
+                if kind == "ln_area":
+                    self.upper[own] = torch.maximum((MOST_OPACITY * width).log(), self.anchor[own] + math.log(STRONGER))
                 if kind in per_width:
                     self.upper[own] = torch.maximum((WIDEST * width / per_width[kind]).log(), self.anchor[own])
+                    self.lower[own] = torch.minimum((NARROWEST * width / per_width[kind]).log(), self.anchor[own])
                 if kind == "rv_offset":
                     reach = FARTHEST * width / center * SPEED_OF_LIGHT
                     self.lower[own], self.upper[own] = self.anchor[own] - reach, self.anchor[own] + reach
@@ -166,6 +183,17 @@ class AnchoredProblem:
         rows, priors = self.evaluate(vector)
         pull = self._pull(self._at(vector)) + self.prior_precision(vector) * (self.anchor - vector)
         return float(rows.sum() + priors.sum()), pull
+
+    def shorten(self, step: Tensor, longest: float) -> Tensor:
+        """A step with the part of each line, and that of all else, cut to `longest` times its parameters' limits.
+
+        One line that leaves along a direction of which the data know nothing does not hold back all others.
+        """
+        excess = step.abs() / (longest * self.limit)
+        shorter = torch.ones_like(step)
+        for columns in self._together:
+            shorter[columns] = excess[columns].amax(dim=1, keepdim=True).clamp(min=1.0)
+        return step / shorter
 
     def pinned(self, vector: Tensor, pull: Tensor) -> Tensor:
         """Which parameters stand at a bound that `pull` would take them across."""

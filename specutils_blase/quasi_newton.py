@@ -144,7 +144,11 @@ def _search(problem, point: Point, direction: Tensor, slope: float) -> tuple[Poi
     """Point of sufficient decrease along a direction, by quadratic interpolation, and its distance; None if none."""
     if not (math.isfinite(slope) and slope > 0.0):
         return None, 0.0
-    scale = min(1.0, LONGEST_STEP / max(float((direction / problem.limit).abs().max()), 1e-300))
+    shorter = problem.shorten(direction, LONGEST_STEP)
+    if float(point.pull @ shorter) > 0.0:
+        direction, slope, scale = shorter, float(point.pull @ shorter), 1.0
+    else:  # without some of its longest parts, the way does not lead down
+        scale = min(1.0, LONGEST_STEP / max(float((direction / problem.limit).abs().max()), 1e-300))
     for _ in range(MOST_HALVINGS):
         trial = Point.at(problem, problem.project(point.vector + scale * direction))
         if not math.isfinite(trial.cost):

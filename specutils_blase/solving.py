@@ -41,9 +41,6 @@ ALONE_ITERATIONS, SETTLING_ITERATIONS, TOGETHER_AT_FIRST, TOGETHER_ITERATIONS = 
 """Limits on the iterations of each order by itself and beside the others' solutions, and of all orders together from
 afar and at the end."""
 
-TOGETHER_ROUNDS = 2
-"""Rounds in which the noise learns from the fit of all orders: what it learnt from each alone is nearly right."""
-
 
 def degrees_of_freedom_used(free: FreeParameters, factor: Factor) -> list[float]:
     """How many parameters the data of each order determine: 1 - prior precision × variance, shared ones shared out."""
@@ -148,17 +145,22 @@ def solve_orders(
                 alone.write(vector)
                 _take_over(problem.free.model.orders[k], k, copies, owners)
             problem.weight = problem.free.merge(noise.weights())
-    tolerance = TOLERANCE * len(names)
-    for turn in range(TOGETHER_ROUNDS + 1):
-        limit = min(TOGETHER_AT_FIRST if turn == 0 else TOGETHER_ITERATIONS, max_iterations)
+    coarse, fine = ALONE_TOLERANCE * len(names), TOLERANCE * len(names)
+    turns = [(TOGETHER_AT_FIRST, coarse, True), (TOGETHER_ITERATIONS, fine, False)]
+    if noise.adapts:  # what it has learnt from each order alone is nearly right: it learns twice more
+        turns.insert(1, (TOGETHER_ITERATIONS, coarse, False))
+    for turn, (limit, tolerance, from_afar) in enumerate(turns):
         solution = minimize(
-            problem, max_iterations=limit, absolute_tolerance=tolerance, from_afar=turn == 0, callback=report
+            problem,
+            max_iterations=min(limit, max_iterations),
+            absolute_tolerance=tolerance,
+            from_afar=from_afar,
+            callback=report,
         )
         first = len(history)
         history.extend(entry | {"iteration": first + i} for i, entry in enumerate(solution.history))
-        changed = turn < TOGETHER_ROUNDS and noise.adapts and _learn(problem, noise, solution)
-        if (solution.success or turn > 0) and not changed:
-            break
+        if noise.adapts and turn < len(turns) - 1:
+            _learn(problem, noise, solution)
     solution.history = history
     if not solution.success:
         step, _ = solution.normal.step(torch.zeros_like(solution.vector))

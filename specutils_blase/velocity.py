@@ -24,7 +24,7 @@ LARGEST_VELOCITY = 300.0
 
 STEP = 0.5
 
-ROTATIONS = (2.0, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0)
+ROTATIONS = (2.0, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 240.0, 360.0)
 """Projected rotation velocities [km/s] that are tried where none is given."""
 
 NEARBY = 40.0

@@ -196,6 +196,23 @@ def test_a_list_of_nothing():
         sb.fit([], templates.arcturus(), resolving_power=55_000)
 
 
+def test_lines_where_nothing_counts_are_held(night, clones):
+    """Behind masked ends lies what the data say nothing about: not free, at its clone, and no order saw it."""
+    ends = np.zeros(len(night[0].flux), dtype=bool)
+    ends[:120] = ends[-120:] = True
+    masked = Spectrum(
+        flux=night[0].flux, spectral_axis=night[0].spectral_axis, uncertainty=night[0].uncertainty, mask=ends
+    )
+    result = fit(SpectrumList([masked]), clones, rv=TRUTH["rv"], vsini=TRUTH["vsini"])
+    ledger = result.ledger[result.ledger["component"] == "star"]
+    counting = night[0].spectral_axis.to_value(u.AA)[~ends] / (1.0 + TRUTH["rv"] / SPEED_OF_LIGHT)
+    beyond = np.maximum(counting[0] - ledger["center"].value, ledger["center"].value - counting[-1]) > 0.5
+    assert beyond.sum() > 10 and (~beyond).sum() >= 10
+    assert not ledger["free"][beyond].any() and ledger["free"][~beyond].sum() > 8
+    assert not any(ledger["orders"][beyond])
+    assert ledger["unconstrained"][beyond].all() and ledger["edge"][beyond].all()
+
+
 def test_resolving_powers_must_match_the_orders(night, clones):
     with pytest.raises(ValueError, match="one for each of 3 orders, got 2"):
         fit(night, clones, resolving_power=[55_000, 55_000])

@@ -51,6 +51,9 @@ class Toy:
         pull = self.jacobian(vector).T @ self.residuals(vector) - WEAK * vector
         return float(terms[0].sum() + terms[1].sum()), pull
 
+    def shorten(self, step, longest):
+        return step / (step.abs() / (longest * self.limit)).max().clamp(min=1.0)
+
     def pinned(self, vector, pull):
         return (vector <= self.lower) & (pull < 0) | (vector >= self.upper) & (pull > 0)
 

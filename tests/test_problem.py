@@ -227,15 +227,37 @@ def test_no_line_becomes_a_continuum():
                 continue
             upper = p.upper[columns[:, p.free.kinds[name].index(kind)]]
             torch.testing.assert_close(alone(upper.exp()), broadest, rtol=1e-3, atol=0)
+            lower = p.lower[columns[:, p.free.kinds[name].index(kind)]]
+            torch.testing.assert_close(alone(lower.exp()), 0.25e-3 * broadest, rtol=1e-3, atol=0)
         kinds = p.free.kinds[name]
         if "ln_area" in kinds:
-            assert torch.isinf(p.upper[columns[:, kinds.index("ln_area")]]).all()
+            own = columns[:, kinds.index("ln_area")]
+            area, black = p.anchor[own].exp(), 25.0 * broadest
+            torch.testing.assert_close(p.upper[own].exp(), torch.maximum(black, 10.0 * area))
+            assert torch.isinf(p.lower[own]).all()
         if "rv_offset" in kinds:
             own = columns[:, kinds.index("rv_offset")]
             reach = 0.5 * broadest / emulator.center[p.free.lines[name]] * SPEED_OF_LIGHT
             torch.testing.assert_close(p.upper[own] - p.anchor[own], reach)
             torch.testing.assert_close(p.anchor[own] - p.lower[own], reach)
-    assert bool((p.anchor <= p.upper).all())
+    assert bool((p.anchor <= p.upper).all()) and bool((p.anchor >= p.lower).all())
+
+
+def test_a_long_step_is_cut_line_by_line():
+    """Each line's part, and that of all else, keeps its direction and ends at the limits."""
+    p = problem()
+    for name in p.free.model.components:
+        columns = p.free.columns(name)
+        step = 0.5 * p.limit
+        step[columns[3]] = 7.0 * p.limit[columns[3]] * torch.linspace(0.1, 1.0, columns.shape[1])
+        expected = step.clone()
+        expected[columns[3]] *= 2.0 / 7.0
+        torch.testing.assert_close(p.shorten(step, 2.0), expected)
+    step = 0.5 * p.limit
+    step[p.free.global_slices["rv"]] = 40.0 * p.limit[p.free.global_slices["rv"]]
+    shorter = p.shorten(step, 2.0)
+    torch.testing.assert_close(shorter[p.free.global_slices["vsini"]], step[p.free.global_slices["vsini"]] / 20.0)
+    torch.testing.assert_close(shorter[columns], step[columns])
 
 
 # --- bounds and limits ------------------------------------------------------------------------------------------------
