@@ -241,7 +241,9 @@ def clone(
         # What a line must add to the opacity grows as the light that is left there falls.
         absorbed = 1.0 - (clone_flux - normalised) / np.maximum(clone_flux, 0.1)
         areas = share_out_areas(wavelength.numpy(), absorbed, missing, np.ones(len(missing["center"])), law)
-        emulator, start_area = _with_lines(emulator, start_area, missing, areas)
+        emulator, old, new = emulator.with_lines(missing["center"], areas, missing["sigma"], missing["gamma"])
+        before, start_area = start_area, torch.empty(len(emulator), dtype=start_area.dtype)
+        start_area[old], start_area[new] = before, torch.as_tensor(areas).log()
     success, message = solution.success, solution.message
     if rms_target is not None:
         success = rms <= rms_target
@@ -308,26 +310,6 @@ def _worth_adding(lines: dict[str, np.ndarray], wavelength: np.ndarray, excess: 
     enough = np.searchsorted(np.cumsum(energy[largest]), excess) + 1
     keep = np.sort(largest[: int(1.5 * enough)])
     return {name: values[keep] for name, values in lines.items()}
-
-
-def _with_lines(emulator: LineEmulator, start_area: torch.Tensor, lines, areas) -> tuple[LineEmulator, torch.Tensor]:
-    """The emulator and some more lines, and the ln areas with which each of them began."""
-    count = len(areas)
-    old = [t.detach() for t in (emulator.center, emulator.area, emulator.sigma, emulator.gamma, emulator.rv_offset)]
-    new = [*(torch.as_tensor(v) for v in (lines["center"], areas, lines["sigma"], lines["gamma"])), torch.zeros(count)]
-    center, area, sigma, gamma, rv_offset = (torch.cat([a, b.to(a)]) for a, b in zip(old, new, strict=True))
-    order = torch.argsort(center)
-    grown = LineEmulator(
-        center,
-        area,
-        sigma,
-        gamma,
-        rv_offset=rv_offset,
-        sign=torch.cat([emulator.sign, torch.ones(count).to(emulator.sign)]),
-        law=emulator.law,
-        wavelength_range=emulator.wavelength_range,
-    )
-    return grown, torch.cat([start_area, torch.as_tensor(areas).log()])[order]
 
 
 def _continuum(wavelength, flux, good, continuum, teff) -> np.ndarray:

@@ -99,6 +99,22 @@ class EchelleModel(nn.Module):
             orders.append(order)
         return cls(orders, star=star, telluric=telluric)
 
+    def with_components(self, lines: Sequence[dict[str, Tensor]], **components: LineEmulator) -> EchelleModel:
+        """A model of other lines behind the same stages, which both models then share.
+
+        Parameters
+        ----------
+        lines : sequence of dict
+            Component to the lines of it that each order can see.
+        **components : LineEmulator
+            "star", "telluric".
+        """
+        orders = [
+            order.with_components(**{name: LineView(emulator, seen[name]) for name, emulator in components.items()})
+            for order, seen in zip(self.orders, lines, strict=True)
+        ]
+        return EchelleModel(orders, **components)
+
     @property
     def components(self) -> dict[str, LineEmulator]:
         """The emulators present, by name."""

@@ -7,6 +7,7 @@ Does not live here: what an order brings along (`observed_orders`), the physics 
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -19,6 +20,7 @@ from tqdm.auto import tqdm
 from .components import component_emulator, lines_inside, lines_reaching, not_covered, provenance_of, source_of
 from .echelle import EchelleModel, orders_of
 from .echelle_result import EchelleFitResult
+from .line_discovery import discover
 from .lines import LineEmulator
 from .model import ForwardModel
 from .noise import NoiseModel
@@ -62,6 +64,7 @@ def fit(
     jitter: bool | None = None,
     robust: bool | None = None,
     velocity_step=None,
+    missing_lines: float | None = None,
     max_iterations: int = 400,
     progress: bool = True,
 ) -> FitResult | EchelleFitResult:
@@ -114,6 +117,10 @@ def fit(
         otherwise outweigh all others; the result's table `orders` tells what was done.
     velocity_step : Quantity or float, optional
         Step [km/s] of the model's grid; a quarter pixel or less by default.
+    missing_lines : float, optional
+        Search the residuals for lines that neither template has, add those that are significant, and fit again; given
+        is the number of false ones that noise may be expected to bring, such as 0.1. `FitResult.missing_lines` lists
+        them.
     max_iterations : int
         Limit on iterations: of one order over all stages; in a list, of each stage, of which an order by itself gets at
         most 60 and all together at most 8 and then 120.
@@ -146,6 +153,11 @@ def fit(
     velocity_step = None if velocity_step is None else to_kms(velocity_step, "velocity_step")
     if isinstance(continuum, bool) or not isinstance(continuum, int) or continuum < 0:
         raise ValueError(f"continuum must be a polynomial degree (0, 1, 2, ...), got {continuum!r}")
+    if missing_lines is not None and not (_is_number(missing_lines) and 0.0 < missing_lines < math.inf):
+        raise ValueError(
+            f"missing_lines must be the number of false lines that may be expected, such as 0.1, or None; got "
+            f"{missing_lines!r}"
+        )
     many = isinstance(data, (list, tuple))
     reading = {
         "resolving_power": resolving_power,
@@ -222,6 +234,12 @@ def fit(
             solution = solve_orders(problem, noise, [order.name for order in orders], max_iterations, report)
         else:
             solution = solve(problem, noise, max_iterations, report)
+        found = None
+        if missing_lines is not None:
+            problem, solution, noise, start_area, found = discover(
+                problem, solution, noise, start_area, float(missing_lines), max_iterations, report
+            )
+            lines = problem.free.lines
     if not solution.success:
         warnings.warn(f"the fit did not converge: {solution.message}", RuntimeWarning, stacklevel=2)
     settings = {
@@ -235,12 +253,13 @@ def fit(
         "noise": "from the data" if all(noise.known) else "unknown: scaled from the residuals",
         "jitter": noise.may_add_jitter,
         "robust": noise.may_doubt,
+        "missing_lines": missing_lines,
         "telluric_scale": None if scale is None else asdict(scale),
         "star": source_of(star),
         "telluric": source_of(telluric),
         "templates": {name: provenance_of(each, components[name]) for name, each in given.items()},
     }
-    return build_result(problem, solution, Given(orders, excluded, lines, start_area, noise, settings))
+    return build_result(problem, solution, Given(orders, excluded, lines, start_area, noise, settings, found))
 
 
 def _covered(
@@ -307,6 +326,10 @@ def _noise(orders: list[ObservedOrder], jitter: bool, robust: bool) -> tuple[Noi
     known = [order.data.noise_known for order in orders]
     good = [order.data.good for order in orders]
     return NoiseModel(sigma, good, known, jitter=jitter, robust=robust), fluxes
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _names(given, allowed: tuple[str, ...], argument: str) -> tuple[str, ...]:

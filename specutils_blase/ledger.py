@@ -144,7 +144,7 @@ def _component_columns(name, emulator, errors, ranges, orders) -> dict[str, np.n
         seen = (center > low - fwhm) & (center < high + fwhm)
         blended = _overlapping(center, FLAG_LIMITS["blended"] * fwhm)
     emission = sign < 0
-    width, gradient = _equivalent_width_with_gradient(emulator.law, center, area, sigma, gamma)
+    width, gradient = equivalent_width_with_gradient(emulator.law, center, area, sigma, gamma)
     width = torch.where(emission, -area, width)
     gradient[emission] = 0.0
     gradient[emission, 0] = -area[emission]
@@ -196,7 +196,7 @@ def _overlapping(center: Tensor, half_width: Tensor) -> Tensor:
     return found
 
 
-def _equivalent_width_with_gradient(law, center, area, sigma, gamma) -> tuple[Tensor, Tensor]:
+def equivalent_width_with_gradient(law, center, area, sigma, gamma) -> tuple[Tensor, Tensor]:
     """W and its derivatives to (ln area, ln σ, ln γ), (n_line, 3)."""
     logs = [t.detach().log().requires_grad_(True) for t in (area, sigma, gamma)]
     with torch.enable_grad():

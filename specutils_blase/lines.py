@@ -164,6 +164,37 @@ class LineEmulator(DoublePrecision):
         return part
 
     @torch.no_grad()
+    def with_lines(self, center, area, sigma, gamma) -> tuple[LineEmulator, Tensor, Tensor]:
+        """These lines, as they are, and more absorption lines, under the same law.
+
+        Parameters
+        ----------
+        center, area, sigma, gamma : array_like, (n_new,)
+            Of the new lines, in Å at rest.
+
+        Returns
+        -------
+        LineEmulator
+        old, new : Tensor
+            Where this emulator's lines, and the new ones in the order given, stand in it.
+        """
+        more = [torch.as_tensor(values, dtype=torch.float64).reshape(-1) for values in (center, area, sigma, gamma)]
+        old = [self.center, self.area, self.sigma, self.gamma]
+        columns = [torch.cat([a.double(), b.to(a.device)]) for a, b in zip(old, more, strict=True)]
+        count = more[0].numel()
+        grown = LineEmulator(
+            *columns,
+            rv_offset=torch.cat([self.rv_offset.double(), columns[0].new_zeros(count)]),
+            sign=torch.cat([self.sign, self.sign.new_ones(count)]),
+            law=self.law,
+            wavelength_range=self.wavelength_range,
+            species=None if self.species is None else [*self.species, *[""] * count],
+        )
+        place = torch.empty_like(order := torch.argsort(columns[0]))
+        place[order] = torch.arange(order.numel(), device=order.device)
+        return grown, place[: len(self)], place[len(self) :]
+
+    @torch.no_grad()
     def settled(self) -> LineEmulator:
         """The same lines with their offsets moved into the centres: `rv_offset` counts from zero.
 

@@ -153,6 +153,11 @@ class ForwardModel(nn.Module):
             continuum=continuum,
         )
 
+    def with_components(self, **components: LineEmulator) -> ForwardModel:
+        """A model of other lines behind the same stages, which both models then share."""
+        stages = {name: getattr(self, name) for name in ("doppler", "rotation", "line_spread", "pixels", "continuum")}
+        return ForwardModel(self.sampling, **components, **stages)
+
     @property
     def components(self) -> dict[str, LineEmulator]:
         """The emulators present, by name."""

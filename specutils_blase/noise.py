@@ -53,6 +53,12 @@ class NoiseModel:
         """Whether residuals can change anything."""
         return self.may_add_jitter or self.may_doubt or not all(self.known)
 
+    def anew(self) -> NoiseModel:
+        """The same noise with neither jitter nor doubt: for a model that lacks less than the one they came from."""
+        fresh = NoiseModel(self.sigma, self.good, self.known, jitter=self.may_add_jitter, robust=self.may_doubt)
+        fresh.factor = list(self.factor)
+        return fresh
+
     def part(self, k: int) -> NoiseModel:
         """The noise of order k alone; what it learns, this one knows."""
         return _Part(self, k)

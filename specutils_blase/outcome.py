@@ -19,6 +19,7 @@ from .factor import Factor
 from .grids import SPEED_OF_LIGHT
 from .least_squares import Solution
 from .ledger import LineErrors, build_ledger, held_errors
+from .line_discovery import Discovery, missing_lines_table
 from .noise import NoiseModel
 from .observed_orders import ObservedOrder
 from .parallel import each
@@ -50,6 +51,8 @@ class Given:
     noise : NoiseModel
     settings : dict
         Everything asked for.
+    found : Discovery, optional
+        Lines that the fit has found and added.
     """
 
     orders: list[ObservedOrder]
@@ -58,6 +61,7 @@ class Given:
     start_area: dict[str, Tensor]
     noise: NoiseModel
     settings: dict
+    found: Discovery | None = None
 
 
 def build_result(problem: AnchoredProblem, solution: Solution, given: Given) -> FitResult | EchelleFitResult:
@@ -107,11 +111,16 @@ def build_result(problem: AnchoredProblem, solution: Solution, given: Given) -> 
     parameters, covariance = _parameters(problem, factor, orders, inflation)
     many = isinstance(model, EchelleModel)
     names = [order.name if many or order.frame.meta.get("m") is not None else "" for order in orders]
+    if given.found is not None:
+        n_found = len(given.found.features)
+        message += f"; {n_found or 'no'} line{'' if n_found == 1 else 's'} found that no template has"
     meta = {"settings": given.settings, "rv": model.doppler.rv.item() if model.doppler is not None else None}
+    ledger = build_ledger(components, wavelength_range=ranges, orders=names, meta=meta)
     common = {
         "model": model,
         "parameters": parameters,
-        "ledger": build_ledger(components, wavelength_range=ranges, orders=names, meta=meta),
+        "ledger": ledger,
+        "found": None if given.found is None else missing_lines_table(model, given.found, ledger),
         "covariance": covariance,
         "line_covariance": {name: errors.covariance.numpy() for name, (_, errors) in components.items()},
         "reduced_chi2": reduced if measured else 1.0,

@@ -88,6 +88,22 @@ def free_parameters(model: ForwardModel | EchelleModel, parameters: QTable, curv
     return FreeParameters(model, kinds, lines, tuple(n for n in GLOBALS if any(row.startswith(n) for row in rows)))
 
 
+def prior_precision(free: FreeParameters, curvature: Curvature) -> Tensor:
+    """Inverse variances of the priors of all free parameters at the solution, (n_parameter,)."""
+    precision = torch.zeros(len(free), dtype=torch.float64)
+    for name in free.model.components:
+        kinds = [KINDS.index(kind) for kind in free.kinds[name]]
+        precision[free.columns(name)] = curvature.prior_precision[name][free.lines[name]][:, kinds]
+    for key, columns in free.global_slices.items():
+        name, _, order = key.partition("[")
+        scale = 1.0
+        if name == "continuum":  # in the data's unit here, in that of their median in the fit
+            one = free.orders[int(order.removesuffix("]") or 0)] if order else free.orders[0]
+            scale = float(one.continuum.coefficients.detach()[0].abs())
+        precision[columns] = (GLOBAL_PRIORS[name] * scale) ** -2
+    return precision
+
+
 def normal_equations(free: FreeParameters, curvature: Curvature, hold: str | None = None) -> NormalEquations:
     """The equations whose matrix is the curvature A at the model's present state.
 
@@ -99,18 +115,7 @@ def normal_equations(free: FreeParameters, curvature: Curvature, hold: str | Non
         A component whose lines are taken as known.
     """
     jacobian = linearize(free, cut=covariance_cut(free))
-    weight = free.merge(curvature.weight)
-    precision = weight.new_zeros(len(free))
-    for name in free.model.components:
-        kinds = [KINDS.index(kind) for kind in free.kinds[name]]
-        precision[free.columns(name)] = curvature.prior_precision[name][free.lines[name]][:, kinds]
-    for key, columns in free.global_slices.items():
-        name, _, order = key.partition("[")
-        scale = 1.0
-        if name == "continuum":  # in the data's unit here, in that of their median in the fit
-            one = free.orders[int(order.removesuffix("]") or 0)] if order else free.orders[0]
-            scale = float(one.continuum.coefficients.detach()[0].abs())
-        precision[columns] = (GLOBAL_PRIORS[name] * scale) ** -2
+    weight, precision = free.merge(curvature.weight), prior_precision(free, curvature)
     nothing = torch.zeros_like(weight)
     normal = NormalEquations(jacobian, nothing, weight, precision, torch.zeros_like(precision))
     if hold is None:

@@ -67,7 +67,9 @@ class FitResult:
     orders : QTable, optional
         One row an order; see `outcome.ORDER_COLUMNS`.
     curvature : Curvature, optional
-        What draws and the steps of `rv_photon_limit` need beside the model.
+        What draws, the steps of `rv_photon_limit` and `missing_lines` need beside the model.
+    found : QTable, optional
+        Lines that the fit found and added, where it was asked to.
     """
 
     model: ForwardModel
@@ -85,6 +87,7 @@ class FitResult:
     settings: dict = field(default_factory=dict)
     orders: QTable | None = None
     curvature: Curvature | None = None
+    found: QTable | None = None
 
     def __repr__(self) -> str:
         lines = [f"FitResult: {self.message}"]
@@ -114,6 +117,17 @@ class FitResult:
     def rv_photon_limit(self) -> RVPhotonLimit | None:
         """Smallest errors that the velocity can have, and what the sky and the freedom of the lines take away."""
         return rv_photon_limit(self)
+
+    @property
+    def missing_lines(self) -> QTable:
+        """Lines that no template has, with the probability that each is noise; see `line_discovery.COLUMNS`.
+
+        Those that the fit found and added where it was asked to (``fit(..., missing_lines=0.1)``); otherwise the
+        features of its residuals that would have been, with 0.1 false ones to be expected, searched for now.
+        """
+        from .line_discovery import search_result
+
+        return search_result(self) if self.found is None else self.found
 
     def draw(self, n_draw: int = 100, seed: int = 0) -> Draws:
         """Draws from the posterior around the solution, joint over all parameters, in the Laplace approximation.

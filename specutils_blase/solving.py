@@ -123,6 +123,24 @@ def solve(
     return solution
 
 
+def solve_near(problem: AnchoredProblem, noise: NoiseModel, max_iterations: int, report: Callable) -> Solution:
+    """Minimise from a start that is near, with the noise that the residuals show."""
+    history: list[dict[str, float]] = []
+    for noise_round in range(NOISE_ROUNDS + 1):
+        solution = minimize(
+            problem,
+            max_iterations=max(0, max_iterations - len(history)),
+            absolute_tolerance=TOLERANCE * len(problem.free.orders),
+            from_afar=False,
+            callback=report,
+        )
+        history += solution.history
+        if not noise.adapts or noise_round == NOISE_ROUNDS or not _learn(problem, noise, solution):
+            break
+    solution.history = history
+    return solution
+
+
 def solve_orders(
     problem: AnchoredProblem, noise: NoiseModel, names: Sequence[str], max_iterations: int, report: Callable
 ) -> Solution:

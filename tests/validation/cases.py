@@ -33,7 +33,8 @@ LIMB_DARKENING = (0.4, 0.2)
 CONTINUUM = (1.0, -0.06, 0.02)
 MARGIN = 200.0 / SPEED_OF_LIGHT
 SIGNIFICANT = 10.0
-"""Equivalent width over its error from which on a line's pulls count."""
+"""True equivalent width over its error from which on a line's pulls count: chosen by the width that is found, lines
+would come in for being found too strong, and their pulls would have a median of +0.1."""
 
 WIDTHS = {f"scatter_{name}": getattr(LinePriors(), name) for name in ("ln_area", "ln_sigma", "ln_gamma", "rv_offset")}
 LINE_COLUMNS = ["center", "area", "sigma", "gamma"]
@@ -109,7 +110,7 @@ def line_pulls(fit, star, sky, true_star, true_sky) -> dict[str, list[float]]:
     found = {"ln_area": [], "equivalent_width": [], "relative_width": []}
     for name, clone, truth in (("star", star, true_star), ("telluric", sky, true_sky)):
         lines = against_truth(fit, clone, truth, name)
-        use = lines["snr"] > SIGNIFICANT
+        use = lines["true_width"] > SIGNIFICANT * lines["equivalent_width_err"]
         for kind in ("ln_area", "equivalent_width"):
             found[kind] += (lines[kind] / lines[f"{kind}_err"])[use].tolist()
         found["relative_width"] += (lines["equivalent_width"] / lines["true_width"])[use].tolist()
@@ -187,6 +188,59 @@ def wrong_star(snr: float, vsini: float, name: str, jitter: bool, seed: int, par
     data = observe(true_star, true_sky, seed=seed, snr=snr, vsini=vsini, part=part)
     template = star if name == "right" else other_star(name, part)
     return velocities(fitted(data, template, sky, jitter=jitter, robust=jitter), vsini)
+
+
+DELETED, DEEP, DETECTABLE = 0.05, 0.02, 5.0
+
+
+def missing(snr: float, vsini: float, seed: int, part: float = 1.0, expected: float = 0.1) -> dict:
+    """A twentieth of the lines deeper than 2 % taken out of the templates, and searched for (item 3).
+
+    How significant a line could be is what the fit that has it says of its strength, its own prior taken away.
+    """
+    star, sky = clones(part)
+    rng = np.random.default_rng(3000 + seed)
+    lines = {"star": star.ledger[LINE_COLUMNS], "telluric": sky.ledger[LINE_COLUMNS]}
+    data = observe(lines["star"], lines["telluric"], seed=seed, snr=snr, vsini=vsini, part=part)
+    complete = fitted(data, star, sky)
+    pixels, n_deleted = region(part), 0
+    known = {"wavelength": [], "possible": []}
+    poorer, everything = {}, []
+    for name, clone in (("star", star), ("telluric", sky)):
+        taken = (clone.ledger["depth"] > DEEP) & (rng.random(len(clone.ledger)) < DELETED)
+        poorer[name] = clone.emulator.subset(torch.as_tensor(~taken).nonzero().squeeze(-1))
+        kept = against_truth(complete, clone, lines[name], name)["index"]
+        rows = (complete.ledger["component"] == name) & complete.ledger["free"] & ~complete.ledger["edge"]
+        at = complete.ledger["id"][rows]
+        variance = complete.line_covariance[name][at, 0, 0]
+        own = complete.curvature.prior_precision[name][at, 0].numpy()
+        possible = np.sqrt(np.maximum(1.0 / variance - own, 0.0))
+        factor = 1.0 + RV / SPEED_OF_LIGHT if name == "star" else 1.0
+        inside = taken[kept]
+        everything += (lines[name]["center"].to_value(u.AA)[taken] * factor).tolist()
+        n_deleted += int(inside.sum())
+        known["wavelength"] += (lines[name]["center"].to_value(u.AA)[kept[inside]] * factor).tolist()
+        known["possible"] += possible[inside].tolist()
+    without = fitted(data, poorer["star"], poorer["telluric"])
+    fit = fitted(data, poorer["star"], poorer["telluric"], missing_lines=expected)
+    place, true = fit.missing_lines["wavelength"].to_value(u.AA), np.array(known["wavelength"])
+
+    def distances(lines) -> np.ndarray:
+        """Of every line found to every one of these, in resolution elements."""
+        return np.abs(place[:, None] - np.append(lines, np.inf)) * RESOLVING_POWER / place[:, None]
+
+    found = (distances(true) < 1.0 / 3.0).any(axis=0)[:-1]
+    record = {f"{key}_{label}": value for label, one in (("complete", complete), ("without", without), ("with", fit))
+              for key, value in velocities(one, vsini).items()}  # fmt: skip
+    near = distances(everything).min(axis=1)  # those taken out beyond the ends show inside as well
+    return record | {
+        "pixels": len(pixels),
+        "wavelength": true.tolist(),
+        "possible": known["possible"],
+        "found": found.tolist(),
+        "false": place[near > 1.0 / 3.0].tolist(),
+        "stray": place[near > 1.0].tolist(),
+    }
 
 
 FLAWS = {

@@ -4,8 +4,8 @@
     python tests/validation/run.py calibration --seeds 30       # one item
     python tests/validation/run.py calibration --records FILE   # go on where an earlier run stopped
 
-Items: calibration, changed, star, flaws, sampler. Every fit is one line of JSON in --records; what stands there is not
-run again, so that seeds add up over sessions. Tables are printed, never asserted: what must hold is in
+Items: calibration, changed, missing, star, flaws, sampler. Every fit is one line of JSON in --records; what stands
+there is not run again, so that seeds add up over sessions. Tables are printed, never asserted: what must hold is in
 `test_validation.py`, on few seeds.
 """
 
@@ -37,6 +37,8 @@ def tasks(item: str, seeds: range, truths: list[str], part: float) -> list[tuple
         ]
     if item == "changed":
         return [("changed", {"snr": snr, "vsini": 8.3, "seed": seed, "part": part}) for seed in seeds for snr in SNRS]
+    if item == "missing":
+        return [("missing", {"snr": snr, "vsini": 8.3, "seed": seed, "part": part}) for seed in seeds for snr in SNRS]
     if item == "star":
         return [
             ("wrong_star", {"snr": snr, "vsini": 3.0, "name": name, "jitter": jitter, "seed": seed, "part": part})
@@ -102,7 +104,7 @@ def key(name: str, arguments: dict) -> str:
 
 
 def main() -> None:
-    items = {"calibration": 200, "changed": 20, "star": 10, "flaws": 20, "sampler": 1}
+    items = {"calibration": 200, "changed": 20, "missing": 20, "star": 10, "flaws": 20, "sampler": 1}
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("item", nargs="*", help=f"among {', '.join(items)}; all by default")
     parser.add_argument("--seeds", type=int, help="number of truths and noises of each case")

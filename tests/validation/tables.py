@@ -85,6 +85,37 @@ def changed(records: list[dict]) -> str:
     return markdown(head, rows)
 
 
+def missing(records: list[dict]) -> str:
+    """Item 3. How significant a line taken out could be is what the fit that has it says, its prior taken away."""
+    head = [
+        "S/N", "fits (converged)", "lines taken out above 5 σ", "found", "above 10 σ", "found ",
+        "false per 1000 pixels", "of these beyond a resolution element", "RV pull, all lines in", "without search",
+        "with search",
+        "reduced χ², all lines in", "without search ", "with search ",
+    ]  # fmt: skip
+    rows = []
+    for (snr,), results in grouped(records, "snr").items():
+        possible, found = pooled(results, "possible"), pooled(results, "found").astype(bool)
+        pixels = column(results, "pixels").sum() / 1000.0
+        counts = []
+        for level in (5.0, 10.0):
+            above = possible > level
+            counts += [f"{above.sum()}", f"{100 * found[above].mean():.0f} %"]
+        velocities, squares = [], []
+        for which in ("complete", "without", "with"):
+            pulls = column(results, f"rv_{which}") / column(results, f"rv_err_{which}")
+            velocities.append(f"{np.median(np.abs(pulls)):.2f} (largest {np.abs(pulls).max():.1f})")
+            squares.append(f"{np.median(column(results, f'chi2_{which}')):.2f}")
+        rows.append(
+            [
+                f"{snr:.0f}", f"{len(results)} ({int(column(results, 'success_with').sum())})", *counts,
+                f"{sum(len(result['false']) for result in results) / pixels:.2f}",
+                f"{sum(len(result['stray']) for result in results) / pixels:.2f}", *velocities, *squares,
+            ]
+        )  # fmt: skip
+    return markdown(head, rows)
+
+
 def star(records: list[dict]) -> str:
     """Item 4."""
     names = {"right": "Arcturus' own", "sun_5777_hpf": "the Sun's"}

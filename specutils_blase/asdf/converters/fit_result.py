@@ -9,6 +9,7 @@ from asdf.extension import Converter
 PARAMETERS = ("name", "value", "error", "unit", "free")
 LEDGER = ("component", "id", "center", "free")
 ORDERS = ("index", "order", "good", "rms", "reduced_chi2", "jitter", "fitted", "reason")
+MISSING = ("wavelength", "component", "id", "significance", "false_alarm_probability")
 
 
 class FitResultConverter(Converter):
@@ -117,6 +118,8 @@ def _outcome_record(obj, more_parameters=(), more_ledger=()):
     }
     if obj.orders is not None:
         record["orders"] = table_record(obj.orders, "orders", ORDERS)
+    if obj.found is not None:
+        record["missing_lines"] = table_record(obj.found, "missing_lines", MISSING)
     if obj.curvature is not None:
         record["curvature"] = {
             "weight": [array(weight) for weight in obj.curvature.weight],
@@ -153,6 +156,7 @@ def _load_outcome(node, model, more_parameters=(), more_ledger=()):
         "settings": load_plain(node["settings"]),
         "orders": load_table(node["orders"], "orders", ORDERS) if "orders" in node else None,
         "curvature": _load_curvature(node["curvature"], model) if "curvature" in node else None,
+        "found": load_table(node["missing_lines"], "missing_lines", MISSING) if "missing_lines" in node else None,
     }
 
 

@@ -1,0 +1,298 @@
+"""Fits that go on with the lines they lacked: features of the residuals become lines, and all is fitted again.
+
+Student's t lets a line go far to do what a missing neighbour should. While lines are searched for, the priors are
+therefore Gaussian and end at three widths, and what is missing stays in the residuals; then the lines found compete
+with the old ones under the priors as they are, and those that nobody needs go again.
+
+Does not live here: finding the features (`missing_lines`), solving (`solving`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from astropy import units as u
+from astropy.table import QTable
+from torch import Tensor
+
+from .grids import SPEED_OF_LIGHT
+from .least_squares import Solution, minimize
+from .ledger import equivalent_width, equivalent_width_with_gradient
+from .missing_lines import EXPECTED, HELD, LINE, Feature, Grown, search, with_lines
+from .noise import NoiseModel
+from .parameters import KINDS
+from .posterior import free_parameters, needed, prior_precision
+from .priors import LinePriors
+from .problem import AnchoredProblem
+from .solving import ALONE_TOLERANCE, residuals, solve_near
+
+ROUNDS = 8
+"""Searches at most."""
+
+STRONGEST_FIRST = 0.3
+"""Part of the largest significance of a round from which on features become lines in it: a strong line that is missing
+bends all around it, and what it leaves there is none."""
+
+WITHIN = 3.0
+"""Prior widths that old lines may be away from their clones while lines are searched for."""
+
+STILL = 0.7
+"""Part of the threshold that the equivalent width over its error must keep in the end, width and place being free."""
+
+NEW_LINES = LinePriors(ln_area=2.0, ln_sigma=0.7, ln_gamma=1.0, rv_offset=1.0, degrees_of_freedom=float("inf"))
+"""Priors of lines found, about the strength and the place where they were found, and the usual widths of their
+component; `rv_offset` in thirds of the width with which the line is observed."""
+
+
+@dataclass
+class Discovery:
+    """Lines that a fit has found.
+
+    Parameters
+    ----------
+    expected : float
+        Number of false ones that noise may be expected to have brought.
+    features : list of Feature
+    index : list of int
+        Where each feature's line stands among its component's, if it was added.
+    """
+
+    expected: float
+    features: list[Feature] = field(default_factory=list)
+    index: list[int] | None = None
+
+
+def discover(
+    problem: AnchoredProblem,
+    solution: Solution,
+    noise: NoiseModel,
+    start_area: dict[str, Tensor],
+    expected: float,
+    max_iterations: int,
+    report: Callable,
+) -> tuple[AnchoredProblem, Solution, NoiseModel, dict[str, Tensor], Discovery]:
+    """Search a solved problem's residuals for lines, add them, solve again.
+
+    Returns the problem with all lines in it, its solution, the noise, `start_area` with the strengths at which lines
+    were found, and what was found.
+    """
+    before = problem.weight, noise
+    noise = noise.anew()  # jitter may stand for what is missing
+    problem.weight = problem.free.merge(noise.weights())
+    features, history = _gather(problem, noise, expected, max_iterations, report)
+    while features:
+        larger, grown = _enlarged(problem, features)
+        final = solve_near(larger, noise, max_iterations, report)
+        history += final.history
+        strengths = _significance(larger, grown, final, features)
+        fitted = _as_fitted(features, larger.free.model, grown)
+        level = STILL * min(one.level for one in features)
+        kept = [one for one, strength in zip(fitted, strengths, strict=True) if strength > level]
+        if len(kept) == len(features):
+            break
+        features = kept
+        problem.write(final.vector[grown.old])
+    if not features:  # nothing, or only what the old lines do as well under their own priors
+        problem.weight, noise = before
+        problem.write(solution.vector)
+        return problem, solution, noise, start_area, Discovery(expected, [], [])
+    areas = {}
+    for name, before in start_area.items():
+        areas[name] = before.new_empty(len(larger.free.model.components[name]))
+        areas[name][grown.kept[name]] = before
+        found = [math.log(one.area) for one in features if one.component == name]
+        areas[name][grown.added[name]] = before.new_tensor(found)
+    history = [*solution.history, *history]
+    final = replace(final, history=[entry | {"iteration": k} for k, entry in enumerate(history)])
+    return larger, final, noise, areas, Discovery(expected, fitted, _places(features, grown))
+
+
+def _gather(problem: AnchoredProblem, noise: NoiseModel, expected: float, max_iterations: int, report: Callable):
+    """Features that narrow priors leave, in rounds, the strongest first; the problem is left near its solution."""
+    features, history = [], []
+    larger, grown = problem, None
+    freedom, lower, upper = problem.freedom, problem.lower, problem.upper
+    problem.freedom = torch.full_like(freedom, torch.inf)
+    reach = WITHIN * problem.precision**-0.5
+    reach[problem.free.n_line_parameter :] = torch.inf
+    problem.lower = torch.maximum(lower, problem.anchor - reach)
+    problem.upper = torch.minimum(upper, problem.anchor + reach)
+    problem.write(problem.project(problem.read()))
+    try:
+        for _ in range(ROUNDS):
+            rough = minimize(
+                larger,
+                max_iterations=max_iterations,
+                absolute_tolerance=ALONE_TOLERANCE * len(problem.free.orders),
+                callback=report,
+            )
+            history += rough.history
+            vector = rough.vector
+            at_bound = (vector <= larger.lower) | (vector >= larger.upper)
+            precision = torch.where(at_bound, HELD, larger.prior_precision(vector))
+            seen, threshold = search(larger.free, residuals(larger), noise.weights(), precision, expected)
+            if grown is not None:
+                features = _as_fitted(features, larger.free.model, grown)
+                problem.write(vector[grown.old])
+            seen = [one for one in seen if _cost(one, problem, freedom) > threshold**2]
+            strongest = max((one.significance for one in seen), default=0.0)
+            seen = [one for one in seen if one.significance >= STRONGEST_FIRST * strongest]
+            if not seen:
+                break
+            features = features + seen
+            larger, grown = _enlarged(problem, features)
+    finally:
+        problem.freedom, problem.lower, problem.upper = freedom, lower, upper
+    return features, history
+
+
+@torch.no_grad()
+def _cost(feature: Feature, problem: AnchoredProblem, freedom: Tensor) -> float:
+    """The least that it costs under the priors as they are that an old line does what the feature would."""
+    cheapest = math.inf
+    for name, emulator in problem.free.model.components.items():
+        kinds, chosen = problem.free.kinds[name], problem.free.lines[name]
+        if not {"ln_area", "rv_offset"} <= set(kinds) or not chosen.numel():
+            continue
+        columns = problem.free.columns(name)
+        factor = problem.free.model.doppler.factor if name == "star" else 1.0
+        distance = SPEED_OF_LIGHT * (feature.wavelength / (emulator.shifted_center[chosen] * factor) - 1.0)
+        area = emulator.area[chosen].double()
+        moves = {
+            "ln_area": torch.log(area + feature.area) - problem.anchor[columns[:, kinds.index("ln_area")]],
+            "rv_offset": distance * feature.area / (area + feature.area),
+        }
+        total = torch.zeros_like(area)
+        for kind, move in moves.items():
+            own = columns[:, kinds.index(kind)]
+            square = problem.precision[own] * move.square()
+            heavy = freedom[own].isfinite()
+            tails = torch.where(heavy, freedom[own], 1.0)
+            total += torch.where(heavy, (tails + 1.0) * torch.log1p(square / tails), square)
+        near = (distance.abs() < feature.blur) & (emulator.sign[chosen] > 0)
+        if bool(near.any()):
+            cheapest = min(cheapest, float(total[near].min()))
+    return cheapest
+
+
+def _enlarged(problem: AnchoredProblem, features: list[Feature]) -> tuple[AnchoredProblem, Grown]:
+    """The problem with more lines: the old ones anchored where they were, the new ones under `NEW_LINES`."""
+    more, blur = {}, {}
+    for name in problem.free.model.components:
+        own = [one for one in features if one.component == name]
+        if own:
+            columns = (torch.tensor([getattr(one, key) for one in own], dtype=torch.float64) for key in LINE)
+            *line, blur[name] = columns
+            more[name] = (*line, [one.orders for one in own])
+    grown = with_lines(problem.free, more)
+    larger = AnchoredProblem(grown.free, problem.flux, problem.weight, problem.line_priors)
+    for name in more:
+        for position, kind in enumerate(grown.free.kinds[name]):
+            own, width = grown.columns[name][:, position], getattr(NEW_LINES, kind)
+            if kind == "rv_offset":
+                width = width * blur[name] / 3.0
+                larger.lower[own], larger.upper[own] = larger.anchor[own] - blur[name], larger.anchor[own] + blur[name]
+            larger.precision[own] = torch.as_tensor(width, dtype=torch.float64) ** -2
+            larger.freedom[own] = NEW_LINES.degrees_of_freedom
+    for which in ("anchor", "lower", "upper", "precision", "freedom", "limit"):
+        getattr(larger, which)[grown.old] = getattr(problem, which)
+    return larger, grown
+
+
+def _places(features: list[Feature], grown: Grown) -> list[int]:
+    """Where each feature's line stands among its component's."""
+    queues = {name: iter(added.tolist()) for name, added in grown.added.items()}
+    return [next(queues[one.component]) for one in features]
+
+
+@torch.no_grad()
+def _as_fitted(features: list[Feature], model, grown: Grown) -> list[Feature]:
+    """The features with their lines, and their observed wavelengths, as the model has them now."""
+    now = []
+    for one, at in zip(features, _places(features, grown), strict=True):
+        emulator = model.components[one.component]
+        factor = float(model.doppler.factor) if one.component == "star" else 1.0
+        values = {key: float(getattr(emulator, key)[at]) for key in ("area", "sigma", "gamma")}
+        center = float(emulator.shifted_center[at])
+        now.append(replace(one, wavelength=center * factor, center=center, **values))
+    return now
+
+
+def _significance(larger: AnchoredProblem, grown: Grown, solution: Solution, features: list[Feature]) -> list[float]:
+    """Equivalent width of each new line over its error."""
+    factor, strengths = solution.normal.factor(), {}
+    for name, columns in grown.columns.items():
+        if not columns.numel():
+            continue
+        emulator, at = larger.free.model.components[name], grown.added[name]
+        kinds = [KINDS.index(kind) for kind in grown.free.kinds[name]]
+        covariance = torch.zeros(len(at), len(KINDS), len(KINDS), dtype=torch.float64)
+        place = torch.tensor(kinds)
+        covariance[:, place.unsqueeze(1), place] = factor.covariance_blocks(columns)
+        line = (emulator.center[at], *(getattr(emulator, key).detach()[at] for key in ("area", "sigma", "gamma")))
+        width, slope = equivalent_width_with_gradient(emulator.law, *line)
+        variance = torch.einsum("ni,nij,nj->n", slope, covariance[:, :3, :3], slope)
+        strengths[name] = iter((width / variance.clamp(min=1e-300).sqrt()).tolist())
+    return [next(strengths[one.component]) for one in features]
+
+
+COLUMNS = {
+    "wavelength": (u.AA, "Observed vacuum wavelength"),
+    "component": (None, "star or telluric, whichever explains it better; undecided where neither does decisively"),
+    "added": (None, "Whether the fit took it in as a line and was repeated"),
+    "added_to": (None, "Component whose ledger has the line, or would have it"),
+    "id": (None, "The line's id in the ledger of that component; -1 where it was not added"),
+    "center": (u.AA, "Vacuum wavelength of the line at rest"),
+    "equivalent_width": (u.AA, "Of the line at rest, as fitted; from the search where it was not added"),
+    "equivalent_width_err": (u.AA, "1-sigma error of equivalent_width"),
+    "significance": (None, "Strength over its error when it was found, everything else following along"),
+    "expected_false": (None, "Features at least as significant that noise alone brings to the whole search"),
+    "false_alarm_probability": (None, "Probability that noise alone brings one: 1 - exp(-expected_false)"),
+}
+"""Name → unit and meaning of every column of `FitResult.missing_lines`."""
+
+
+def missing_lines_table(model, found: Discovery, ledger: QTable | None = None) -> QTable:
+    """What was found, as a table in order of wavelength; with the ledger of the fit that has the lines, as fitted."""
+    rows = {name: [] for name in COLUMNS}
+    for one, at in zip(found.features, [-1] * len(found.features) if ledger is None else found.index, strict=True):
+        if ledger is None:
+            law = model.components[one.component].law
+            line = (torch.tensor([getattr(one, key)], dtype=torch.float64) for key in LINE[:4])
+            with torch.no_grad():
+                width = float(equivalent_width(law, *line)[0])
+            center, error = one.center, width / one.significance
+        else:
+            row = ledger[ledger["component"] == one.component][at]
+            names = ("center", "equivalent_width", "equivalent_width_err")
+            center, width, error = (row[key].to_value(u.AA) for key in names)
+        probability = -math.expm1(-one.expected)
+        values = (
+            one.wavelength, one.verdict, ledger is not None, one.component, at, center, width, error, one.significance,
+            one.expected, probability,
+        )  # fmt: skip
+        for key, value in zip(COLUMNS, values, strict=True):
+            rows[key].append(value)
+    table, order = QTable(), np.argsort(rows["wavelength"], kind="stable")
+    kinds = {"component": "U9", "added_to": "U8", "added": bool, "id": int}
+    for key, (unit, meaning) in COLUMNS.items():
+        values = np.array(rows[key], dtype=kinds.get(key, float))[order]
+        table[key] = values if unit is None else values * unit
+        table[key].info.description = meaning
+    table.meta = {"expected_false": found.expected, "columns": {key: meaning for key, (_, meaning) in COLUMNS.items()}}
+    return table
+
+
+def search_result(result) -> QTable:
+    """What a finished fit lacks: its residuals searched now, nothing added; see `FitResult.missing_lines`."""
+    curvature = needed(result)
+    free = free_parameters(result.model, result.parameters, curvature)
+    data = result.data if isinstance(result.data, list) else [result.data]
+    with torch.no_grad():
+        left = [one.flux.double() - order() for one, order in zip(data, free.orders, strict=True)]
+    features, _ = search(free, left, curvature.weight, prior_precision(free, curvature))
+    return missing_lines_table(result.model, Discovery(EXPECTED, features))

@@ -1,0 +1,372 @@
+r"""Lines that no template knew: features of the residuals, how significant they are, and whose they are.
+
+What a fit leaves behind is compared with what one more line would do to it. At each pixel, for each component, the
+response to a line of the component's usual widths, through rotation, line spread and pixels, is the filter of a matched
+filter; its maxima are candidates. Each candidate is then tried as a line of the star and as a line of the sky, with all
+that the fit had free following along: with the response t of the candidates, the curvature A of the fit and the
+residuals r, one Gauss-Newton step of both together. The strength that comes out over its error, z, is the score test's,
+
+.. math:: z = \frac{t^T W r}{\sqrt{t^T W t - t^T W J A^{-1} J^T W t}},
+
+normal where there is no line, however much of it neighbours and continuum could have taken in. A maximum of z anywhere
+in the data is more likely than one in a given place: z is a smooth Gaussian process of the place, of which Rice (1945)
+knows how often it rises through a level, :math:`E[N(z)] = (L / 2π) \sqrt{λ_2}\, e^{-z^2/2}` over a length L, with the
+curvature λ₂ of its autocorrelation, which is that of the response.
+
+Does not live here: adding the lines and fitting again (`line_discovery`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.signal import find_peaks
+from torch import Tensor
+
+from .echelle import EchelleModel
+from .grids import SPEED_OF_LIGHT
+from .jacobian import linearize
+from .jacobian_windows import covariance_cut
+from .kernels import convolve, gaussian_taps
+from .model import ForwardModel
+from .normal_equations import NormalEquations
+from .parameters import FreeParameters
+from .profiles import voigt, voigt_fwhm
+
+EXPECTED = 0.1
+"""False lines that a search is expected to bring, where nothing else is asked for."""
+
+HINT = 0.6
+"""Part of the threshold from which on a maximum of the matched filter is tried as a line: a neighbour may hide it."""
+
+DECISIVE = 6.0
+"""Difference of Δχ² from which on a line is the star's or the sky's rather than undecided; odds of 20."""
+
+HELD = 1e12
+"""Precision of what is held while candidates are tried."""
+
+FREE = 1e-6
+"""Precision of the strength of a candidate, in units of itself."""
+
+WINGS = 1e-3
+"""Part of the response's peak at which it ends."""
+
+LINE = ("center", "area", "sigma", "gamma", "blur")
+"""What a `Feature` tells of the line that it would be."""
+
+SEEN = 3.0
+"""Distance beyond an order's ends, in widths of the response, up to which the order sees a line."""
+
+MOST_PIXELS = 400
+"""Largest half width of a response, in pixels."""
+
+
+@dataclass(frozen=True)
+class Feature:
+    """A significant feature of the residuals, and the line that it would be.
+
+    Parameters
+    ----------
+    wavelength : float
+        Observed, vacuum Å.
+    verdict : str
+        "star", "telluric" or "undecided".
+    component : str
+        The one that explains it best, if only by chance.
+    significance : float
+        z in that component.
+    expected : float
+        Number of false features at least as significant that noise brings to the whole fit.
+    center, area, sigma, gamma : float
+        Of the line, in Å at rest.
+    blur : float
+        Full width at half maximum [km/s] with which such a line is observed.
+    orders : tuple of int
+        Which orders see it.
+    level : float
+        Significance from which on features counted when it was found.
+    """
+
+    wavelength: float
+    verdict: str
+    component: str
+    significance: float
+    expected: float
+    center: float
+    area: float
+    sigma: float
+    gamma: float
+    blur: float
+    orders: tuple[int, ...]
+    level: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Usual:
+    """The response to a line of usual widths: of pixels at distance v [km/s], per km/s of opacity area."""
+
+    sigma: float
+    gamma: float
+    velocity: np.ndarray
+    cumulative: np.ndarray
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, order: ForwardModel, name: str) -> _Usual | None:
+        view = order.components[name]
+        if not len(view):
+            return None
+        step = order.line_spread.step if order.line_spread is not None else order.rotation.step
+        per_velocity = SPEED_OF_LIGHT / view.center
+        sigma, gamma = (float((width.double() * per_velocity).median()) for width in (view.sigma, view.gamma))
+        spread, reach = None, 20.0 * (sigma + gamma) + 4.0 * step
+        if order.line_spread is not None:
+            coefficients = order.line_spread.ln_resolving_power.detach()[:1]
+            spread = gaussian_taps(order.line_spread.sigma_cells(coefficients), order.line_spread.n_half)
+            reach += step * spread.numel()
+        rotation = order.rotation if name == "star" else None
+        if rotation is not None:
+            reach += float(rotation.vsini)
+        cells = torch.arange(-math.ceil(reach / step), math.ceil(reach / step) + 1, dtype=torch.float64)
+        response = voigt(cells * step, torch.full_like(cells, max(sigma, 0.3 * step)), torch.full_like(cells, gamma))
+        response = response if rotation is None else rotation(response)
+        response = response if spread is None else convolve(response, spread)
+        response = response / (response.sum() * step)
+        velocity = (torch.cat([cells[:1] - 0.5, cells + 0.5]) * step).numpy()
+        return cls(sigma, gamma, velocity, np.concatenate([[0.0], np.cumsum(response.numpy()) * step]))
+
+    def at(self, distance: np.ndarray, width: np.ndarray) -> np.ndarray:
+        """Mean response over pixels of some width [km/s] at a distance."""
+        ends = (np.interp(distance + side * width, self.velocity, self.cumulative) for side in (-0.5, 0.5))
+        low, high = ends
+        return (high - low) / width
+
+    def half_width(self, width: float, part: float) -> float:
+        """Distance [km/s] at which the response has fallen to a part of its peak."""
+        distance = np.linspace(0.0, self.velocity[-1], 8000)
+        response = self.at(distance, width)
+        return float(distance[response > part * response[0]][-1])
+
+    def curvature(self, width: float) -> float:
+        """λ₂ [(km/s)⁻²] of the matched filter's noise: ∫K'² / ∫K² of the response K."""
+        distance = np.linspace(self.velocity[0], self.velocity[-1], 8001)
+        response = self.at(distance, np.full_like(distance, width))
+        return float(np.square(np.gradient(response, distance)).sum() / np.square(response).sum())
+
+
+def _matched(order: ForwardModel, usual: _Usual, flux: np.ndarray, residual: np.ndarray, weight: np.ndarray):
+    """z and opacity area [km/s] of the best line at each pixel, FWHM of the response, Rice's constant of the pixels."""
+    edges = order.pixels.edges.numpy()
+    velocity = SPEED_OF_LIGHT * np.log(edges.mean(1) / edges[0, 0])
+    width = SPEED_OF_LIGHT * (edges[:, 1] - edges[:, 0]) / edges.mean(1)
+    typical = float(np.median(width))
+    half = min(math.ceil(usual.half_width(typical, WINGS) / float(width.min())), MOST_PIXELS)
+    pixel = np.arange(len(velocity))[:, None] + np.arange(-half, half + 1)
+    inside = (pixel >= 0) & (pixel < len(velocity))
+    pixel = pixel.clip(0, len(velocity) - 1)
+    response = -flux[pixel] * usual.at(velocity[pixel] - velocity[:, None], width[pixel])
+    gain = np.where(inside, weight[pixel] * response, 0.0)
+    power = np.sum(gain * response, axis=1)
+    match = np.sum(gain * residual[pixel], axis=1)
+    # Where hardly any light is left, a line would do nothing.
+    seen = (weight > 0) & (power > 1e-3 * np.median(power[weight > 0]))
+    z = np.where(seen, match / np.sqrt(np.where(seen, power, 1.0)), 0.0)
+    area = np.where(seen, match / np.where(seen, power, 1.0), 0.0)
+    blur = 2.0 * usual.half_width(typical, 0.5)
+    return z, area, blur, float(width[seen].sum()) * math.sqrt(usual.curvature(typical)) / (2.0 * math.pi)
+
+
+@torch.no_grad()
+def search(
+    free: FreeParameters,
+    residual: Sequence[Tensor],
+    weight: Sequence[Tensor],
+    precision: Tensor,
+    expected: float = EXPECTED,
+) -> tuple[list[Feature], float]:
+    """Significant features of a fit's residuals, in order of wavelength, and the significance from which on they are.
+
+    Parameters
+    ----------
+    free : FreeParameters
+        The solved model, and what was free in it. Only components whose areas were free can have lacked lines.
+    residual, weight : sequence of Tensor
+        Of each order: data minus model, and inverse variances, zero where a pixel does not count. Where residuals
+        scatter more than these say, as the median of their sizes tells, the latter are lowered.
+    precision : Tensor, (n_parameter,)
+        Of the priors at the solution.
+    expected : float
+        Number of false lines that noise may be expected to bring to the whole fit.
+    """
+    names = [name for name in free.model.components if "ln_area" in free.kinds[name]]
+    scaled = [one / _excess(left, one) for left, one in zip(residual, weight, strict=True)]
+    places, constant = [], 0.0
+    for k, order in enumerate(free.orders):
+        found, own = _maxima(order, names, residual[k], scaled[k])
+        places += [(*each, k) for each in found]
+        constant += own
+    if not places:
+        return [], math.inf
+    threshold = math.sqrt(max(2.0 * math.log(constant / expected), 1.0))
+    places = _distinct(free.orders, [place for place in places if place[1] > HINT * threshold])
+    if not places:
+        return [], threshold
+    tried = {name: _try(free, name, places, residual, scaled, precision) for name in names}
+    features = []
+    for at, (wavelength, _, _, orders) in enumerate(places):
+        z = {name: float(tried[name][0][at]) for name in names}
+        best = max(z, key=z.get)
+        if not z[best] > threshold:
+            continue
+        others = [max(z[name], 0.0) for name in names if name != best]
+        clear = bool(others) and z[best] ** 2 - max(others) ** 2 > DECISIVE
+        line = {key: float(values[at]) for key, values in zip(LINE, tried[best][1], strict=True)}
+        false = constant * math.exp(-0.5 * z[best] ** 2)
+        verdict = best if clear else "undecided"
+        features.append(
+            Feature(wavelength, verdict, best, z[best], false, orders=tuple(orders), level=threshold, **line)
+        )
+    return features, threshold
+
+
+def _excess(residual: Tensor, weight: Tensor) -> float:
+    """Variance of the residuals over what their weights say, by the median of their sizes, which lines do not move."""
+    good = weight > 0
+    if not bool(good.any()):
+        return 1.0
+    return max(1.0, (1.4826 * float((residual[good] * weight[good].sqrt()).abs().median())) ** 2)
+
+
+def _maxima(order: ForwardModel, names: list[str], residual: Tensor, weight: Tensor) -> tuple[list[tuple], float]:
+    """Wavelength, z, and line by component of the maxima of one order's matched filters, and Rice's constant.
+
+    Where star and sky respond alike, their maxima are one.
+    """
+    flux = order().double().numpy()
+    filters, constant = {}, 0.0
+    for name in names:
+        usual = _Usual.of(order, name)
+        if usual is not None:
+            z, area, blur, own = _matched(order, usual, flux, residual.double().numpy(), weight.double().numpy())
+            filters[name], constant = (z, area, usual, blur), constant + own
+    if not filters:
+        return [], 0.0
+    height = np.max([z for z, *_ in filters.values()], axis=0)
+    peaks, _ = find_peaks(np.concatenate([[0.0], height, [0.0]]), height=1.0)
+    peaks = peaks - 1
+    wavelength = order.pixels.edges.mean(1).numpy()
+    fine = _vertex(height, peaks)
+    places = np.interp(fine, np.arange(len(wavelength)), wavelength)
+    lines = [
+        {
+            name: (float(max(area[at], 0.0)), usual.sigma, usual.gamma, blur)
+            for name, (_, area, usual, blur) in filters.items()
+        }
+        for at in peaks
+    ]
+    return list(zip(places.tolist(), height[peaks].tolist(), lines, strict=True)), constant
+
+
+def _vertex(values: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Places of maxima between the samples, by parabolas."""
+    before, after = values[np.maximum(at - 1, 0)], values[np.minimum(at + 1, len(values) - 1)]
+    bend = before - 2.0 * values[at] + after
+    return at + np.where(bend < 0, 0.5 * (before - after) / np.where(bend < 0, bend, -1.0), 0.0).clip(-0.5, 0.5)
+
+
+def _distinct(orders: Sequence[ForwardModel], places: list[tuple]) -> list[tuple]:
+    """Maxima of neighbouring orders that are one feature, made one: the highest, with all orders that it reaches."""
+    kept: list[tuple] = []
+    for wavelength, height, lines, _ in sorted(places, key=lambda place: -place[1]):
+        blur = max(blur for *_, blur in lines.values()) * wavelength / SPEED_OF_LIGHT
+        if all(abs(wavelength - other[0]) > 0.5 * blur for other in kept):
+            low, high = wavelength - SEEN * blur, wavelength + SEEN * blur
+            edges = [order.pixels.edges for order in orders]
+            seen = [k for k, edge in enumerate(edges) if float(edge.max()) > low and float(edge.min()) < high]
+            kept.append((wavelength, height, lines, seen))
+    return sorted(kept, key=lambda place: place[0])
+
+
+@torch.no_grad()
+def _try(free: FreeParameters, name: str, places: list[tuple], residual, weight, precision: Tensor):
+    """z of every place as a line of one component, and centre, area, σ and γ [Å at rest] of these lines."""
+    factor = float(free.model.doppler.factor.detach()) if name == "star" else 1.0
+    center = torch.tensor([place[0] for place in places], dtype=torch.float64) / factor
+    usual = [place[2].get(name) or next(iter(place[2].values())) for place in places]
+    area, sigma, gamma, blur = (torch.tensor(values, dtype=torch.float64) for values in zip(*usual, strict=True))
+    area, sigma, gamma = (center / SPEED_OF_LIGHT * velocity for velocity in (area, sigma, gamma))
+    area = torch.maximum(area, 1e-3 * voigt_fwhm(sigma, gamma))  # its derivative to ln area needs some
+    grown = with_lines(free, {name: (center, area, sigma, gamma, [place[3] for place in places])})
+    free, old = grown.free, grown.old
+    jacobian = linearize(free, cut=covariance_cut(free))
+    priors = torch.full((len(free),), HELD, dtype=torch.float64)
+    priors[old] = precision
+    strength = grown.columns[name][:, free.kinds[name].index("ln_area")]
+    priors[strength] = FREE
+    normal = NormalEquations(jacobian, free.merge(residual), free.merge(weight), priors, torch.zeros_like(priors))
+    normal.gradient[old] = 0.0  # they stand where data and priors balance
+    factored = normal.factor()
+    step, variance = factored.solve(normal.gradient)[strength], factored.variance()[strength]
+    return step / variance.sqrt(), (center, area * step.clamp(0.1, 10.0), sigma, gamma, blur)
+
+
+@dataclass(frozen=True)
+class Grown:
+    """A model with more lines, and where everything stands in it.
+
+    Parameters
+    ----------
+    free : FreeParameters
+        Of a model that shares all stages with the one before; its lines are its own.
+    old : Tensor
+        Where the parameter vector of before stands in the new one.
+    columns : dict
+        Component to the columns of the new lines' parameters, (n_new, n_kind).
+    kept, added : dict
+        Component to where its lines of before, and the new ones, stand among all.
+    """
+
+    free: FreeParameters
+    old: Tensor
+    columns: dict[str, Tensor]
+    kept: dict[str, Tensor]
+    added: dict[str, Tensor]
+
+
+def with_lines(free: FreeParameters, more: dict[str, tuple]) -> Grown:
+    """The same model and free parameters with more lines in them.
+
+    Parameters
+    ----------
+    free : FreeParameters
+    more : dict
+        Component to centre, area, σ, γ [Å at rest] of the new lines, (n_new,) each, and the orders that see each.
+    """
+    model, emulators, lines, kept, added = free.model, {}, {}, {}, {}
+    nothing = (torch.zeros(0, dtype=torch.float64),) * 4
+    for name, emulator in model.components.items():
+        emulators[name], kept[name], added[name] = emulator.with_lines(*more.get(name, nothing)[:4])
+        lines[name] = torch.cat([kept[name][free.lines[name]], added[name]]).sort().values
+    if isinstance(model, EchelleModel):
+        seen = []
+        for k, order in enumerate(model.orders):
+            here = {}
+            for name, view in order.components.items():
+                sees = [at for at, orders in enumerate(more[name][4]) if k in orders] if name in more else []
+                here[name] = torch.cat([kept[name][view.index], added[name][sees]]).sort().values
+            seen.append(here)
+        grown = model.with_components(seen, **emulators)
+    else:
+        grown = model.with_components(**emulators)
+    grown = FreeParameters(grown, free.kinds, lines, free.globals)
+    columns, old = {}, []
+    for name in model.components:
+        everything = grown.columns(name)
+        columns[name] = everything[torch.searchsorted(lines[name], added[name])]
+        old.append(everything[torch.searchsorted(lines[name], kept[name][free.lines[name]])].reshape(-1))
+    old.append(torch.arange(grown.n_line_parameter, len(grown)))
+    return Grown(grown, torch.cat(old), columns, kept, added)
