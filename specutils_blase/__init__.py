@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .adapters.loaders import from_hpf, from_igrins, from_nirspec
     from .asdf.files import read
     from .cloning import CloneResult, clone
+    from .cross_validation import cross_validate
     from .echelle import EchelleModel
     from .echelle_result import EchelleFitResult
     from .fitting import fit
@@ -45,6 +46,7 @@ _LAZY = {
     "change_significance": ".line_selection",
     "clone": ".cloning",
     "clone_species": ".species_cloning",
+    "cross_validate": ".cross_validation",
     "fit": ".fitting",
     "from_hpf": ".adapters.loaders",
     "from_igrins": ".adapters.loaders",
@@ -73,6 +75,7 @@ __all__ = [
     "change_significance",
     "clone",
     "clone_species",
+    "cross_validate",
     "fit",
     "from_hpf",
     "from_igrins",

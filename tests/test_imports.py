@@ -39,6 +39,7 @@ LAYERS = (
     {"line_discovery"},
     {"outcome"},
     {"fitting"},
+    {"cross_validation"},
     {"plotting"},
     {"cli", "demo", "accessor", "adapters", "asdf", "plotting_orders"},
 )

@@ -1,0 +1,141 @@
+"""Cross-validation over held-out pixels: which priors, or other settings, describe pixels best that no fit has seen.
+
+Does not live here: the fit (`fitting`).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from astropy.table import QTable
+from specutils import Spectrum
+from tqdm.auto import tqdm
+
+from .fitting import fit
+from .observed_orders import ObservedOrder, read_order, read_orders
+
+COLUMNS = {
+    "name": "Name of the settings",
+    "fits": "Number of fits, each without another part of the pixels",
+    "converged": "How many of them converged",
+    "held_out": "Number of pixels that were held out and predicted, over all fits",
+    "held_out_rms": "RMS of data minus prediction over them, in units of the median flux of their order",
+    "fitted_rms": "The same over the pixels that were fitted",
+    "ratio": "held_out_rms / fitted_rms",
+    "held_out_chi2": "Mean of (residual / uncertainty)^2 over the pixels held out; NaN where the data bring none",
+    "held_out_typical": "Median |residual| / 0.6745 over them, in units of the uncertainty or else of the median flux",
+    "best": "Whether these settings predict best, by held_out_typical",
+}
+"""Name → meaning of every column of the table that `cross_validate` returns."""
+
+
+def cross_validate(
+    data: Spectrum | Sequence[Spectrum],
+    star=None,
+    *,
+    settings: Mapping[str, Mapping] | None = None,
+    every: int = 10,
+    folds: int = 3,
+    progress: bool = True,
+    **options,
+) -> QTable:
+    """Fit without a part of the pixels, predict these, and compare settings by how well that goes.
+
+    A model that is too free fits noise, one that is held too tightly cannot fit: both predict pixels badly that they
+    have not seen. Neighbouring pixels share a line spread of some pixels, so that single pixels left out test what
+    lines do between the others; jitter and Huber's weights do not enter the comparison.
+
+    Parameters
+    ----------
+    data, star : as for `fit`
+    settings : dict
+        Name to the arguments of `fit` that are to be compared, such as
+        ``{"narrow": {"star_priors": LinePriors(ln_area=0.1)}, "default": {}}``; by default one fit as `options` say.
+    every, folds : int
+        One pixel in `every` is held out, another one in each of `folds` fits; 2 <= every, 1 <= folds <= every.
+    progress : bool
+        Show a progress bar.
+    **options
+        Arguments of `fit` that all settings have in common.
+
+    Returns
+    -------
+    QTable
+        One row a setting; see `cross_validation.COLUMNS`.
+
+    Raises
+    ------
+    ValueError
+        For numbers out of range, settings that are none, and whatever `fit` refuses.
+    """
+    settings = {"default": {}} if settings is None else settings
+    if not isinstance(settings, Mapping) or not settings or not all(isinstance(v, Mapping) for v in settings.values()):
+        raise ValueError(f"settings must be a dictionary of names to arguments of fit, got {settings!r}")
+    for name, number, low, high in (("every", every, 2, math.inf), ("folds", folds, 1, every)):
+        if not isinstance(number, int) or isinstance(number, bool) or not low <= number <= high:
+            raise ValueError(f"{name} must be a whole number from {low} to {high}, got {number!r}")
+    many = isinstance(data, (list, tuple))
+    reading = {name: options[name] for name in ("resolving_power", "medium") if name in options}
+    orders = read_orders(data, **reading)[0] if many else [read_order(data, **reading)]
+    rows = []
+    with tqdm(
+        total=len(settings) * folds, desc="cross-validation", disable=not progress, leave=False, delay=2.0
+    ) as bar:
+        for name, chosen in settings.items():
+            seen, unseen, noise, converged = [], [], [], 0
+            for phase in range(folds):
+                masks = {order.index: _held_out(order, every, phase) for order in orders}
+                parts = [
+                    _without(spectrum, masks[index]) if index in masks else spectrum
+                    for index, spectrum in enumerate(data if many else [data])
+                ]
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", RuntimeWarning)  # convergence is counted, left-out orders are known
+                    result = fit(parts if many else parts[0], star, progress=False, **(options | dict(chosen)))
+                converged += result.success
+                fitted = [int(k) for k in result.orders["index"][result.orders["fitted"]]] if many else [0]
+                spectra = result.evaluate() if many else [result.evaluate()]
+                by_index = {order.index: order for order in orders}
+                for index, values in zip(fitted, spectra, strict=True):
+                    order = by_index[index]
+                    left = ((order.data.flux - values["model"]) / order.scale).numpy()
+                    out = masks[index][order.frame.order] & order.data.good.numpy()
+                    seen.append(left[order.data.good.numpy() & ~out])
+                    unseen.append(left[out])
+                    known = order.data.noise_known
+                    sigma = order.data.sigma.numpy()[out] / order.scale
+                    noise.append(sigma if known else np.full(int(out.sum()), np.nan))
+                bar.update()
+            seen, unseen, noise = (np.concatenate(parts) for parts in (seen, unseen, noise))
+            in_noise = unseen / noise
+            known = bool(np.isfinite(noise).all())
+            typical = float(np.median(np.abs(in_noise if known else unseen))) / 0.6745
+            rms = [float(np.sqrt(np.mean(values**2))) for values in (unseen, seen)]
+            chi2 = float(np.mean(in_noise**2)) if known else math.nan
+            rows.append((name, folds, converged, len(unseen), *rms, rms[0] / rms[1], chi2, typical, False))
+    table = QTable(rows=rows, names=list(COLUMNS))
+    table["best"][int(np.argmin(table["held_out_typical"]))] = True
+    for name, meaning in COLUMNS.items():
+        table[name].info.description = meaning
+    return table
+
+
+def _held_out(order: ObservedOrder, every: int, phase: int) -> np.ndarray:
+    """Which pixels of the spectrum as given are held out."""
+    out = torch.zeros_like(order.data.good)
+    out[order.data.good.nonzero().squeeze(1)[phase::every]] = True
+    mask = np.zeros(len(order.frame.axis), dtype=bool)
+    mask[order.frame.order] = out.numpy()
+    return mask
+
+
+def _without(spectrum: Spectrum, out: np.ndarray) -> Spectrum:
+    """The spectrum, whatever its class, with more pixels masked."""
+    part = copy.copy(spectrum)
+    part.mask = out if spectrum.mask is None else out | np.asarray(spectrum.mask, dtype=bool)
+    return part

@@ -1,0 +1,102 @@
+"""Held-out pixels: that they are not fitted, what they say of priors, and by hand."""
+
+import astropy.units as u
+import numpy as np
+import pytest
+from astropy.table import Table
+from specutils import SpectrumList
+
+import specutils_blase as sb
+from specutils_blase.priors import LinePriors
+from specutils_blase.simulate import perturbed, simulate
+
+WAVELENGTH = np.arange(10_500.0, 10_524.0, 0.06)
+POWER = 55_000.0
+TRUTH = {"rv": 5.0, "vsini": 6.0, "resolving_power": POWER, "limb_darkening": (0.4, 0.2)}
+
+
+def lines(step, area, seed):
+    rng = np.random.default_rng(seed)
+    centers = np.arange(10_497.0, 10_527.0, step) + rng.uniform(-0.2, 0.2, len(np.arange(10_497.0, 10_527.0, step)))
+    n = len(centers)
+    table = Table({"center": centers, "area": area * rng.uniform(0.5, 1.5, n)})
+    table["sigma"], table["gamma"] = 0.05, 0.02
+    table.meta["wavelength_range"] = (10_470.0, 10_550.0)
+    return table
+
+
+STAR, SKY = lines(0.9, 0.08, 1), lines(3.0, 0.04, 2)
+
+
+def observed(seed=3, snr=150.0, scatter=0.5):
+    star = perturbed(STAR, seed=3, scatter_ln_area=scatter)
+    return simulate(WAVELENGTH, star, SKY, snr=snr, seed=seed, **TRUTH)
+
+
+OPTIONS = {
+    "telluric": SKY, "rv": 5.0, "vsini": 6.0, "resolving_power": POWER, "limb_darkening": (0.4, 0.2), "continuum": 1,
+    "scale_tellurics": False, "progress": False,
+}  # fmt: skip
+
+
+def test_priors_are_told_apart():
+    """Lines half a unit of ln area off: priors that hold them at a hundredth cannot predict, the default can."""
+    settings = {"held": {"star_priors": LinePriors(ln_area=0.01, degrees_of_freedom=np.inf)}, "default": {}}
+    table = sb.cross_validate(observed(), STAR, settings=settings, folds=2, **OPTIONS)
+    assert list(table["name"]) == ["held", "default"] and list(table["best"]) == [False, True]
+    assert list(table["fits"]) == [2, 2] and list(table["converged"]) == [2, 2]
+    held, default = table
+    assert held["held_out_chi2"] > 5.0 and 0.8 < default["held_out_chi2"] < 1.8
+    assert 0.8 < default["held_out_typical"] < 1.3
+    assert 1.0 < default["ratio"] < 1.5
+
+
+def test_by_hand():
+    """One fold, by masking, fitting and predicting here."""
+    spectrum = observed()
+    table = sb.cross_validate(spectrum, STAR, every=7, folds=1, **OPTIONS)
+    out = np.zeros(len(WAVELENGTH), dtype=bool)
+    out[::7] = True
+    part = observed()
+    part.mask = out
+    model = sb.fit(part, STAR, **OPTIONS).model_spectrum.flux.value
+    left = (spectrum.flux.value - model)[out]
+    assert table["held_out"][0] == out.sum()
+    sigma = spectrum.uncertainty.array[out]
+    assert table["held_out_chi2"][0] == pytest.approx(np.mean((left / sigma) ** 2), rel=1e-6)
+    scale = np.median(spectrum.flux.value)
+    assert table["held_out_rms"][0] == pytest.approx(np.sqrt(np.mean(left**2)) / scale, rel=0.01)
+    assert spectrum.mask is None or not np.any(spectrum.mask)  # the user's own is as it was
+
+
+def test_orders_masks_and_descending_axes():
+    """Of a list, in which one order runs downwards and has masked pixels, all good pixels take their turn."""
+    first, second = observed(4), observed(5)
+    second.mask = np.arange(len(WAVELENGTH)) < 30
+    turned = type(second)(
+        flux=second.flux[::-1],
+        spectral_axis=(second.spectral_axis.to(u.nm))[::-1],
+        uncertainty=type(second.uncertainty)(second.uncertainty.array[::-1]),
+        mask=second.mask[::-1],
+    )
+    options = OPTIONS | {"jitter": False, "robust": False}
+    table = sb.cross_validate(SpectrumList([first, turned]), STAR, every=2, folds=2, **options)
+    assert table["held_out"][0] == 2 * len(WAVELENGTH) - 30
+    assert table["held_out_chi2"][0] < 4.0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"settings": {}}, "settings must be a dictionary"),
+        ({"settings": ["a"]}, "settings must be a dictionary"),
+        ({"settings": {"a": 1}}, "settings must be a dictionary"),
+        ({"every": 1}, "every must be a whole number"),
+        ({"folds": 0}, "folds must be a whole number"),
+        ({"every": 3, "folds": 4}, "folds must be a whole number from 1 to 3"),
+        ({"settings": {"a": {"continuum": -1}}}, "continuum must be"),
+    ],
+)
+def test_what_cannot_be_compared(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        sb.cross_validate(observed(), STAR, **({k: v for k, v in OPTIONS.items() if k != "continuum"} | wrong))
