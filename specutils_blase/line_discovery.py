@@ -96,16 +96,17 @@ def discover(
             break
         features = kept
         problem.write(final.vector[grown.old])
+        problem.weight = problem.free.merge(noise.weights())
     if not features:  # nothing, or only what the old lines do as well under their own priors
         problem.weight, noise = before
         problem.write(solution.vector)
         return problem, solution, noise, start_area, Discovery(expected, [], [])
     areas = {}
-    for name, before in start_area.items():
-        areas[name] = before.new_empty(len(larger.free.model.components[name]))
-        areas[name][grown.kept[name]] = before
+    for name, old in start_area.items():
+        areas[name] = old.new_empty(len(larger.free.model.components[name]))
+        areas[name][grown.kept[name]] = old
         found = [math.log(one.area) for one in features if one.component == name]
-        areas[name][grown.added[name]] = before.new_tensor(found)
+        areas[name][grown.added[name]] = old.new_tensor(found)
     history = [*solution.history, *history]
     final = replace(final, history=[entry | {"iteration": k} for k, entry in enumerate(history)])
     return larger, final, noise, areas, Discovery(expected, fitted, _places(features, grown))
