@@ -123,7 +123,7 @@ def fit(
         them.
     max_iterations : int
         Limit on iterations: of one order over all stages; in a list, of each stage, of which an order by itself gets at
-        most 60 and all together at most 8 and then 120.
+        most 150.
     progress : bool
         Show a progress bar.
 

@@ -31,15 +31,19 @@ LOOSE_TOLERANCE = 0.0005
 TOLERANCE = 0.0025
 """Promised decrease of χ² below which a fit has converged: no parameter is then 0.05 of its error from the minimum."""
 
-NOISE_ROUNDS = 3
-"""Fits repeated with the noise that the residuals show, where the data bring none."""
+EARLY_ROUNDS, LATE_ROUNDS, ROUND_ITERATIONS = 8, 3, 15
+"""Where residuals tell the noise: how often they are asked under way, after so many iterations each, and at the end.
+
+Noise and model improve each other step by step: solved to the end before the noise is asked, orders of GJ 699 took 187
+to 322 iterations instead of 120 to 165.
+"""
 
 ALONE_TOLERANCE = 0.1
 """Promised decrease of χ² below which an order that is solved alone is good enough for the fit of all."""
 
-ALONE_ITERATIONS, SETTLING_ITERATIONS, TOGETHER_AT_FIRST, TOGETHER_ITERATIONS = 60, 15, 8, 120
+ALONE_ITERATIONS, SETTLING_ITERATIONS, TOGETHER_AT_FIRST = 150, 15, 8
 """Limits on the iterations of each order by itself and beside the others' solutions, and of all orders together from
-afar and at the end."""
+afar."""
 
 
 def degrees_of_freedom_used(free: FreeParameters, factor: Factor) -> list[float]:
@@ -93,51 +97,57 @@ def solve(
     """
     history: list[dict[str, float]] = []
     tolerance = TOLERANCE if tolerance is None else tolerance
-
-    def run(n_iteration: int, limit: float, from_afar: bool) -> Solution:
-        solution = minimize(
-            problem,
-            max_iterations=max(0, n_iteration),
-            absolute_tolerance=limit,
-            from_afar=from_afar,
-            callback=report,
-        )
-        first = len(history)
-        history.extend(entry | {"iteration": first + k} for k, entry in enumerate(solution.history))
-        return solution
-
     loose_iterations = min(LOOSE_ITERATIONS, max_iterations - 1)
-    from_afar = True
-    if loose_iterations > 0 and bool(problem.freedom.isfinite().any()):
+    from_afar = loose_iterations <= 0 or not bool(problem.freedom.isfinite().any())
+    if not from_afar:
         problem.loosen(LOOSE)
-        first = run(loose_iterations, LOOSE_TOLERANCE * problem.n_datum, from_afar=True)
+        limit = LOOSE_TOLERANCE * problem.n_datum
+        first = minimize(problem, max_iterations=loose_iterations, absolute_tolerance=limit, callback=report)
+        history += first.history
         if noise.may_add_jitter or noise.may_doubt:
             _learn(problem, noise, first)
         problem.loosen(None)
-        from_afar = False
-    for noise_round in range(NOISE_ROUNDS + 1):
-        solution = run(max_iterations - len(history) + 1, tolerance, from_afar and noise_round == 0)
-        if not noise.adapts or noise_round == NOISE_ROUNDS or not _learn(problem, noise, solution):
-            break
-    solution.history = history
-    return solution
+    solution = _settle(problem, noise, max_iterations - len(history) + 1, tolerance, report, from_afar)
+    return _with_history(solution, history)
 
 
 def solve_near(problem: AnchoredProblem, noise: NoiseModel, max_iterations: int, report: Callable) -> Solution:
     """Minimise from a start that is near, with the noise that the residuals show."""
+    return _settle(problem, noise, max_iterations, TOLERANCE * len(problem.free.orders), report)
+
+
+def _settle(
+    problem: AnchoredProblem,
+    noise: NoiseModel,
+    max_iterations: int,
+    tolerance: float,
+    report: Callable,
+    from_afar: bool = False,
+) -> Solution:
+    """Minimise, and find the noise that the residuals show, in turn, until neither changes."""
     history: list[dict[str, float]] = []
-    for noise_round in range(NOISE_ROUNDS + 1):
+    for noise_round in range(EARLY_ROUNDS + LATE_ROUNDS):
+        n_left = max(0, max_iterations - len(history))
+        early = noise.adapts and noise_round < EARLY_ROUNDS
         solution = minimize(
             problem,
-            max_iterations=max(0, max_iterations - len(history)),
-            absolute_tolerance=TOLERANCE * len(problem.free.orders),
-            from_afar=False,
+            max_iterations=min(n_left, ROUND_ITERATIONS) if early else n_left,
+            absolute_tolerance=tolerance,
+            from_afar=from_afar and noise_round == 0,
             callback=report,
         )
         history += solution.history
-        if not noise.adapts or noise_round == NOISE_ROUNDS or not _learn(problem, noise, solution):
+        if not noise.adapts or len(history) >= max_iterations or noise_round == EARLY_ROUNDS + LATE_ROUNDS - 1:
             break
-    solution.history = history
+        if not _learn(problem, noise, solution) and solution.success:
+            break
+    return _with_history(solution, [], history)
+
+
+def _with_history(solution: Solution, before: list[dict[str, float]], own: list | None = None) -> Solution:
+    """A solution with what came before it in its history, iterations counted through."""
+    entries = [*before, *(solution.history if own is None else own)]
+    solution.history = [entry | {"iteration": k} for k, entry in enumerate(entries)]
     return solution
 
 
@@ -151,7 +161,6 @@ def solve_orders(
     through the velocities, Levenberg-Marquardt steps of the whole put right. Success is judged on the whole, whose
     promised decrease adds up over the orders while the steps that are left do not.
     """
-    history: list[dict[str, float]] = []
     owners = _owners(problem.free.model)
     limit = min(ALONE_ITERATIONS, max_iterations)
     # Wings reach the next order: every other order waits for its neighbours, and once all are solved each settles on
@@ -164,22 +173,11 @@ def solve_orders(
                 _take_over(problem.free.model.orders[k], k, copies, owners)
             problem.weight = problem.free.merge(noise.weights())
     coarse, fine = ALONE_TOLERANCE * len(names), TOLERANCE * len(names)
-    turns = [(TOGETHER_AT_FIRST, coarse, True), (TOGETHER_ITERATIONS, fine, False)]
-    if noise.adapts:  # what it has learnt from each order alone is nearly right: it learns twice more
-        turns.insert(1, (TOGETHER_ITERATIONS, coarse, False))
-    for turn, (limit, tolerance, from_afar) in enumerate(turns):
-        solution = minimize(
-            problem,
-            max_iterations=min(limit, max_iterations),
-            absolute_tolerance=tolerance,
-            from_afar=from_afar,
-            callback=report,
-        )
-        first = len(history)
-        history.extend(entry | {"iteration": first + i} for i, entry in enumerate(solution.history))
-        if noise.adapts and turn < len(turns) - 1:
-            _learn(problem, noise, solution)
-    solution.history = history
+    limit = min(TOGETHER_AT_FIRST, max_iterations)
+    first = minimize(problem, max_iterations=limit, absolute_tolerance=coarse, callback=report)
+    if noise.adapts:
+        _learn(problem, noise, first)
+    solution = _with_history(_settle(problem, noise, max_iterations, fine, report), first.history)
     if not solution.success:
         step, _ = solution.normal.step(torch.zeros_like(solution.vector))
         left = _by_order(problem.free, solution.normal.gradient * step)

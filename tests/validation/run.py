@@ -4,7 +4,7 @@
     python tests/validation/run.py calibration --seeds 30       # one item
     python tests/validation/run.py calibration --records FILE   # go on where an earlier run stopped
 
-Items: calibration, changed, missing, star, flaws, sampler. Every fit is one line of JSON in --records; what stands
+Items: calibration, changed, missing, star, flaws, orders, sampler. Every fit is one line of JSON in --records; what stands
 there is not run again, so that seeds add up over sessions. Tables are printed, never asserted: what must hold is in
 `test_validation.py`, on few seeds.
 """
@@ -52,14 +52,25 @@ def tasks(item: str, seeds: range, truths: list[str], part: float) -> list[tuple
             for seed in seeds
             for name in cases.FLAWS
         ]
+    if item == "orders":
+        from simulated_nights import FOUR
+
+        whole = [
+            ("orders", {"snr": snr, "orders": list(range(28)), "seed": seed, "alone": seed == 0})
+            for seed in range(3)
+            for snr in (100.0, 400.0)
+        ]
+        return [("orders", {"snr": 100.0, "orders": list(FOUR), "seed": seed}) for seed in seeds] + whole
     raise ValueError(item)
 
 
 def one(task: tuple[str, dict]) -> dict:
     import cases
+    import simulated_nights
 
     name, arguments = task
-    return {"case": name, "arguments": arguments, "result": getattr(cases, name)(**arguments)}
+    work = getattr(cases, name, None) or getattr(simulated_nights, name)
+    return {"case": name, "arguments": arguments, "result": work(**arguments)}
 
 
 def single_thread() -> None:
@@ -104,7 +115,7 @@ def key(name: str, arguments: dict) -> str:
 
 
 def main() -> None:
-    items = {"calibration": 200, "changed": 20, "missing": 20, "star": 10, "flaws": 20, "sampler": 1}
+    items = {"calibration": 200, "changed": 20, "missing": 20, "star": 10, "flaws": 20, "orders": 100, "sampler": 1}
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("item", nargs="*", help=f"among {', '.join(items)}; all by default")
     parser.add_argument("--seeds", type=int, help="number of truths and noises of each case")

@@ -160,3 +160,30 @@ def flaws(records: list[dict]) -> str:
             ]
         )  # fmt: skip
     return markdown(head, rows)
+
+
+def orders(records: list[dict]) -> str:
+    """Nights of many orders: velocities, and the errors of single orders against that of all."""
+    head = [
+        "orders", "S/N", "nights (converged)", "RV within 3 σ", "RV pull, mean", "RV pull, s.d.", "RV error [m/s]",
+        "from the orders alone [m/s]", "v sin i within 3 σ", "v sin i pull, mean", "v sin i pull, s.d.",
+        "v sin i error [km/s]", "from the orders alone [km/s]",
+    ]  # fmt: skip
+    groups = defaultdict(list)
+    for record in records:
+        arguments = record["arguments"]
+        groups[len(arguments["orders"]), arguments["snr"]].append(record["result"])
+    rows = []
+    for (n_order, snr), results in groups.items():
+        cells = [f"{n_order}", f"{snr:.0f}", f"{len(results)} ({column(results, 'success').sum()})"]
+        for name, scale, form in (("rv", 1e3, ".1f"), ("vsini", 1.0, ".3f")):
+            pulls = column(results, name) / column(results, f"{name}_err")
+            alone = [one[f"{name}_err_alone"] for one in results if f"{name}_err_alone" in one]
+            sums = [np.sum(np.array(errors) ** -2.0) ** -0.5 for errors in alone]
+            cells += [
+                f"{np.sum(np.abs(pulls) < 3)}", *(pull(results, name) if len(results) > 1 else ("", "")),
+                f"{scale * np.median(column(results, f'{name}_err')):{form}}",
+                f"{scale * sums[0]:{form}} (best order {scale * np.min(alone[0]):{form}})" if sums else "",
+            ]  # fmt: skip
+        rows.append(cells)
+    return markdown(head, rows)

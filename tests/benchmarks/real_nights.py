@@ -1,0 +1,136 @@
+"""Whole nights: HR 3039 and GJ 699 (HPF, 28 orders), CPD-57 1131 (IGRINS); cases of `run.py`.
+
+Clones take longer than some of the fits and do not count: they are made once and kept for the session.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+import specutils_blase as sb
+from specutils_blase import templates
+
+SHARED = Path(__file__).resolve().parents[3] / "shared"
+HPF = {
+    "hr3039": "Goldilocks_20210212T072837_v1.0_0037.spectra.fits",
+    "gj699": "Slope-20181003T014556_R01.optimal.fits",
+}
+
+
+def kept(name: str, make):
+    """A clone, read from where it was left by the first that needed it."""
+    path = Path(os.environ.get("TMPDIR", "/tmp")) / f"specutils_blase_{name}_{os.getuid()}.asdf"
+    if not path.exists():
+        make().write(path)
+    return sb.read(path)
+
+
+def star_of(name: str):
+    if name == "hr3039":
+        return kept("phoenix", lambda: sb.clone(templates.phoenix_10000K(), continuum=7, progress=False))
+    sys.path.insert(0, str(SHARED / "tools"))
+    from templates import lte
+
+    return kept("mdwarf", lambda: sb.clone(lte("mdwarf_3500_hpf"), progress=False))
+
+
+def telfit():
+    options = {"resolving_power": 55_000, "prominence": 0.005, "progress": False}
+    return kept("telfit", lambda: sb.clone(templates.telfit_hpf(), **options))
+
+
+def hpf_orders(name: str, every: int = 1) -> list:
+    """Orders as a muler user prepares them."""
+    night = sb.from_hpf(SHARED / "data" / "hpf" / HPF[name])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return [night[k].remove_nans().sky_subtract().deblaze().normalize() for k in range(0, 28, every)]
+
+
+def telluric_gain(fit) -> dict[str, float]:
+    """Scatter of the corrected spectrum in telluric lines: dividing by plain TelFit over that of the fit, by order."""
+    template = templates.telfit_hpf()
+    gains = {}
+    for k in range(len(fit)):
+        order = fit.order(k)
+        parts = {name: values.numpy() for name, values in order.evaluate().items()}
+        clean = parts["star"] * parts["continuum"]
+        through = order.data.good.numpy() & (parts["telluric"] < 0.98) & (parts["telluric"] > 0.1)
+        if through.sum() <= 50:
+            continue
+        transmission = np.interp(order.data.wavelength, template.spectral_axis.value, template.flux.value)
+        by_template = np.std((order.data.flux.numpy() / transmission / clean)[through])
+        by_fit = np.std((order.telluric_corrected.flux.value / clean)[through])
+        gains[str(fit.orders["order"][fit.orders["fitted"]][k])] = float(by_template / by_fit)
+    return gains
+
+
+def concentration(fit) -> dict:
+    """Where the ledger changed: stellar lines moved by more than 0.5 in ln area, by order, beside its jitter."""
+    ledger = fit.ledger
+    stars = ledger[(ledger["component"] == "star") & ledger["free"] & (ledger["snr"] > 3)]
+    rows = {}
+    for row in fit.orders[fit.orders["fitted"]]:
+        mine = np.array([str(row["order"]) in orders.split(",") for orders in stars["orders"]])
+        if mine.sum() > 10:
+            rows[str(row["order"])] = (float(np.mean(np.abs(stars["delta_ln_area"][mine]) > 0.5)), float(row["jitter"]))
+    moved, jitter = np.array(list(rows.values())).T
+    ranks = [np.argsort(np.argsort(values)) for values in (moved, jitter)]
+    return {
+        "changed_percent_by_order": {name: round(100.0 * part) for name, (part, _) in rows.items()},
+        "rank_correlation_with_jitter": float(np.corrcoef(*ranks)[0, 1]),
+    }
+
+
+def figures_of(fit, seconds: float) -> dict:
+    fitted = fit.orders[fit.orders["fitted"]]
+    chi2 = np.asarray(fitted["reduced_chi2"])
+    return {
+        "orders": len(fit),
+        "pixels": int(sum(len(one) for one in fit.data)),
+        "lines": len(fit.ledger),
+        "seconds": seconds,
+        "iterations": len(fit.history),
+        "converged": fit.success,
+        "rms_percent": 100.0 * fit.rms,
+        "chi2_by_order": " ".join(f"{value:.3g}" for value in chi2),
+    }
+
+
+def hpf(name: str, every: int = 1) -> dict:
+    """All orders, or every so many, in one fit with both clones ready."""
+    orders, star, sky = hpf_orders(name, every), star_of(name), telfit()
+    work = sb.fit  # loads torch: imports do not count
+    start = time.perf_counter()
+    fit = work(orders, star, telluric=sky, progress=False)
+    figures = figures_of(fit, time.perf_counter() - start)
+    for quantity in ("rv_barycentric", "vsini"):
+        figures[quantity] = f"{fit.value(quantity):.3f} ± {fit.error(quantity):.3f}"
+    if name == "gj699":
+        return figures | concentration(fit)
+    gains = telluric_gain(fit)
+    figures["gain_median"], figures["gain_least"] = float(np.median(list(gains.values()))), min(gains.values())
+    return figures | {"gain_by_order": " ".join(f"{name}: {gain:.1f}" for name, gain in gains.items())}
+
+
+def igrins(band: str, species: bool = False) -> dict:
+    """One band of CPD-57 1131 as observed, not divided by a standard: PSG as the sky, no star."""
+    path = next((SHARED / "data" / "igrins").glob(f"SDC{band}_20201202_0059.spec_a0v.fits"))
+    orders = sb.from_igrins(path, extension="TGT_SPEC")
+
+    def make():
+        if species:
+            return sb.clone_species(templates.psg_hk_species(), progress=False)
+        template = templates.psg_hk()
+        return sb.clone(template, resolving_power=template.meta["resolving_power"], progress=False)
+
+    sky = kept("psg_species" if species else "psg", make)
+    start = time.perf_counter()
+    fit = sb.fit(list(orders), telluric=sky, progress=False)
+    return figures_of(fit, time.perf_counter() - start) | {"left_out": len(fit.orders) - len(fit)}

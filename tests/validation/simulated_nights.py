@@ -1,0 +1,63 @@
+"""Many orders at once with known truth: velocities of star and rotation, and what each order adds to them.
+
+Star and sky are the clones of Arcturus and TelFit over the whole band of HPF, every line off as the priors expect; the
+fit knows the resolving power and neither velocity.
+"""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+
+import numpy as np
+from cases import CONTINUUM, LIMB_DARKENING, RESOLVING_POWER, RV, fitted, true_lines
+
+import specutils_blase as sb
+from specutils_blase import simulate, templates
+
+VSINI = 8.3
+FOUR = (8, 14, 17, 24)
+"""Orders with more and with less water in front of them."""
+
+
+@cache
+def clones():
+    """The star's and the sky's clone over the whole band."""
+    star = sb.clone(templates.arcturus(), progress=False)
+    sky = sb.clone(templates.telfit_hpf(), resolving_power=RESOLVING_POWER, max_iterations=15, progress=False)
+    return star, sky
+
+
+def night(snr: float, orders, seed: int) -> list:
+    """The orders of one night, by brute force."""
+    star, sky = (true_lines(clone, 2 * seed + k, "prior") for k, clone in enumerate(clones(), 1))
+    options = {
+        "rv": RV, "vsini": VSINI, "resolving_power": RESOLVING_POWER, "limb_darkening": LIMB_DARKENING, "snr": snr,
+        "continuum": CONTINUUM,
+    }  # fmt: skip
+    return [simulate.simulate(simulate.hpf_wavelengths(k), star, sky, seed=100 * seed + k, **options) for k in orders]
+
+
+def orders(snr: float, orders: list[int], seed: int, alone: bool = False) -> dict:
+    """One night, one fit of all its orders; with `alone`, a fit of each order by itself beside it."""
+    star, sky = clones()
+    data = night(snr, orders, seed)
+    fit = fitted(data, star, sky)
+    record = {
+        "rv": fit.value("rv") - RV,
+        "rv_err": fit.error("rv"),
+        "vsini": fit.value("vsini") - VSINI,
+        "vsini_err": fit.error("vsini"),
+        "chi2": fit.reduced_chi2,
+        "rms": fit.rms,
+        "success": fit.success,
+        "n_fitted": len(fit),
+        "jittered": int(np.sum(fit.orders["jitter"] > 0)),
+    }
+    if alone:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            singles = [fitted(one, star, sky, rv=fit.value("rv"), vsini=fit.value("vsini")) for one in data]
+        for name in ("rv", "vsini"):
+            record[f"{name}_err_alone"] = [single.error(name) for single in singles]
+    return record
