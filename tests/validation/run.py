@@ -4,9 +4,9 @@
     python tests/validation/run.py calibration --seeds 30       # one item
     python tests/validation/run.py calibration --records FILE   # go on where an earlier run stopped
 
-Items: calibration, changed, missing, star, flaws, orders, sampler. Every fit is one line of JSON in --records; what stands
-there is not run again, so that seeds add up over sessions. Tables are printed, never asserted: what must hold is in
-`test_validation.py`, on few seeds.
+Items: calibration, changed, missing, star, flaws, orders, sampler. Every fit is one line of JSON in --records; what
+stands there is not run again, so that seeds add up over sessions. Tables are printed, never asserted: what must hold is
+in `test_validation.py`, on few seeds.
 """
 
 from __future__ import annotations

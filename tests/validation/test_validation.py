@@ -111,7 +111,7 @@ def test_the_command_explains_itself(tmp_path):
 
     told = run("--help")
     assert told.returncode == 0
-    assert "calibration, changed, missing, star, flaws, sampler" in " ".join(told.stdout.split())
+    assert "calibration, changed, missing, star, flaws, orders, sampler" in " ".join(told.stdout.split())
     assert "no item spectra" in run("spectra").stderr
     assert list(tmp_path.iterdir()) == []
 
