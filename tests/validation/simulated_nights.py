@@ -10,6 +10,7 @@ import warnings
 from functools import cache
 
 import numpy as np
+from astropy import units as u
 from cases import CONTINUUM, LIMB_DARKENING, RESOLVING_POWER, RV, fitted, true_lines
 
 import specutils_blase as sb
@@ -18,6 +19,10 @@ from specutils_blase import simulate, templates
 VSINI = 8.3
 FOUR = (8, 14, 17, 24)
 """Orders with more and with less water in front of them."""
+
+
+BESIDE = 0.003
+"""Part of their wavelength up to which lines beside an order are observed with it: 25 to 40 Å."""
 
 
 @cache
@@ -35,7 +40,16 @@ def night(snr: float, orders, seed: int) -> list:
         "rv": RV, "vsini": VSINI, "resolving_power": RESOLVING_POWER, "limb_darkening": LIMB_DARKENING, "snr": snr,
         "continuum": CONTINUUM,
     }  # fmt: skip
-    return [simulate.simulate(simulate.hpf_wavelengths(k), star, sky, seed=100 * seed + k, **options) for k in orders]
+    spectra = []
+    for k in orders:
+        pixels = simulate.hpf_wavelengths(k)
+        middle = 0.5 * (pixels[0] + pixels[-1])
+        near = (
+            lines[np.abs(lines["center"].to_value(u.AA) / middle - 1.0) < 0.5 * np.ptp(pixels) / middle + BESIDE]
+            for lines in (star, sky)
+        )
+        spectra.append(simulate.simulate(pixels, *near, seed=100 * seed + k, **options))
+    return spectra
 
 
 def orders(snr: float, orders: list[int], seed: int, alone: bool = False) -> dict:
