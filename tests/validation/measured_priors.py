@@ -186,7 +186,7 @@ def held_out_tasks(records: list[dict]) -> list[tuple[str, dict]]:
     todo, default = [], default_widths()
     for record in records:
         pair, result = record["arguments"]["pair"], record["result"]
-        if pair.startswith(SIMULATION):
+        if pair.startswith(SIMULATION) or "reason" in result:
             continue
         best = result["freedom"][int(np.argmax(result["freedom_evidence"]))]
         settings = {
@@ -251,7 +251,10 @@ def measured(pair: str, jitter: bool = True) -> dict:
     for _ in range(REFITS):
         fits = [fitted(order, jitter, **priors(widths, 4.0)) for order in orders]
         known = [prior_evidence.knowledge(fit, order.emulators) for fit, order in zip(fits, orders, strict=True)]
-        found = prior_evidence.best_widths(known, start, 4.0, FREEDOMS)
+        try:
+            found = prior_evidence.best_widths(known, start, 4.0, FREEDOMS)
+        except ArithmeticError as error:  # a result too: nothing is measured where nothing settles
+            return {"orders": [order.name for order in orders], "rounds": rounds, "reason": str(error)}
         rounds.append(found.value.tolist())
         before, widths = widths, usable(found, start)
         if float((widths / before).log().abs().max()) < SAME:

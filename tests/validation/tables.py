@@ -172,9 +172,12 @@ def priors(records: list[dict]) -> str:
         return [values[GROUPS.index((component, kind))] for kind in KINDS]
 
     widths = [["default", "", "", *(f"{getattr(LinePriors(), kind):g}" for kind in KINDS)]]
-    means, freedoms, simulated = [], [], []
+    means, freedoms, simulated, reasons = [], [], [], []
     for record in records:
         pair, result = record["arguments"]["pair"], record["result"]
+        if "reason" in result:
+            reasons.append(f"{pair}: not measured, {result['reason']}")
+            continue
         if pair.startswith(SIMULATION):
             simulated.append(result)
             continue
@@ -215,7 +218,7 @@ def priors(records: list[dict]) -> str:
         parts.append(markdown(["pair", "component", *kinds], means))
         head = ["pair", "ν = 2", "4", "8", "∞", "χ² without jitter", "jitter"]
         parts.append(markdown(head, freedoms))
-    return "\n\n".join(parts)
+    return "\n\n".join(parts + reasons)
 
 
 def _width(value: float, error: float, limit: float, n_telling: float) -> str:

@@ -147,6 +147,13 @@ def test_widths_of_priors_come_back(monkeypatch):
     assert "| a pair | star |" in table and {line.count("|") for line in table.splitlines() if line} == {8, 7}
 
 
+def test_a_pair_that_does_not_settle_is_told():
+    reason = {"orders": ["1"], "rounds": [], "reason": "expectation propagation does not settle"}
+    record = {"case": "measured", "arguments": {"pair": "a pair", "jitter": True}, "result": reason}
+    assert tables.priors([record]).endswith("a pair: not measured, expectation propagation does not settle")
+    assert measured_priors.held_out_tasks([record]) == []
+
+
 def test_the_command_explains_itself(tmp_path):
     def run(*arguments):
         return subprocess.run(
