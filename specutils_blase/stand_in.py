@@ -91,15 +91,43 @@ def student_moments(pull: Tensor, precision: Tensor, scale: Tensor, freedom: Ten
         Width s and degrees of freedom ν.
     """
     ln_mixing = torch.linspace(*LN_MIXING, N_MIXING, dtype=torch.float64, device=pull.device)
-    mixing = ln_mixing.exp()
-    pull, precision, freedom = pull.unsqueeze(1), precision.unsqueeze(1), freedom.unsqueeze(1)
-    narrow = mixing / scale.square().unsqueeze(1)
-    total = precision + narrow
-    ln_weight = 0.5 * freedom * (ln_mixing - mixing) - 0.5 * torch.log1p(precision / narrow) + 0.5 * pull**2 / total
+    ln_weight, _, total, pull = _mixture(pull, precision, scale, freedom, ln_mixing)
     weight = torch.softmax(ln_weight, dim=1)
     mean = (weight * pull / total).sum(1)
     variance = (weight * (1.0 / total + (pull / total - mean.unsqueeze(1)).square())).sum(1)
     return mean, variance
+
+
+def student_evidence(pull: Tensor, precision: Tensor, scale: Tensor, freedom: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Logarithm of :math:`Z = \int \exp(-q x^2/2 + h x)\, t_{ν,s}(x)\, dx`, and its derivative to ln s.
+
+    How well a prior of width s foretells what is known of x without it. Its derivative is E[λ x²/s²] - 1 over the
+    posterior of x and of the mixing variable λ: where the sum over many x vanishes, the expectation maximisation of
+    their common width stands still.
+
+    Parameters
+    ----------
+    pull, precision, scale, freedom : Tensor, (n,)
+        As of `student_moments`; degrees of freedom may be infinite, then of all.
+    """
+    gaussian = bool(freedom.isinf().all())
+    n_mixing, ends = (1, (0.0, 0.0)) if gaussian else (N_MIXING, LN_MIXING)
+    ln_mixing = torch.linspace(*ends, n_mixing, dtype=torch.float64, device=pull.device)
+    ln_weight, narrow, total, pull = _mixture(pull, precision, scale, freedom.nan_to_num(posinf=1.0), ln_mixing)
+    evidence = torch.logsumexp(ln_weight, dim=1)
+    square = 1.0 / total + (pull / total).square()
+    return evidence, (torch.exp(ln_weight - evidence.unsqueeze(1)) * narrow * square).sum(1) - 1.0
+
+
+def _mixture(pull: Tensor, precision: Tensor, scale: Tensor, freedom: Tensor, ln_mixing: Tensor) -> tuple[Tensor, ...]:
+    """ln of prior weight × evidence, precision λ/s² and total precision at every λ, and h; (n, n_mixing), h (n, 1)."""
+    mixing = ln_mixing.exp()
+    pull, precision, freedom = pull.unsqueeze(1), precision.unsqueeze(1), freedom.unsqueeze(1)
+    narrow = mixing / scale.square().unsqueeze(1)
+    total = precision + narrow
+    ln_prior = torch.log_softmax(0.5 * freedom * (ln_mixing - mixing), dim=1)
+    ln_weight = ln_prior - 0.5 * torch.log1p(precision / narrow) + 0.5 * pull**2 / total
+    return ln_weight, narrow, total, pull
 
 
 def prior_error(priors: LinePriors, kind: str) -> float:

@@ -1,5 +1,8 @@
 """Held-out pixels: that they are not fitted, what they say of priors, and by hand."""
 
+import re
+from pathlib import Path
+
 import astropy.units as u
 import numpy as np
 import pytest
@@ -49,6 +52,18 @@ def test_priors_are_told_apart():
     assert held["held_out_chi2"] > 5.0 and 0.8 < default["held_out_chi2"] < 1.8
     assert 0.8 < default["held_out_typical"] < 1.3
     assert 1.0 < default["ratio"] < 1.5
+
+
+def test_the_example_of_the_documentation():
+    """What it says of lines half a unit of ln area off: under heavy tails widths hardly matter to held-out pixels."""
+    text = (Path(__file__).resolve().parents[1] / "docs" / "validation.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"^```python\n(.*?)^```\s*$", text, re.MULTILINE | re.DOTALL)
+    names = {"data": observed(), "star": STAR, "options": OPTIONS | {"folds": 1}}
+    exec(compile(example, "docs/validation.md", "exec"), names)
+    table = names["table"]
+    assert list(table["name"]) == ["0.1", "1", "3"] and list(table["converged"]) == [1, 1, 1]
+    assert np.ptp(table["held_out_typical"]) < names["chance"]
+    assert np.all(np.diff(table["ratio"]) > 0.0)  # the wider, the more of the noise is fitted
 
 
 def test_by_hand():

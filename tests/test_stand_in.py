@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.integrate import quad
+from scipy.stats import norm
 from scipy.stats import t as student
 
 from specutils_blase.least_squares import minimize
@@ -21,6 +22,7 @@ from specutils_blase.stand_in import (
     mean_shift,
     posterior_mean,
     prior_error,
+    student_evidence,
     student_moments,
 )
 
@@ -85,6 +87,28 @@ def test_moments_against_quadrature(freedom, pull, precision):
     assert float(found[0]) == pytest.approx(mean, rel=1e-4, abs=1e-6)
     # Where only the prior is left, a tail beyond the mixture's range is missing from the variance: of 2.5 degrees most.
     assert float(found[1]) == pytest.approx(variance, rel=0.07 if precision == 0 and freedom < 3 else 1e-4)
+
+
+@pytest.mark.parametrize("freedom", [2.5, 4.0, 30.0, math.inf])
+@pytest.mark.parametrize("pull, precision", [(0.0, 0.0), (0.0, 3.0), (5.0, 2.0), (40.0, 9.0)])
+def test_evidence_against_quadrature(freedom, pull, precision):
+    """ln Z and its derivative to ln s, for widths on both sides of what the data say."""
+    one = torch.ones(1, dtype=F64)
+
+    def ln_z(width):
+        def density(x):
+            prior = norm.pdf(x / width) if math.isinf(freedom) else student.pdf(x / width, freedom)
+            return math.exp(-0.5 * precision * x**2 + pull * x - 0.5 * pull**2 / max(precision, 1.0)) * prior / width
+
+        edges = [-np.inf, -3.0, 0.0, 2.0, 6.0, 20.0, np.inf]
+        parts = [quad(density, *pair, epsabs=1e-14, limit=200)[0] for pair in pairwise(edges)]
+        return math.log(sum(parts)) + 0.5 * pull**2 / max(precision, 1.0)
+
+    for width in (0.2, 1.5):
+        value, slope = student_evidence(pull * one, precision * one, width * one, freedom * one)
+        assert float(value) == pytest.approx(ln_z(width), rel=1e-5, abs=1e-5)
+        expected = (ln_z(width * math.exp(0.01)) - ln_z(width * math.exp(-0.01))) / 0.02
+        assert float(slope) == pytest.approx(expected, rel=1e-3, abs=1e-4)
 
 
 def test_error_of_a_prior():

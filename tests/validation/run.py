@@ -4,9 +4,10 @@
     python tests/validation/run.py calibration --seeds 30       # one item
     python tests/validation/run.py calibration --records FILE   # go on where an earlier run stopped
 
-Items: calibration, changed, missing, star, flaws, orders, sampler. Every fit is one line of JSON in --records; what
-stands there is not run again, so that seeds add up over sessions. Tables are printed, never asserted: what must hold is
-in `test_validation.py`, on few seeds.
+Items: calibration, changed, missing, star, flaws, orders, sampler, priors. The last measures real spectra in the folder
+../shared beside the repository, and where this is absent only a simulation. Every fit is one line of JSON in --records;
+what stands there is not run again, so that seeds add up over sessions. Tables are printed, never asserted: what must
+hold is in `test_validation.py`, on few seeds.
 """
 
 from __future__ import annotations
@@ -68,11 +69,12 @@ def tasks(item: str, seeds: range, truths: list[str], part: float) -> list[tuple
 
 def one(task: tuple[str, dict]) -> dict:
     import cases
+    import measured_priors
     import simulated_nights
 
     name, arguments = task
-    work = getattr(cases, name, None) or getattr(simulated_nights, name)
-    return {"case": name, "arguments": arguments, "result": work(**arguments)}
+    module = measured_priors if name in measured_priors.CASES else simulated_nights if name == "orders" else cases
+    return {"case": name, "arguments": arguments, "result": getattr(module, name)(**arguments)}
 
 
 def single_thread() -> None:
@@ -112,12 +114,28 @@ def sample(figure: Path | None) -> None:
         sampler.figure(found, figure)
 
 
+def measure_priors(seeds: range, path: Path | None, jobs: int) -> None:
+    """Item 7: widths of real pairs and of a simulation, then held-out pixels with these widths."""
+    import measured_priors
+    import tables
+
+    if reason := measured_priors.reason_to_skip():
+        print(f"only the simulation: {reason}\n")
+    records = collect(measured_priors.measuring_tasks(seeds), path, jobs)
+    print(tables.priors(records), flush=True)
+    records = collect(measured_priors.held_out_tasks(records), path, jobs)
+    if records:
+        print(f"\n{tables.held_out(records)}", flush=True)
+
+
 def key(name: str, arguments: dict) -> str:
     return json.dumps([name, arguments], sort_keys=True)
 
 
 def main() -> None:
-    items = {"calibration": 200, "changed": 20, "missing": 20, "star": 10, "flaws": 20, "orders": 100, "sampler": 1}
+    items = {
+        "calibration": 200, "changed": 20, "missing": 20, "star": 10, "flaws": 20, "orders": 100, "sampler": 1, "priors": 6,
+    }  # fmt: skip
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("item", nargs="*", help=f"among {', '.join(items)}; all by default")
     parser.add_argument("--seeds", type=int, help="number of truths and noises of each case")
@@ -139,6 +157,9 @@ def main() -> None:
             continue
         n_seed = items[item] if given.seeds is None else given.seeds
         seeds = range(given.first_seed, given.first_seed + n_seed)
+        if item == "priors":
+            measure_priors(seeds, given.records, given.jobs)
+            continue
         records = collect(tasks(item, seeds, given.truth, given.part), given.records, given.jobs)
         print(getattr(tables, item)(records), flush=True)
 

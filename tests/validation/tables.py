@@ -187,3 +187,82 @@ def orders(records: list[dict]) -> str:
             ]  # fmt: skip
         rows.append(cells)
     return markdown(head, rows)
+
+
+def priors(records: list[dict]) -> str:
+    """Item 7: widths by component and kind, what the lines do in the mean, and degrees of freedom."""
+    from measured_priors import COMPONENTS, GROUPS, KINDS, KNOWN, SIMULATION
+
+    from specutils_blase.priors import LinePriors
+
+    def cells(values: list[str], component: str) -> list[str]:
+        return [values[GROUPS.index((component, kind))] for kind in KINDS]
+
+    widths = [["default", "", "", *(f"{getattr(LinePriors(), kind):g}" for kind in KINDS)]]
+    means, freedoms, simulated, reasons = [], [], [], []
+    for record in records:
+        pair, result = record["arguments"]["pair"], record["result"]
+        if "reason" in result:
+            reasons.append(f"{pair}: not measured, {result['reason']}")
+            continue
+        if pair.startswith(SIMULATION):
+            simulated.append(result)
+            continue
+        columns = {name: np.array(result[name], dtype=float) for name in ("value", "error", "limit", "n_telling")}
+        width = [_width(*each) for each in zip(*columns.values(), strict=True)]
+        mean = [
+            "" if np.isnan(each[0]) else f"{each[0]:+.2f} ± {each[1]:.2f} (± {each[2]:.2f})"
+            for each in zip(result["center"], result["center_error"], result["spread"], strict=True)
+        ]
+        for component in COMPONENTS:
+            n = max(cells(result["n_line"], component))
+            if n:
+                widths.append([pair, component, f"{n}", *cells(width, component)])
+                means.append([pair, component, *cells(mean, component)])
+        evidence = np.array(result["freedom_evidence"]) - result["freedom_evidence"][result["freedom"].index("4.0")]
+        freedoms.append(
+            [pair, *(f"{each:+.1f}" for each in evidence), f"{np.median(result['chi2']):.1f}",
+             f"{100 * np.median(result['jitter']):.2f} %"]
+        )  # fmt: skip
+    if simulated:
+        widths.append(["simulation, truth", "", "", *(f"{width:g}" for width in KNOWN.values())])
+        values, errors = (np.array([result[name] for result in simulated], dtype=float) for name in ("value", "error"))
+        known = np.isfinite(values) & np.isfinite(errors)
+        weight = np.where(known, (values / np.where(known, errors, 1.0)) ** 2, 0.0)  # of ln s
+        total = weight.sum(0)
+        ln_mean = np.where(known, weight * np.log(np.where(known, values, 1.0)), 0.0).sum(0) / np.maximum(total, 1e-9)
+        width = [
+            f"{np.exp(m):.3f} ± {np.exp(m) / t**0.5:.3f} ({n})" if n else ""
+            for m, t, n in zip(ln_mean, total, known.sum(0), strict=True)
+        ]
+        n_line = np.sum([result["n_line"] for result in simulated], axis=0)
+        for component in COMPONENTS:
+            text = f"simulation, {len(simulated)} seeds"
+            widths.append([text, component, f"{max(cells(n_line, component))}", *cells(width, component)])
+    kinds = ["ln area", "ln σ", "ln γ", "offset [km/s]"]
+    parts = [markdown(["pair", "component", "secure lines", *kinds], widths)]
+    if means:
+        parts.append(markdown(["pair", "component", *kinds], means))
+        head = ["pair", "ν = 2", "4", "8", "∞", "χ² without jitter", "jitter"]
+        parts.append(markdown(head, freedoms))
+    return "\n\n".join(parts + reasons)
+
+
+def _width(value: float, error: float, limit: float, n_telling: float) -> str:
+    """A width with its error and the number of lines that tell it; or its upper limit."""
+    if np.isfinite(error):
+        return f"{value:.2f} ± {error:.2f} ({n_telling:.0f})"
+    return f"< {limit:.2f}" if np.isfinite(limit) else ""
+
+
+def held_out(records: list[dict]) -> str:
+    """Item 7: held-out pixels of all orders of a pair, each order weighing as its pixels."""
+    head = ["pair", "widths", "fits (converged)", "RMS held out", "RMS fitted", "χ² held out", "typical [σ]"]
+    rows = []
+    for (pair, name), results in grouped(records, "pair", "name").items():
+        n = column(results, "held_out")
+        rms = [np.sqrt(np.average(column(results, key) ** 2, weights=n)) for key in ("held_out_rms", "fitted_rms")]
+        mean = [np.average(column(results, key), weights=n) for key in ("held_out_chi2", "held_out_typical")]
+        counts = f"{column(results, 'fits').sum()} ({column(results, 'converged').sum()})"
+        rows.append([pair, name, counts, *(f"{100 * each:.2f} %" for each in rms), *(f"{each:.2f}" for each in mean)])
+    return markdown(head, rows)

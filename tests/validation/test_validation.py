@@ -9,11 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from astropy.table import Table
+
+from specutils_blase import simulate
+from specutils_blase.components import component_emulator
+from specutils_blase.priors import LinePriors
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 import cases  # noqa: E402 - scripts, not a package
+import measured_priors  # noqa: E402
 import planted_bugs  # noqa: E402
+import prior_evidence  # noqa: E402
 import sampler  # noqa: E402
 import tables  # noqa: E402
 
@@ -82,8 +89,6 @@ def test_a_wrong_resolving_power_goes_to_the_rotation():
 def test_errors_against_a_sampler():
     """Twenty lines, Gaussian priors: RMS shift below 0.2, widths within 15 % and the chance of so few samples."""
     pytest.importorskip("pyro")
-    from specutils_blase.priors import LinePriors
-
     found = sampler.compare(LinePriors(degrees_of_freedom=np.inf), n_warmup=60, n_sample=250)
     assert len(found.names) == 84
     assert np.sqrt(np.mean(found.mean_shift**2)) < 0.2
@@ -103,6 +108,52 @@ def test_lines_taken_out_of_the_templates_are_found():
         assert abs(result["rv_with"]) < 3.0 * result["rv_err_with"]
 
 
+def scattered_order(widths, seed=4):
+    """An order of lines that stand apart, scattered by these widths, and its clone."""
+    rng = np.random.default_rng(seed)
+    pixels = np.arange(10_500.0, 10_580.0, 0.06)
+    centers = np.arange(10_498.0, 10_582.0, 1.3)
+    lines = Table({"center": centers + rng.uniform(-0.25, 0.25, centers.size)})
+    lines["area"] = rng.uniform(0.05, 0.2, centers.size)
+    lines["sigma"], lines["gamma"] = 0.11, 0.05
+    lines.meta["wavelength_range"] = (10_440.0, 10_620.0)
+    scatter = {f"scatter_{kind}": width for kind, width in widths.items()}
+    truth = simulate.perturbed(lines, seed=seed, degrees_of_freedom=4.0, **scatter)
+    known = {"rv": 5.0, "vsini": 4.0, "resolving_power": 55_000.0, "limb_darkening": (0.4, 0.2)}
+    spectrum = simulate.simulate(pixels, truth, snr=400.0, seed=seed, **known)
+    star = component_emulator(lines, "star", (10_500.0, 10_580.0), None, 55_000.0, False)
+    options = {name: known[name] for name in ("rv", "vsini", "resolving_power", "limb_darkening")}
+    return measured_priors.Observed("simulated", spectrum, star, options=options)
+
+
+def test_widths_of_priors_come_back(monkeypatch):
+    """Known widths in, others than those that the search starts from; the same out, within three of their errors."""
+    order = scattered_order(measured_priors.KNOWN)
+    monkeypatch.setattr(measured_priors, "observed", lambda pair: [order])
+    record = measured_priors.measured("a pair")
+    assert record["success"] == [True] and record["jitter"] == [0.0]
+    for kind, true in measured_priors.KNOWN.items():
+        k = prior_evidence.GROUPS.index(("star", kind))
+        value, error = record["value"][k], record["error"][k]
+        assert record["n_line"][k] > 50
+        assert error < 0.35 * value, kind
+        assert abs(value - true) < 3.0 * error, (kind, value, error)
+    assert np.isnan(record["value"][4:]).all()  # no sky, no widths of its lines
+    area = prior_evidence.GROUPS.index(("star", "ln_area"))
+    assert LinePriors().ln_area - record["value"][area] > 3.0 * record["error"][area]
+    evidence = dict(zip(record["freedom"], record["freedom_evidence"], strict=True))
+    assert evidence["4.0"] > evidence["inf"] + 3.0  # that tails are heavy shows
+    table = tables.priors([{"case": "measured", "arguments": {"pair": "a pair", "jitter": True}, "result": record}])
+    assert "| a pair | star |" in table and {line.count("|") for line in table.splitlines() if line} == {8, 7}
+
+
+def test_a_pair_that_does_not_settle_is_told():
+    reason = {"orders": ["1"], "rounds": [], "reason": "expectation propagation does not settle"}
+    record = {"case": "measured", "arguments": {"pair": "a pair", "jitter": True}, "result": reason}
+    assert tables.priors([record]).endswith("a pair: not measured, expectation propagation does not settle")
+    assert measured_priors.held_out_tasks([record]) == []
+
+
 def test_the_command_explains_itself(tmp_path):
     def run(*arguments):
         return subprocess.run(
@@ -111,7 +162,7 @@ def test_the_command_explains_itself(tmp_path):
 
     told = run("--help")
     assert told.returncode == 0
-    assert "calibration, changed, missing, star, flaws, orders, sampler" in " ".join(told.stdout.split())
+    assert "calibration, changed, missing, star, flaws, orders, sampler, priors" in " ".join(told.stdout.split())
     assert "no item spectra" in run("spectra").stderr
     assert list(tmp_path.iterdir()) == []
 
