@@ -21,6 +21,7 @@ from .parallel import each
 from .parameters import FreeParameters
 from .problem import AnchoredProblem
 from .starting import LOOSE_ITERATIONS
+from .telluric_anchors import TelluricAnchors
 
 LOOSE = {"ln_area": 3.0, "ln_sigma": 3.0, "ln_gamma": 3.0, "rv_offset": 2.0}
 """Factors on the prior widths in the first stage of a fit."""
@@ -31,8 +32,8 @@ LOOSE_TOLERANCE = 0.0005
 TOLERANCE = 0.0025
 """Promised decrease of χ² below which a fit has converged: no parameter is then 0.05 of its error from the minimum."""
 
-NOISE_ROUNDS = 3
-"""Fits repeated with the noise that the residuals show, where the data bring none."""
+ROUNDS = 3
+"""Fits repeated with the noise that the residuals show, where the data bring none, and with anchors that have moved."""
 
 ALONE_TOLERANCE = 0.1
 """Promised decrease of χ² below which an order that is solved alone is good enough for the fit of all."""
@@ -81,6 +82,7 @@ def solve(
     max_iterations: int,
     report: Callable,
     tolerance: float | None = None,
+    anchors: TelluricAnchors | None = None,
 ) -> Solution:
     """Minimise first with loose priors, then with the true ones, then with the noise that the residuals show.
 
@@ -89,7 +91,8 @@ def solve(
     back what does not need to be away, and their tails let go of what does.
 
     Data and priors must weigh against each other as they should: where the noise is not known, or larger than the data
-    tell because the model lacks something, it has to be right in the fit, and both are found in turn.
+    tell because the model lacks something, it has to be right in the fit, and both are found in turn; and so are the
+    telluric lines and where their anchors stand together.
     """
     history: list[dict[str, float]] = []
     tolerance = TOLERANCE if tolerance is None else tolerance
@@ -114,10 +117,16 @@ def solve(
         if noise.may_add_jitter or noise.may_doubt:
             _learn(problem, noise, first)
         problem.loosen(None)
+        if anchors is not None:
+            anchors.settle(first.vector)
         from_afar = False
-    for noise_round in range(NOISE_ROUNDS + 1):
-        solution = run(max_iterations - len(history) + 1, tolerance, from_afar and noise_round == 0)
-        if not noise.adapts or noise_round == NOISE_ROUNDS or not _learn(problem, noise, solution):
+    for turn in range(ROUNDS + 1):
+        solution = run(max_iterations - len(history) + 1, tolerance, from_afar and turn == 0)
+        if turn == ROUNDS:
+            break
+        learnt = noise.adapts and _learn(problem, noise, solution)
+        moved = anchors is not None and len(history) < max_iterations and anchors.settle(solution.vector) is not None
+        if not (learnt or moved):
             break
     solution.history = history
     return solution
@@ -126,7 +135,7 @@ def solve(
 def solve_near(problem: AnchoredProblem, noise: NoiseModel, max_iterations: int, report: Callable) -> Solution:
     """Minimise from a start that is near, with the noise that the residuals show."""
     history: list[dict[str, float]] = []
-    for noise_round in range(NOISE_ROUNDS + 1):
+    for noise_round in range(ROUNDS + 1):
         solution = minimize(
             problem,
             max_iterations=max(0, max_iterations - len(history)),
@@ -135,14 +144,19 @@ def solve_near(problem: AnchoredProblem, noise: NoiseModel, max_iterations: int,
             callback=report,
         )
         history += solution.history
-        if not noise.adapts or noise_round == NOISE_ROUNDS or not _learn(problem, noise, solution):
+        if not noise.adapts or noise_round == ROUNDS or not _learn(problem, noise, solution):
             break
     solution.history = history
     return solution
 
 
 def solve_orders(
-    problem: AnchoredProblem, noise: NoiseModel, names: Sequence[str], max_iterations: int, report: Callable
+    problem: AnchoredProblem,
+    noise: NoiseModel,
+    names: Sequence[str],
+    max_iterations: int,
+    report: Callable,
+    anchors: TelluricAnchors | None = None,
 ) -> Solution:
     """Solve every order by itself with what they share held, then all together.
 
@@ -167,6 +181,8 @@ def solve_orders(
     turns = [(TOGETHER_AT_FIRST, coarse, True), (TOGETHER_ITERATIONS, fine, False)]
     if noise.adapts:  # what it has learnt from each order alone is nearly right: it learns twice more
         turns.insert(1, (TOGETHER_ITERATIONS, coarse, False))
+    if anchors is not None:
+        anchors.settle(problem.read())
     for turn, (limit, tolerance, from_afar) in enumerate(turns):
         solution = minimize(
             problem,
@@ -179,6 +195,8 @@ def solve_orders(
         history.extend(entry | {"iteration": first + i} for i, entry in enumerate(solution.history))
         if noise.adapts and turn < len(turns) - 1:
             _learn(problem, noise, solution)
+        if anchors is not None and turn < len(turns) - 1:
+            anchors.settle(solution.vector)
     solution.history = history
     if not solution.success:
         step, _ = solution.normal.step(torch.zeros_like(solution.vector))
