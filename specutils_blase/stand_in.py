@@ -188,7 +188,8 @@ def mean_shift(problem: AnchoredProblem, factor: Factor, vector: Tensor) -> Tens
         shift[k] = (shift[k] - 0.5 * slope * error[k]) / max(1.0 + 0.5 * turn, 1.0)
     problem.write(vector)
     shift = torch.clamp(shift, -FARTHEST * error, FARTHEST * error)
-    return torch.linalg.solve(covariance, shift) @ response
+    step = torch.linalg.solve(covariance, shift) @ response
+    return step.masked_fill(pinned, 0.0)  # what stands at a bound does not follow the others off it
 
 
 def _moved(problem: AnchoredProblem, vector: Tensor, factor: Factor) -> Factor:
