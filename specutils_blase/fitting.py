@@ -33,6 +33,7 @@ from .result import FitResult
 from .solving import solve, solve_orders
 from .spectrum import to_kms
 from .starting import implausible, scatter, start_continuum, start_velocities
+from .telluric_anchors import TelluricAnchors
 from .telluric_scaling import scale_telluric
 from .velocity import cross_correlate
 
@@ -109,8 +110,9 @@ def fit(
         Barycentric correction [km/s], for the row "rv_barycentric" of the parameters; by default that of the data's
         header, or one computed from it.
     scale_tellurics : bool
-        Before any line is free, bring the telluric clone to this night's amounts: one optical-depth factor a species,
-        and a small shift; see `specutils_blase.telluric_scaling`.
+        Bring the telluric clone to this night's amounts: one optical-depth factor a species, and a small shift. Before
+        any line is free they are a start (`specutils_blase.telluric_scaling`), then they are where the priors of the
+        lines stand, and follow from them (`specutils_blase.telluric_anchors`).
     jitter, robust : bool, optional
         Where the reduced χ² of an order exceeds 1.5, because the model lacks something: add noise until it is 1, and
         lower the weight of outliers. By default in lists of orders, where one order that is not understood would
@@ -223,7 +225,7 @@ def fit(
     layout = FreeParameters(model, {name: kinds[name] for name in present}, lines, free)
     priors = {"star": star_priors or LinePriors(), "telluric": telluric_priors or LinePriors()}
     problem = AnchoredProblem(layout, layout.merge(fluxes), layout.merge(noise.weights()), priors)
-    start_area = {name: emulator.ln_area.detach().double().clone() for name, emulator in present.items()}
+    anchors = None if scale is None else TelluricAnchors(problem, scale)
     with tqdm(total=max_iterations, desc="fit", unit="it", disable=not progress, leave=False, delay=2.0) as bar:
 
         def report(entry: dict[str, float]) -> None:
@@ -231,9 +233,10 @@ def fit(
             bar.set_postfix_str(f"{entry.get('order', '')} χ² {entry['cost']:.1f}".strip())
 
         if many:
-            solution = solve_orders(problem, noise, [order.name for order in orders], max_iterations, report)
+            solution = solve_orders(problem, noise, [order.name for order in orders], max_iterations, report, anchors)
         else:
-            solution = solve(problem, noise, max_iterations, report)
+            solution = solve(problem, noise, max_iterations, report, anchors=anchors)
+        start_area = {name: problem.anchored_area(name) for name in present}
         found = None
         if missing_lines is not None:
             problem, solution, noise, start_area, found = discover(
@@ -254,7 +257,7 @@ def fit(
         "jitter": noise.may_add_jitter,
         "robust": noise.may_doubt,
         "missing_lines": missing_lines,
-        "telluric_scale": None if scale is None else asdict(scale),
+        "telluric_scale": None if anchors is None else asdict(anchors.scale()),
         "star": source_of(star),
         "telluric": source_of(telluric),
         "templates": {name: provenance_of(each, components[name]) for name, each in given.items()},

@@ -150,6 +150,18 @@ class AnchoredProblem:
             self._last = None  # the way back through a graph needs parameters that nobody has touched
         self.free.write(vector)
 
+    def forget(self) -> None:
+        """Of the model as it was: for who changes what no vector holds."""
+        self._last = self._layout = None
+
+    def anchored_area(self, component: str) -> Tensor:
+        """ln area at which each line of a component is anchored, free or not, (n_line,)."""
+        area = self.free.model.components[component].ln_area.detach().double().clone()
+        if "ln_area" in self.free.kinds[component]:
+            own = self.free.columns(component)[:, self.free.kinds[component].index("ln_area")]
+            area[self.free.lines[component]] = self.anchor[own]
+        return area
+
     def _at(self, vector: Tensor) -> _Evaluation:
         """The evaluation at a vector; the last one is kept, so that nothing is evaluated twice."""
         known = self._last

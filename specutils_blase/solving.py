@@ -21,6 +21,7 @@ from .parallel import each
 from .parameters import FreeParameters
 from .problem import AnchoredProblem
 from .starting import LOOSE_ITERATIONS
+from .telluric_anchors import TelluricAnchors
 
 LOOSE = {"ln_area": 3.0, "ln_sigma": 3.0, "ln_gamma": 3.0, "rv_offset": 2.0}
 """Factors on the prior widths in the first stage of a fit."""
@@ -32,7 +33,8 @@ TOLERANCE = 0.0025
 """Promised decrease of χ² below which a fit has converged: no parameter is then 0.05 of its error from the minimum."""
 
 EARLY_ROUNDS, LATE_ROUNDS, ROUND_ITERATIONS = 8, 3, 15
-"""Where residuals tell the noise: how often they are asked under way, after so many iterations each, and at the end.
+"""How often the noise and the anchors are asked anew: under way, where residuals tell the noise, after so many
+iterations each, and at the end.
 
 Noise and model improve each other step by step: solved to the end before the noise is asked, orders of GJ 699 took 187
 to 322 iterations instead of 120 to 165.
@@ -85,6 +87,7 @@ def solve(
     max_iterations: int,
     report: Callable,
     tolerance: float | None = None,
+    anchors: TelluricAnchors | None = None,
 ) -> Solution:
     """Minimise first with loose priors, then with the true ones, then with the noise that the residuals show.
 
@@ -93,7 +96,8 @@ def solve(
     back what does not need to be away, and their tails let go of what does.
 
     Data and priors must weigh against each other as they should: where the noise is not known, or larger than the data
-    tell because the model lacks something, it has to be right in the fit, and both are found in turn.
+    tell because the model lacks something, it has to be right in the fit, and both are found in turn; and so are the
+    telluric lines and where their anchors stand together.
     """
     history: list[dict[str, float]] = []
     tolerance = TOLERANCE if tolerance is None else tolerance
@@ -107,7 +111,10 @@ def solve(
         if noise.may_add_jitter or noise.may_doubt:
             _learn(problem, noise, first)
         problem.loosen(None)
-    solution = _settle(problem, noise, max_iterations - len(history) + 1, tolerance, report, from_afar)
+        if anchors is not None:
+            anchors.settle(first.vector)
+    n_left = max_iterations - len(history) + 1
+    solution = _settle(problem, noise, n_left, tolerance, report, from_afar, anchors)
     return _with_history(solution, history)
 
 
@@ -123,23 +130,27 @@ def _settle(
     tolerance: float,
     report: Callable,
     from_afar: bool = False,
+    anchors: TelluricAnchors | None = None,
 ) -> Solution:
-    """Minimise, and find the noise that the residuals show, in turn, until neither changes."""
+    """Minimise, find the noise that the residuals show and where the anchors stand, in turn, until none changes."""
     history: list[dict[str, float]] = []
-    for noise_round in range(EARLY_ROUNDS + LATE_ROUNDS):
+    n_turn = LATE_ROUNDS + (EARLY_ROUNDS if noise.adapts else 1)
+    for turn in range(n_turn):
         n_left = max(0, max_iterations - len(history))
-        early = noise.adapts and noise_round < EARLY_ROUNDS
+        early = noise.adapts and turn < EARLY_ROUNDS
         solution = minimize(
             problem,
             max_iterations=min(n_left, ROUND_ITERATIONS) if early else n_left,
             absolute_tolerance=tolerance,
-            from_afar=from_afar and noise_round == 0,
+            from_afar=from_afar and turn == 0,
             callback=report,
         )
         history += solution.history
-        if not noise.adapts or len(history) >= max_iterations or noise_round == EARLY_ROUNDS + LATE_ROUNDS - 1:
+        if turn == n_turn - 1 or len(history) >= max_iterations:
             break
-        if not _learn(problem, noise, solution) and solution.success:
+        learnt = noise.adapts and _learn(problem, noise, solution)
+        moved = anchors is not None and anchors.settle(solution.vector) is not None
+        if not (learnt or moved) and (solution.success or not early):
             break
     return _with_history(solution, [], history)
 
@@ -152,7 +163,12 @@ def _with_history(solution: Solution, before: list[dict[str, float]], own: list 
 
 
 def solve_orders(
-    problem: AnchoredProblem, noise: NoiseModel, names: Sequence[str], max_iterations: int, report: Callable
+    problem: AnchoredProblem,
+    noise: NoiseModel,
+    names: Sequence[str],
+    max_iterations: int,
+    report: Callable,
+    anchors: TelluricAnchors | None = None,
 ) -> Solution:
     """Solve every order by itself with what they share held, then all together.
 
@@ -174,10 +190,15 @@ def solve_orders(
             problem.weight = problem.free.merge(noise.weights())
     coarse, fine = ALONE_TOLERANCE * len(names), TOLERANCE * len(names)
     limit = min(TOGETHER_AT_FIRST, max_iterations)
+    if anchors is not None:
+        anchors.settle(problem.read())
     first = minimize(problem, max_iterations=limit, absolute_tolerance=coarse, callback=report)
     if noise.adapts:
         _learn(problem, noise, first)
-    solution = _with_history(_settle(problem, noise, max_iterations, fine, report), first.history)
+    if anchors is not None:
+        anchors.settle(first.vector)
+    solution = _settle(problem, noise, max_iterations, fine, report, anchors=anchors)
+    solution = _with_history(solution, first.history)
     if not solution.success:
         step, _ = solution.normal.step(torch.zeros_like(solution.vector))
         left = _by_order(problem.free, solution.normal.gradient * step)

@@ -28,7 +28,7 @@ LAYERS = (
     {"jacobian", "priors", "factor"},
     {"normal_equations"},
     {"quasi_newton", "problem"},
-    {"least_squares", "stand_in"},
+    {"least_squares", "stand_in", "telluric_anchors"},
     {"ledger_columns"},
     {"spectrum", "ledger", "line_finding", "templates", "simulate", "degeneracies", "provenance"},
     {"posterior"},

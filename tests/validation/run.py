@@ -134,7 +134,8 @@ def key(name: str, arguments: dict) -> str:
 
 def main() -> None:
     items = {
-        "calibration": 200, "changed": 20, "missing": 20, "star": 10, "flaws": 20, "orders": 100, "sampler": 1, "priors": 6,
+        "calibration": 200, "changed": 20, "missing": 20, "star": 10, "flaws": 20, "orders": 100, "sampler": 1,
+        "priors": 6,
     }  # fmt: skip
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("item", nargs="*", help=f"among {', '.join(items)}; all by default")

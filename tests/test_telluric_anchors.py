@@ -1,0 +1,181 @@
+"""Factors and shift of a sky's anchors, against a search for the least cost and truths drawn from the priors."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize_scalar
+
+from specutils_blase.grids import SPEED_OF_LIGHT
+from specutils_blase.least_squares import minimize
+from specutils_blase.lines import LineEmulator
+from specutils_blase.model import ForwardModel
+from specutils_blase.parameters import FreeParameters
+from specutils_blase.priors import LinePriors
+from specutils_blase.problem import AnchoredProblem
+from specutils_blase.simulate import pixel_edges
+from specutils_blase.telluric_anchors import STILL, TelluricAnchors
+from specutils_blase.telluric_scaling import FACTOR_PRIOR, SHIFT_PRIOR, TelluricScale, scale_telluric
+
+F64 = torch.float64
+N_LINE, SNR = 24, 150.0
+PIXELS = np.linspace(10_499.0, 10_500.0 + 1.0 * N_LINE, 420)
+KINDS = ("ln_area", "ln_sigma", "rv_offset")
+SPECIES = ["H2O" if k % 3 else "O2" for k in range(N_LINE)]
+AMOUNT = {"H2O": 0.3, "O2": -0.2}
+SHIFT = 0.12
+
+
+def scattered(seed, freedom, held):
+    """What each line's ln area, ln σ and offset differ by from the amounts, in widths of its priors."""
+    rng = np.random.default_rng((seed, 1))
+    size = (N_LINE, 3)
+    draws = rng.standard_t(freedom, size) if np.isfinite(freedom) else rng.standard_normal(size)
+    draws[:held] = 0.0
+    return draws
+
+
+def sky_problem(seed, *, kinds=KINDS, freedom=4.0, held=0, snr=SNR):
+    """Lines of two species about their amounts, each off by its prior; the first `held` lines as they are."""
+    rng = np.random.default_rng(seed)
+    count = np.ones(N_LINE)
+    strength = 0.02 * 10.0 ** rng.uniform(0.0, 0.9, N_LINE)
+    sky = LineEmulator(10_500.0 + np.arange(N_LINE), strength, 0.035 * count, 0.01 * count, species=SPECIES)
+    model = ForwardModel.for_order(
+        torch.as_tensor(PIXELS), torch.as_tensor(pixel_edges(PIXELS)), telluric=sky, resolving_power=55_000.0,
+        continuum_degree=0,
+    )  # fmt: skip
+    emulator = model.telluric
+    start = emulator.line_parameters().clone()
+    priors = LinePriors(degrees_of_freedom=freedom)
+    with torch.no_grad():
+        truth, center = start.clone(), emulator.center.clone()
+        draws = torch.as_tensor(scattered(seed, freedom, held))
+        truth[:, 0] += priors.ln_area * draws[:, 0] + torch.tensor([AMOUNT[name] for name in SPECIES])
+        truth[:, 1] += priors.ln_sigma * draws[:, 1]
+        truth[:, 3] += priors.rv_offset * draws[:, 2] + SHIFT
+        emulator.set_line_parameters(truth)
+        flux = model() + torch.as_tensor(rng.standard_normal(len(PIXELS))) / snr
+        emulator.set_line_parameters(start)
+        emulator.center.copy_(center)
+    weight = torch.full((len(PIXELS),), snr**2, dtype=F64)
+    scale = scale_telluric(model, [flux], [weight])
+    layout = FreeParameters(model, {"telluric": kinds}, {"telluric": torch.arange(held, N_LINE)}, ("continuum",))
+    return AnchoredProblem(layout, flux, weight, {"telluric": priors}), scale
+
+
+def settled(problem, scale):
+    """Lines and anchors in turn, until both stand."""
+    anchors, vector = TelluricAnchors(problem, scale), problem.read()
+    for _ in range(8):
+        vector = minimize(problem, absolute_tolerance=1e-8, from_afar=False).vector
+        if anchors.settle(vector) is None:
+            return anchors, vector
+    raise AssertionError("anchors do not stand still")
+
+
+@torch.no_grad()
+def cost(problem, anchors, change):
+    """Twice ψ with the anchors moved by `change`, all lines following to their best."""
+    anchors._apply(torch.as_tensor(change), problem.read())
+    total = minimize(problem, absolute_tolerance=1e-9, from_afar=False).history[-1]["cost"]
+    total += float((anchors.precision * anchors.state.square()).sum())
+    anchors._apply(-torch.as_tensor(change), problem.read())
+    return total
+
+
+@pytest.mark.parametrize("freedom", [4.0, np.inf])
+def test_anchors_stand_where_the_posterior_is_highest(freedom):
+    """Parabolas through the least cost over all lines: their summits within `STILL`, their widths the errors told."""
+    problem, scale = sky_problem(1, freedom=freedom)
+    anchors, _ = settled(problem, scale)
+    for k, error in enumerate(anchors.error.tolist()):
+        change = np.zeros(3)
+        change[k] = error
+        here, low, high = (cost(problem, anchors, side * change) for side in (0.0, -1.0, 1.0))
+        turn = high + low - 2.0 * here
+        assert abs(0.5 * (low - high) / turn) < STILL + 0.15, k
+        # Student's t bends less than the Gaussian that touches it.
+        assert (2.0 / turn) ** 0.5 == pytest.approx(1.0, rel=0.05 if freedom == np.inf else 0.35), k
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_anchors_of_lines_that_are_known(seed):
+    """Where noise hides no line, they stand at the likeliest centres of Student's t for what the lines are off by."""
+    problem, scale = sky_problem(seed, snr=10_000.0)
+    anchors, _ = settled(problem, scale)
+    draws, priors, freedom = scattered(seed, 4.0, 0), LinePriors(), 4.0
+    species = np.array(SPECIES)
+    samples = [
+        (AMOUNT[name] + priors.ln_area * draws[species == name, 0], priors.ln_area, FACTOR_PRIOR)
+        for name in anchors.names
+    ] + [(SHIFT + priors.rv_offset * draws[:, 2], priors.rv_offset, SHIFT_PRIOR)]
+    for (values, width, prior), found, error in zip(samples, anchors.state.tolist(), anchors.error, strict=True):
+
+        def cost(center, values=values, width=width, prior=prior):
+            terms = np.log1p(((values - center) / width) ** 2 / freedom)
+            return (freedom + 1.0) * terms.sum() + (center / prior) ** 2
+
+        likeliest = minimize_scalar(cost, bounds=(-1.0, 1.0), method="bounded", options={"xatol": 1e-8}).x
+        assert abs(found - likeliest) < 1.5 * STILL * float(
+            error
+        )  # the step is that of the Gaussians which bound the t
+        information = (freedom + 1.0) / (freedom + 3.0) * len(values) / width**2 + prior**-2
+        assert float(error) == pytest.approx(information**-0.5, rel=0.05)
+
+
+def test_amounts_are_nearer_than_those_of_the_strongest_lines():
+    """Truths from the priors: the first factors are off by many of their errors, the settled ones are not."""
+    pulls, first = [], []
+    truth = np.array([AMOUNT[name] for name in ("H2O", "O2")] + [SHIFT])
+    for seed in range(16):
+        problem, scale = sky_problem(100 + seed)
+        anchors, _ = settled(problem, scale)
+        after = anchors.scale()
+        for found, each in ((first, scale), (pulls, after)):
+            value = np.array([np.log(each.factors["H2O"]), np.log(each.factors["O2"]), each.shift])
+            errors = [each.errors[name] / each.factors[name] for name in ("H2O", "O2")]
+            found.append((value - truth) / np.array([*errors, each.shift_error]))
+    assert np.sqrt(np.mean(np.square(first))) > 3.0
+    assert 0.7 < np.sqrt(np.mean(np.square(pulls))) < 1.4  # of 48 pulls, to ± 0.1 if they were Gaussian
+
+
+def test_lines_held_move_with_the_others():
+    problem, scale = sky_problem(5, held=4)
+    emulator = problem.free.model.telluric
+    area, center = emulator.ln_area.detach().clone(), emulator.center.clone()
+    anchors, vector = settled(problem, scale)
+    change = anchors.state - torch.tensor([*np.log([scale.factors[name] for name in anchors.names]), scale.shift])
+    assert (change.abs() > 0.005).any()
+    moved = emulator.ln_area.detach() - area
+    torch.testing.assert_close(moved[:4], change[anchors.member[:4]], rtol=0, atol=1e-12)
+    ratio = (emulator.center / center - 1.0) * SPEED_OF_LIGHT
+    torch.testing.assert_close(ratio, change[-1].expand(N_LINE), rtol=0, atol=1e-6)
+    torch.testing.assert_close(problem.anchored_area("telluric") - area, change[anchors.member], rtol=0, atol=1e-12)
+    torch.testing.assert_close(problem.read(), vector)
+
+
+def test_what_no_line_may_change_stays():
+    """Offsets held: no common shift. All held: nothing moves, and the first scale is told."""
+    problem, scale = sky_problem(7, kinds=("ln_area",))
+    anchors, _ = settled(problem, scale)
+    assert anchors.scale().shift == scale.shift and anchors.scale().factors != scale.factors
+    problem, scale = sky_problem(7, kinds=())
+    anchors = TelluricAnchors(problem, scale)
+    assert anchors.settle(problem.read()) is None
+    after = anchors.scale()
+    assert after.factors == pytest.approx(scale.factors) and after.errors == pytest.approx(scale.errors)
+
+
+def test_a_species_that_nobody_sees_keeps_its_amount():
+    problem, _ = sky_problem(9)
+    emulator = problem.free.model.telluric
+    emulator.species[3] = "N2O"
+    with torch.no_grad():
+        emulator.ln_area[3] = -18.0
+    problem.forget()
+    problem.anchor = problem.read()
+    one = dict.fromkeys(("H2O", "N2O", "O2"), 1.0)
+    scale = TelluricScale(one, 0.0, one, SHIFT_PRIOR)
+    anchors, _ = settled(problem, scale)
+    assert anchors.scale().factors["N2O"] == pytest.approx(1.0, abs=0.02)
+    assert anchors.scale().errors["N2O"] == pytest.approx(FACTOR_PRIOR, rel=0.02)
