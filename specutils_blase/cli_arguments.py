@@ -124,7 +124,7 @@ class _Version(argparse.Action):
     """Looks the version up only when asked."""
 
     def __call__(self, parser, *rest):
-        import specutils_blase as sb
+        from . import __version__
 
-        sys.stdout.write(f"specutils-blase {sb.__version__}\n")
+        sys.stdout.write(f"specutils-blase {__version__}\n")
         parser.exit()
