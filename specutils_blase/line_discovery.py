@@ -30,12 +30,15 @@ from .posterior import free_parameters, needed, prior_precision
 from .problem import AnchoredProblem
 from .solving import ALONE_TOLERANCE, residuals, solve_near
 
-ROUNDS = 8
+ROUNDS = 10
 """Searches at most."""
 
 STRONGEST_FIRST = 0.3
 """Part of the largest significance of a round from which on features become lines in it: a strong line that is missing
 bends all around it, and what it leaves there is none."""
+
+STRONG = 3.0
+"""Significance in units of the threshold from which on a feature drags velocities along, which wait until it is in."""
 
 WITHIN = 3.0
 """Prior widths that old lines may be away from their clones while lines are searched for."""
@@ -126,7 +129,8 @@ def discover(
 def _gather(problem: AnchoredProblem, noise: NoiseModel, expected: float, max_iterations: int, report: Callable):
     """Features that narrow priors leave, in rounds, the strongest first; the problem is left near its solution.
 
-    Also those of the last round that an old line may do as well at a low price.
+    Also those of the last round that an old line may do as well at a low price. It begins where the fit began, lines at
+    their clones and velocities found without what is far off: a deep line that is missing pulls both to itself.
     """
     features, doubtful, history = [], [], []
     larger, grown = problem, None
@@ -136,7 +140,10 @@ def _gather(problem: AnchoredProblem, noise: NoiseModel, expected: float, max_it
     reach[problem.free.n_line_parameter :] = torch.inf
     problem.lower = torch.maximum(lower, problem.anchor - reach)
     problem.upper = torch.minimum(upper, problem.anchor + reach)
-    problem.write(problem.project(problem.read()))
+    velocities = [problem.free.global_slices[name] for name in ("rv", "vsini") if name in problem.free.global_slices]
+    for own in velocities:
+        problem.lower[own] = problem.upper[own] = problem.anchor[own]
+    problem.write(problem.anchor)
     try:
         for _ in range(ROUNDS):
             rough = minimize(
@@ -157,8 +164,15 @@ def _gather(problem: AnchoredProblem, noise: NoiseModel, expected: float, max_it
             doubtful = _alone([one for one, is_cheap in zip(seen, cheap, strict=True) if is_cheap])
             seen = [one for one, is_cheap in zip(seen, cheap, strict=True) if not is_cheap]
             strongest = max((one.significance for one in seen), default=0.0)
+            if velocities and strongest < STRONG * threshold:
+                for own in velocities:
+                    problem.lower[own], problem.upper[own] = lower[own], upper[own]
+                velocities = []
+                larger, grown = enlarged(problem, features)
+                continue
             seen = _alone([one for one in seen if one.significance >= STRONGEST_FIRST * strongest])
             if not seen:
+                doubtful = whose(problem, features, doubtful, report)
                 break
             features = features + whose(problem, features, seen, report)
             larger, grown = enlarged(problem, features)

@@ -20,7 +20,7 @@ from .problem import AnchoredProblem
 from .solving import ALONE_TOLERANCE, LOOSE, LOOSE_TOLERANCE
 from .starting import LOOSE_ITERATIONS
 
-NEW_LINES = LinePriors(ln_area=2.0, ln_sigma=0.7, ln_gamma=1.0, rv_offset=1.0, degrees_of_freedom=float("inf"))
+NEW_LINES = LinePriors(ln_area=2.0, ln_sigma=0.4, ln_gamma=0.5, rv_offset=1.0, degrees_of_freedom=float("inf"))
 """Priors of lines found, about the strength and the place where they were found, and the usual widths of their
 component; `rv_offset` in thirds of the width with which the line is observed."""
 
