@@ -3,32 +3,25 @@
 Results are printed as a few lines; the full ones go to the files asked for. Exit code 0: done; 1: done, but the
 iteration did not converge (files are written all the same); 2: bad input, with one line on stderr that says why.
 
-Does not live here: reading spectra from files (`adapters`), what the demonstration simulates (`demo`).
+Does not live here: the arguments (`cli_arguments`), reading spectra from files (`adapters`), what the demonstration
+simulates (`demo`).
 """
 
 from __future__ import annotations
 
-import argparse
 import os
-import re
 import sys
 import time
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
-NAMED_TEMPLATES = {
-    "arcturus": {},
-    "telfit_hpf": {},
-    "psg_hk": {},
-    "phoenix_10000K": {"continuum": 4, "teff": 10_000.0},
-}
-"""Embedded templates, and what cloning them needs beyond the defaults."""
+from .cli_arguments import BAD_INPUT, NAMED_TEMPLATES, argument_parser
 
 MARGINS = {"star": 300.0, "telluric": 30.0}
 """km/s by which a template's clone exceeds the data, where the template reaches so far."""
 
-CONVERGED, NOT_CONVERGED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+CONVERGED, NOT_CONVERGED, INTERRUPTED = 0, 1, 130
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -44,11 +37,10 @@ def main(argv: list[str] | None = None) -> int:
     int
         Exit code, see the module.
     """
-    parser = _parser()
-    args = parser.parse_args(argv)
+    args = argument_parser().parse_args(argv)
     try:
         with _threads(1 if args.threads is None else args.threads), _warnings_as_notes():
-            return args.run(args)
+            return COMMANDS[args.command](args)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -128,6 +120,7 @@ def run_fit(args) -> int:
         "velocity_step": args.velocity_step,
         "max_iterations": args.max_iterations,
         "barycentric_velocity": args.barycentric_velocity,
+        "missing_lines": args.missing_lines,
     }
     options = {name: value for name, value in options.items() if value is not None}
     side_by_side = min(len(data), os.cpu_count() or 1) if isinstance(data, list) else 1
@@ -137,6 +130,10 @@ def run_fit(args) -> int:
     if result.model.star is not None:
         unknown = "" if "rv_barycentric" in result.parameters["name"] else "; the barycentric velocity is unknown"
         print(f"  rv is in the frame of the data's wavelengths{unknown}")
+    if args.missing_lines is not None:
+        for row in result.missing_lines:
+            width = f"{row['equivalent_width'].value:.2g} ± {row['equivalent_width_err'].value:.1g} Å"
+            print(f"  found at {row['wavelength'].value:.3f} Å: {row['component']}, equivalent width {width}")
     _write(result, args.out, args.ledger, args.plot, overwrite=args.overwrite)
     return _status(result)
 
@@ -288,110 +285,7 @@ def _write(result, out, ledger, plot, *, overwrite: bool) -> None:
         print(f"wrote {', '.join(written)}")
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says in one line what was wrong with the arguments."""
-
-    def error(self, message: str):
-        self.exit(BAD_INPUT, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
-
-
-def _degree(text: str):
-    return text if text == "none" else int(text)
-
-
-def _orders(text: str) -> list[int]:
-    """Positions and ranges of them, such as 3,5-8, each once."""
-    found = [re.fullmatch(r"(\d+)(?:-(\d+))?", part) for part in text.replace(",", " ").split()]
-    chosen = [range(int(one[1]), int(one[2] or one[1]) + 1) for one in found if one]
-    if not found or None in found or not all(chosen):
-        raise argparse.ArgumentTypeError(f"expected positions and ranges such as 3,5-8, got {text!r}")
-    return sorted(set().union(*chosen))
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name for name in text.replace(",", " ").split() if name != "none")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="specutils-blase",
-        description="Every line of a high-resolution spectrum, star and Earth's atmosphere fitted together.",
-    )
-    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
-    choices = "demo | clone | fit | orders"
-    commands = parser.add_subparsers(dest="command", required=True, metavar=choices, parser_class=_Parser)
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--quiet", action="store_true", help="no progress bars")
-    common.add_argument("--threads", type=int, help="of the computation (default: 1, or one an order of many)")
-    common.add_argument("--debug", action="store_true", help="show where in the code an error arose")
-    files = argparse.ArgumentParser(add_help=False)
-    files.add_argument("--ledger", metavar="ECSV", help="write the line ledger, a table with one row a line")
-    files.add_argument("--plot", metavar="IMAGE", help="draw the result (png, pdf, svg, ...)")
-    files.add_argument("--overwrite", action="store_true", help="replace files that exist")
-    files.add_argument("--format", help="specutils' format of the spectrum, where it is not recognised")
-    files.add_argument("--medium", choices=("vacuum", "air"), default="vacuum", help="of FILE's wavelengths")
-    files.add_argument("--flux-scale", choices=("log", "linear", "minnaert"), help="law from opacity to flux")
-    files.add_argument("--max-iterations", type=int, metavar="N")
-    names = ", ".join(NAMED_TEMPLATES)
-
-    show = commands.add_parser("demo", parents=[common], help="fit a simulated order and compare with the truth")
-    show.add_argument("--out", default=".", metavar="DIR", help="folder for demo.asdf, demo_ledger.ecsv and demo.png")
-    show.set_defaults(run=run_demo)
-
-    make = commands.add_parser("clone", parents=[common, files], help="turn a template spectrum into Voigt lines")
-    make.add_argument("file", metavar="FILE", help=f"template spectrum, or one of {names}")
-    make.add_argument("--order", type=int, metavar="N", help="which spectrum of a file with several")
-    make.add_argument("--out", required=True, metavar="ASDF", help="where to write the clone")
-    make.add_argument("--prominence", type=float, help="smallest prominence of a line (default 0.01)")
-    make.add_argument("--continuum", type=_degree, metavar="none|DEGREE", help="continuum to divide out (default none)")
-    make.add_argument("--teff", type=float, metavar="K", help="black body to divide out first")
-    make.add_argument("--resolving-power", type=float, metavar="R", help="at which the template itself is broadened")
-    make.add_argument("--region", type=float, nargs=2, metavar=("LOW", "HIGH"), help="vacuum Å to clone")
-    make.add_argument("--free", type=_names, metavar="NAMES", help="among ln_area,ln_sigma,ln_gamma,rv_offset")
-    make.add_argument("--emission", action="store_true", help="look for emission lines too")
-    make.set_defaults(run=run_clone)
-
-    one = argparse.ArgumentParser(add_help=False)
-    one.add_argument("files", metavar="FILE", nargs="+", help="one file; or IGRINS' H and K; or orders of NIRSPEC")
-    one.add_argument("--extension", metavar="EXTNAME", help="flux of an IGRINS file (default SPEC_DIVIDE_A0V)")
-    one.add_argument("--barycentric-velocity", type=float, metavar="KM/S", help="instead of the header's")
-
-    work = commands.add_parser("fit", parents=[common, files, one], help="fit star and atmosphere to a spectrum")
-    work.add_argument(
-        "--order", type=_orders, metavar="N[,N-N]", help="which orders, from the blue (HPF: 0 to 27); all by default"
-    )
-    source = f"clone or earlier fit (.asdf), ledger (.ecsv), template spectrum, or one of {names}"
-    work.add_argument("--star", metavar="FILE|NAME", help=source)
-    work.add_argument("--telluric", metavar="FILE|NAME", help="likewise")
-    work.add_argument("--rv", type=float, metavar="KM/S", help="start of the radial velocity; found if not given")
-    work.add_argument("--vsini", type=float, metavar="KM/S", help="start of v sin i; found if not given")
-    work.add_argument("--limb-darkening", type=float, nargs=2, metavar=("U1", "U2"))
-    work.add_argument("--resolving-power", type=float, metavar="R", help="of the instrument (HPF's is known)")
-    work.add_argument("--continuum", type=int, metavar="DEGREE", help="of the continuum polynomial (default 2)")
-    work.add_argument("--free", type=_names, metavar="NAMES", help="free parameters (default rv,vsini,continuum)")
-    work.add_argument(
-        "--star-lines", type=_names, metavar="NAMES", help="free line parameters, or none to hold the star"
-    )
-    work.add_argument("--telluric-lines", type=_names, metavar="NAMES", help="likewise for the atmosphere")
-    work.add_argument("--velocity-step", type=float, metavar="KM/S", help="of the model's grid")
-    work.add_argument("--out", metavar="ASDF", help="write the whole result")
-    work.set_defaults(run=run_fit)
-
-    show = commands.add_parser("orders", parents=[common, one], help="list what the files of an observation hold")
-    show.add_argument("--format", help="specutils' format of the file, where it is not recognised")
-    show.add_argument("--medium", choices=("vacuum", "air"), default="vacuum", help="of FILE's wavelengths")
-    show.set_defaults(run=run_orders)
-    return parser
-
-
-class _Version(argparse.Action):
-    """Looks the version up only when asked."""
-
-    def __call__(self, parser, *rest):
-        import specutils_blase as sb
-
-        print(f"specutils-blase {sb.__version__}")
-        parser.exit()
+COMMANDS = {"demo": run_demo, "clone": run_clone, "fit": run_fit, "orders": run_orders}
 
 
 if __name__ == "__main__":

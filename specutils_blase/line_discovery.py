@@ -1,10 +1,11 @@
 """Fits that go on with the lines they lacked: features of the residuals become lines, and all is fitted again.
 
 Student's t lets a line go far to do what a missing neighbour should. While lines are searched for, the priors are
-therefore Gaussian and end at three widths, and what is missing stays in the residuals; then the lines found compete
+therefore Gaussian and end at three widths, and what is missing stays in the residuals. Then the lines found compete
 with the old ones under the priors as they are, and those that nobody needs go again.
 
-Does not live here: finding the features (`missing_lines`), solving (`solving`).
+Does not live here: finding the features (`missing_lines`), whose they are and what they are worth (`line_trials`),
+solving (`solving`).
 """
 
 from __future__ import annotations
@@ -19,33 +20,34 @@ from astropy import units as u
 from astropy.table import QTable
 from torch import Tensor
 
-from .grids import SPEED_OF_LIGHT
 from .least_squares import Solution, minimize
 from .ledger import equivalent_width, equivalent_width_with_gradient
-from .missing_lines import EXPECTED, HELD, LINE, Feature, Grown, search, with_lines
+from .line_trials import as_fitted, enlarged, least_cost, nearby, observed_width, places, whose, worth
+from .missing_lines import EXPECTED, HELD, LINE, Feature, Grown, search
 from .noise import NoiseModel
 from .parameters import KINDS
 from .posterior import free_parameters, needed, prior_precision
-from .priors import LinePriors
 from .problem import AnchoredProblem
 from .solving import ALONE_TOLERANCE, residuals, solve_near
 
-ROUNDS = 8
+ROUNDS = 10
 """Searches at most."""
 
 STRONGEST_FIRST = 0.3
 """Part of the largest significance of a round from which on features become lines in it: a strong line that is missing
 bends all around it, and what it leaves there is none."""
 
+STRONG = 3.0
+"""Significance in units of the threshold from which on a feature drags velocities along, which wait until it is in."""
+
 WITHIN = 3.0
 """Prior widths that old lines may be away from their clones while lines are searched for."""
 
+BESIDE = 2.0
+"""Distance in observed widths within which a feature waits until a stronger one has become a line of its own widths."""
+
 STILL = 0.7
 """Part of the threshold that the equivalent width over its error must keep in the end, width and place being free."""
-
-NEW_LINES = LinePriors(ln_area=2.0, ln_sigma=0.7, ln_gamma=1.0, rv_offset=1.0, degrees_of_freedom=float("inf"))
-"""Priors of lines found, about the strength and the place where they were found, and the usual widths of their
-component; `rv_offset` in thirds of the width with which the line is observed."""
 
 
 @dataclass
@@ -83,20 +85,32 @@ def discover(
     before = problem.weight, noise
     noise = noise.anew()  # jitter may stand for what is missing
     problem.weight = problem.free.merge(noise.weights())
-    features, history = _gather(problem, noise, expected, max_iterations, report)
+    features, doubtful, history = _gather(problem, noise, expected, max_iterations, report)
+    features, first = features + doubtful, True
     while features:
-        larger, grown = _enlarged(problem, features)
+        larger, grown = enlarged(problem, features)
         final = solve_near(larger, noise, max_iterations, report)
         history += final.history
         strengths = _significance(larger, grown, final, features)
-        fitted = _as_fitted(features, larger.free.model, grown)
+        fitted = as_fitted(features, larger.free.model, grown)
         level = STILL * min(one.level for one in features)
-        kept = [one for one, strength in zip(fitted, strengths, strict=True) if strength > level]
-        if len(kept) == len(features):
-            break
-        features = kept
+        needed = [strength > level for strength in strengths]
         problem.write(final.vector[grown.old])
-        problem.weight = problem.free.merge(noise.weights())
+        problem.weight = larger.weight
+        if first and doubtful:
+            gains, instead = worth(problem, larger, fitted, len(doubtful), report)
+            start = final.vector[grown.old]
+            for at, gain in zip(range(-len(doubtful), 0), gains, strict=True):
+                needed[at] = needed[at] and gain > features[at].level ** 2
+                if not needed[at]:
+                    there = nearby(problem, features[at])
+                    start[there] = instead[there]
+            problem.write(start)
+        first = False
+        if all(needed):
+            larger.write(final.vector)
+            break
+        features = [one for one, keep in zip(fitted, needed, strict=True) if keep]
     if not features:  # nothing, or only what the old lines do as well under their own priors
         problem.weight, noise = before
         problem.write(solution.vector)
@@ -109,12 +123,16 @@ def discover(
         areas[name][grown.added[name]] = old.new_tensor(found)
     history = [*solution.history, *history]
     final = replace(final, history=[entry | {"iteration": k} for k, entry in enumerate(history)])
-    return larger, final, noise, areas, Discovery(expected, fitted, _places(features, grown))
+    return larger, final, noise, areas, Discovery(expected, fitted, places(features, grown))
 
 
 def _gather(problem: AnchoredProblem, noise: NoiseModel, expected: float, max_iterations: int, report: Callable):
-    """Features that narrow priors leave, in rounds, the strongest first; the problem is left near its solution."""
-    features, history = [], []
+    """Features that narrow priors leave, in rounds, the strongest first; the problem is left near its solution.
+
+    Also those of the last round that an old line may do as well at a low price. It begins where the fit began, lines at
+    their clones and velocities found without what is far off: a deep line that is missing pulls both to itself.
+    """
+    features, doubtful, history = [], [], []
     larger, grown = problem, None
     freedom, lower, upper = problem.freedom, problem.lower, problem.upper
     problem.freedom = torch.full_like(freedom, torch.inf)
@@ -122,7 +140,10 @@ def _gather(problem: AnchoredProblem, noise: NoiseModel, expected: float, max_it
     reach[problem.free.n_line_parameter :] = torch.inf
     problem.lower = torch.maximum(lower, problem.anchor - reach)
     problem.upper = torch.minimum(upper, problem.anchor + reach)
-    problem.write(problem.project(problem.read()))
+    velocities = [problem.free.global_slices[name] for name in ("rv", "vsini") if name in problem.free.global_slices]
+    for own in velocities:
+        problem.lower[own] = problem.upper[own] = problem.anchor[own]
+    problem.write(problem.anchor)
     try:
         for _ in range(ROUNDS):
             rough = minimize(
@@ -137,90 +158,36 @@ def _gather(problem: AnchoredProblem, noise: NoiseModel, expected: float, max_it
             precision = torch.where(at_bound, HELD, larger.prior_precision(vector))
             seen, threshold = search(larger.free, residuals(larger), noise.weights(), precision, expected)
             if grown is not None:
-                features = _as_fitted(features, larger.free.model, grown)
+                features = as_fitted(features, larger.free.model, grown)
                 problem.write(vector[grown.old])
-            seen = [one for one in seen if _cost(one, problem, freedom) > threshold**2]
+            cheap = [least_cost(one, problem, freedom) <= threshold**2 for one in seen]
+            doubtful = _alone([one for one, is_cheap in zip(seen, cheap, strict=True) if is_cheap])
+            seen = [one for one, is_cheap in zip(seen, cheap, strict=True) if not is_cheap]
             strongest = max((one.significance for one in seen), default=0.0)
-            seen = [one for one in seen if one.significance >= STRONGEST_FIRST * strongest]
+            if velocities and strongest < STRONG * threshold:
+                for own in velocities:
+                    problem.lower[own], problem.upper[own] = lower[own], upper[own]
+                velocities = []
+                larger, grown = enlarged(problem, features)
+                continue
+            seen = _alone([one for one in seen if one.significance >= STRONGEST_FIRST * strongest])
             if not seen:
+                doubtful = whose(problem, features, doubtful, report)
                 break
-            features = features + seen
-            larger, grown = _enlarged(problem, features)
+            features = features + whose(problem, features, seen, report)
+            larger, grown = enlarged(problem, features)
     finally:
         problem.freedom, problem.lower, problem.upper = freedom, lower, upper
-    return features, history
+    return features, doubtful, history
 
 
-@torch.no_grad()
-def _cost(feature: Feature, problem: AnchoredProblem, freedom: Tensor) -> float:
-    """The least that it costs under the priors as they are that an old line does what the feature would."""
-    cheapest = math.inf
-    for name, emulator in problem.free.model.components.items():
-        kinds, chosen = problem.free.kinds[name], problem.free.lines[name]
-        if not {"ln_area", "rv_offset"} <= set(kinds) or not chosen.numel():
-            continue
-        columns = problem.free.columns(name)
-        factor = problem.free.model.doppler.factor if name == "star" else 1.0
-        distance = SPEED_OF_LIGHT * (feature.wavelength / (emulator.shifted_center[chosen] * factor) - 1.0)
-        area = emulator.area[chosen].double()
-        moves = {
-            "ln_area": torch.log(area + feature.area) - problem.anchor[columns[:, kinds.index("ln_area")]],
-            "rv_offset": distance * feature.area / (area + feature.area),
-        }
-        total = torch.zeros_like(area)
-        for kind, move in moves.items():
-            own = columns[:, kinds.index(kind)]
-            square = problem.precision[own] * move.square()
-            heavy = freedom[own].isfinite()
-            tails = torch.where(heavy, freedom[own], 1.0)
-            total += torch.where(heavy, (tails + 1.0) * torch.log1p(square / tails), square)
-        near = (distance.abs() < feature.blur) & (emulator.sign[chosen] > 0)
-        if bool(near.any()):
-            cheapest = min(cheapest, float(total[near].min()))
-    return cheapest
-
-
-def _enlarged(problem: AnchoredProblem, features: list[Feature]) -> tuple[AnchoredProblem, Grown]:
-    """The problem with more lines: the old ones anchored where they were, the new ones under `NEW_LINES`."""
-    more, blur = {}, {}
-    for name in problem.free.model.components:
-        own = [one for one in features if one.component == name]
-        if own:
-            columns = (torch.tensor([getattr(one, key) for one in own], dtype=torch.float64) for key in LINE)
-            *line, blur[name] = columns
-            more[name] = (*line, [one.orders for one in own])
-    grown = with_lines(problem.free, more)
-    larger = AnchoredProblem(grown.free, problem.flux, problem.weight, problem.line_priors)
-    for name in more:
-        for position, kind in enumerate(grown.free.kinds[name]):
-            own, width = grown.columns[name][:, position], getattr(NEW_LINES, kind)
-            if kind == "rv_offset":
-                width = width * blur[name] / 3.0
-                larger.lower[own], larger.upper[own] = larger.anchor[own] - blur[name], larger.anchor[own] + blur[name]
-            larger.precision[own] = torch.as_tensor(width, dtype=torch.float64) ** -2
-            larger.freedom[own] = NEW_LINES.degrees_of_freedom
-    for which in ("anchor", "lower", "upper", "precision", "freedom", "limit"):
-        getattr(larger, which)[grown.old] = getattr(problem, which)
-    return larger, grown
-
-
-def _places(features: list[Feature], grown: Grown) -> list[int]:
-    """Where each feature's line stands among its component's."""
-    queues = {name: iter(added.tolist()) for name, added in grown.added.items()}
-    return [next(queues[one.component]) for one in features]
-
-
-@torch.no_grad()
-def _as_fitted(features: list[Feature], model, grown: Grown) -> list[Feature]:
-    """The features with their lines, and their observed wavelengths, as the model has them now."""
-    now = []
-    for one, at in zip(features, _places(features, grown), strict=True):
-        emulator = model.components[one.component]
-        factor = float(model.doppler.factor) if one.component == "star" else 1.0
-        values = {key: float(getattr(emulator, key)[at]) for key in ("area", "sigma", "gamma")}
-        center = float(emulator.shifted_center[at])
-        now.append(replace(one, wavelength=center * factor, center=center, **values))
-    return now
+def _alone(features: list[Feature]) -> list[Feature]:
+    """Those that have no stronger one beside them, of whose wings they may be all."""
+    kept = []
+    for one in sorted(features, key=lambda feature: -feature.significance):
+        if all(abs(one.wavelength - other.wavelength) > BESIDE * observed_width(other) for other in kept):
+            kept.append(one)
+    return kept
 
 
 def _significance(larger: AnchoredProblem, grown: Grown, solution: Solution, features: list[Feature]) -> list[float]:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -89,6 +89,11 @@ class Feature:
         Which orders see it.
     level : float
         Significance from which on features counted when it was found.
+    usual : dict
+        ln σ and ln γ [Å] of the component's usual lines there, which `sigma` and `gamma` are until the line has been
+        fitted, and by how much they scatter: "ln_sigma" and "ln_gamma" to pairs.
+    rival : Feature, optional
+        The same feature as a line of the other component.
     """
 
     wavelength: float
@@ -103,6 +108,8 @@ class Feature:
     blur: float
     orders: tuple[int, ...]
     level: float = 0.0
+    usual: dict[str, tuple[float, float]] = field(default_factory=dict)
+    rival: Feature | None = None
 
 
 @dataclass(frozen=True)
@@ -111,6 +118,7 @@ class _Usual:
 
     sigma: float
     gamma: float
+    scatter: dict[str, float]
     velocity: np.ndarray
     cumulative: np.ndarray
 
@@ -122,7 +130,9 @@ class _Usual:
             return None
         step = order.line_spread.step if order.line_spread is not None else order.rotation.step
         per_velocity = SPEED_OF_LIGHT / view.center
-        sigma, gamma = (float((width.double() * per_velocity).median()) for width in (view.sigma, view.gamma))
+        widths = {kind: (getattr(view, kind[3:]).double() * per_velocity).log() for kind in ("ln_sigma", "ln_gamma")}
+        sigma, gamma = (math.exp(float(width.median())) for width in widths.values())
+        scatter = {kind: 0.5 * float(width.quantile(0.84) - width.quantile(0.16)) for kind, width in widths.items()}
         spread, reach = None, 20.0 * (sigma + gamma) + 4.0 * step
         if order.line_spread is not None:
             coefficients = order.line_spread.ln_resolving_power.detach()[:1]
@@ -137,7 +147,7 @@ class _Usual:
         response = response if spread is None else convolve(response, spread)
         response = response / (response.sum() * step)
         velocity = (torch.cat([cells[:1] - 0.5, cells + 0.5]) * step).numpy()
-        return cls(sigma, gamma, velocity, np.concatenate([[0.0], np.cumsum(response.numpy()) * step]))
+        return cls(sigma, gamma, scatter, velocity, np.concatenate([[0.0], np.cumsum(response.numpy()) * step]))
 
     def at(self, distance: np.ndarray, width: np.ndarray) -> np.ndarray:
         """Mean response over pixels of some width [km/s] at a distance."""
@@ -224,12 +234,17 @@ def search(
             continue
         others = [max(z[name], 0.0) for name in names if name != best]
         clear = bool(others) and z[best] ** 2 - max(others) ** 2 > DECISIVE
-        line = {key: float(values[at]) for key, values in zip(LINE, tried[best][1], strict=True)}
-        false = constant * math.exp(-0.5 * z[best] ** 2)
-        verdict = best if clear else "undecided"
-        features.append(
-            Feature(wavelength, verdict, best, z[best], false, orders=tuple(orders), level=threshold, **line)
-        )
+        known = {"wavelength": wavelength, "verdict": best if clear else "undecided", "orders": tuple(orders)}
+        one = None
+        for name in sorted(names, key=z.get):
+            line = {key: float(values[at]) for key, values in zip(LINE, tried[name][1], strict=True)}
+            false = constant * math.exp(-0.5 * max(z[name], 0.0) ** 2)
+            usual = {kind: (math.log(line[kind[3:]]), scatter) for kind, scatter in tried[name][2][at].items()}
+            one = Feature(
+                **known, component=name, significance=z[name], expected=false, level=threshold, usual=usual, rival=one,
+                **line,
+            )  # fmt: skip
+        features.append(one)
     return features, threshold
 
 
@@ -263,7 +278,7 @@ def _maxima(order: ForwardModel, names: list[str], residual: Tensor, weight: Ten
     places = np.interp(fine, np.arange(len(wavelength)), wavelength)
     lines = [
         {
-            name: (float(max(area[at], 0.0)), usual.sigma, usual.gamma, blur)
+            name: (float(max(area[at], 0.0)), usual.sigma, usual.gamma, blur, usual.scatter)
             for name, (_, area, usual, blur) in filters.items()
         }
         for at in peaks
@@ -282,7 +297,7 @@ def _distinct(orders: Sequence[ForwardModel], places: list[tuple]) -> list[tuple
     """Maxima of neighbouring orders that are one feature, made one: the highest, with all orders that it reaches."""
     kept: list[tuple] = []
     for wavelength, height, lines, _ in sorted(places, key=lambda place: -place[1]):
-        blur = max(blur for *_, blur in lines.values()) * wavelength / SPEED_OF_LIGHT
+        blur = max(line[3] for line in lines.values()) * wavelength / SPEED_OF_LIGHT
         if all(abs(wavelength - other[0]) > 0.5 * blur for other in kept):
             low, high = wavelength - SEEN * blur, wavelength + SEEN * blur
             edges = [order.pixels.edges for order in orders]
@@ -297,7 +312,8 @@ def _try(free: FreeParameters, name: str, places: list[tuple], residual, weight,
     factor = float(free.model.doppler.factor.detach()) if name == "star" else 1.0
     center = torch.tensor([place[0] for place in places], dtype=torch.float64) / factor
     usual = [place[2].get(name) or next(iter(place[2].values())) for place in places]
-    area, sigma, gamma, blur = (torch.tensor(values, dtype=torch.float64) for values in zip(*usual, strict=True))
+    *usual, scatter = zip(*usual, strict=True)
+    area, sigma, gamma, blur = (torch.tensor(values, dtype=torch.float64) for values in usual)
     area, sigma, gamma = (center / SPEED_OF_LIGHT * velocity for velocity in (area, sigma, gamma))
     area = torch.maximum(area, 1e-3 * voigt_fwhm(sigma, gamma))  # its derivative to ln area needs some
     grown = with_lines(free, {name: (center, area, sigma, gamma, [place[3] for place in places])})
@@ -311,7 +327,7 @@ def _try(free: FreeParameters, name: str, places: list[tuple], residual, weight,
     normal.gradient[old] = 0.0  # they stand where data and priors balance
     factored = normal.factor()
     step, variance = factored.solve(normal.gradient)[strength], factored.variance()[strength]
-    return step / variance.sqrt(), (center, area * step.clamp(0.1, 10.0), sigma, gamma, blur)
+    return step / variance.sqrt(), (center, area * step.clamp(0.1, 10.0), sigma, gamma, blur), scatter
 
 
 @dataclass(frozen=True)

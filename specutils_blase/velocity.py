@@ -33,6 +33,12 @@ NEARBY = 40.0
 DECISIVE = 10.0
 """Gain of ln L for which a faster rotation is taken."""
 
+CANDIDATES = 10
+"""Highest maxima of the correlation that are compared."""
+
+TAILS, REWEIGHTINGS = 2.0, 8
+"""Degrees of freedom of the residuals' Student's t in that comparison, and steps to its maximum."""
+
 OPAQUE = 0.9
 """Pixels whose telluric transmission is below this do not vote."""
 
@@ -51,8 +57,12 @@ def cross_correlate(
 
     The likelihood of Zucker (2003), :math:`\ln L(v) = -\frac12 \sum_k N_k \ln(1 - C_k(v)^2)`, with C_k the weighted
     correlation coefficient of order k with the template after a parabola is taken off both; on a grid of 0.5 km/s,
-    refined by a parabola. Orders with little in common with the template hardly vote. Rotations are tried one after the
-    other near the velocity of the slowest; a faster one has to be better by `DECISIVE`.
+    refined by a parabola. Orders with little in common with the template hardly vote.
+
+    A deep line that neither clone has correlates with any deep line of the template. Of the highest maxima the one is
+    taken with which most pixels agree: where the residuals, of unknown size, are most likely under Student's t, which
+    a deep line left over costs little. Rotations are compared likewise, one after the other near the velocity of the
+    slowest; a faster one has to be better by `DECISIVE`.
 
     Parameters
     ----------
@@ -79,33 +89,46 @@ def cross_correlate(
     most = int(reach / STEP)
     seen = [_Template.of(*each, star, telluric, most) for each in zip(orders, resolving_power, strict=True)]
 
-    def likelihood(rotation: float, shifts: Tensor) -> Tensor:
+    def correlated(rotation: float, shifts: Tensor) -> Tensor:
         return torch.stack(each(lambda template: template.log_likelihood(rotation, shifts), seen)).sum(0)
 
+    def agreed(rotation: float, shifts: Tensor) -> Tensor:
+        return torch.stack(each(lambda template: template.robust_log_likelihood(rotation, shifts), seen)).sum(0)
+
     tried = ROTATIONS if vsini is None else (vsini,)
-    if rv is not None:
-        shifts = torch.tensor([round(math.log1p(rv / SPEED_OF_LIGHT) * SPEED_OF_LIGHT / STEP)]).clamp(-most, most)
-        score = likelihood(tried[0], shifts)
-    elif most < 2:
+    if rv is None and most < 2:
         return 0.0, tried[0]
+    if rv is not None:
+        at = round(math.log1p(rv / SPEED_OF_LIGHT) * SPEED_OF_LIGHT / STEP)
+        everywhere = torch.tensor([min(max(at, -most), most)])
     else:
-        shifts = torch.arange(-most, most + 1)
-        score = likelihood(tried[0], shifts)
-    chosen = tried[0]
-    if len(tried) > 1:
-        everywhere, highest = shifts, float(score.max())
-        best = int(shifts[score.argmax()])
-        for rotation in tried[1:]:
-            near = everywhere[(everywhere - best).abs() <= (NEARBY + rotation) / STEP]
-            found = likelihood(rotation, near)
-            if float(found.max()) > highest + DECISIVE:
-                shifts, score, chosen, highest = near, found, rotation, float(found.max())
-    return (_peak(shifts, score) if rv is None else rv), chosen
+        everywhere = torch.arange(-most, most + 1)
+    best = None
+    for rotation in tried:
+        near = everywhere
+        if best is not None:
+            near = near[(near - best[1]).abs() <= (NEARBY + rotation) / STEP]
+        score = correlated(rotation, near)
+        maxima = _maxima(score)
+        found = agreed(rotation, near[maxima])
+        at = int(maxima[found.argmax()])
+        if best is None or float(found.max()) > best[0] + DECISIVE:
+            centre = best[1] if best is not None else int(near[at])
+            best = float(found.max()), centre, rotation, (near, score, at)
+    _, _, chosen, where = best
+    return (_peak(*where) if rv is None else rv), chosen
 
 
-def _peak(shifts: Tensor, score: Tensor) -> float:
-    """Velocity of the highest likelihood, between the grid's by a parabola."""
-    best = int(score.argmax())
+def _maxima(score: Tensor) -> Tensor:
+    """Places of the highest maxima."""
+    outside = score.new_full((1,), -math.inf)
+    padded = torch.cat([outside, score, outside])
+    places = ((score >= padded[:-2]) & (score >= padded[2:])).nonzero().squeeze(1)
+    return places[score[places].argsort(descending=True)[:CANDIDATES]]
+
+
+def _peak(shifts: Tensor, score: Tensor, best: int) -> float:
+    """Velocity of a maximum, between the grid's by a parabola."""
     fraction = 0.0
     if 0 < best < score.numel() - 1:
         left, middle, right = score[best - 1 : best + 2].tolist()
@@ -151,10 +174,7 @@ class _Template:
 
     def log_likelihood(self, vsini: float, shifts: Tensor) -> Tensor:
         """Zucker's ln L at shifts by `STEP`."""
-        template = self.template
-        if vsini > STEP:
-            template = RotationalBroadening(vsini, STEP)(template)
-        template = self.spread(template)
+        template = self._rotating(vsini)
         power = (self.weight * self.observed.square()).sum()
         scores = []
         for part in shifts.split(128):
@@ -163,6 +183,32 @@ class _Template:
             overlap = ((self.weight * self.observed) @ shifted).clamp(min=0.0)  # an emission spectrum is no match
             scores.append(overlap.square() / ((self.weight @ shifted.square()) * power).clamp(min=1e-30))
         return -0.5 * self.observed.numel() * torch.log1p(-torch.cat(scores).clamp(max=1.0 - 1e-12))
+
+    def robust_log_likelihood(self, vsini: float, shifts: Tensor) -> Tensor:
+        """ln L of what template and trend leave at each shift, under Student's t of whatever width is best."""
+        template, scores = self._rotating(vsini), []
+        for shift in shifts:
+            at = (self.position - shift).clamp(0, template.numel() - 1)
+            score, strength = self._agreement(torch.cat([template[at].unsqueeze(1), self.trend], dim=1))
+            # An emission spectrum is no match.
+            scores.append(score if strength > 0.0 else self._agreement(self.trend)[0])
+        return torch.stack(scores)
+
+    def _agreement(self, design: Tensor) -> tuple[Tensor, float]:
+        """ln L of the observed less what a design makes of it at best, and the strength of its first column."""
+        trust = torch.ones_like(self.weight)
+        for _ in range(REWEIGHTINGS):
+            root = (self.weight * trust).sqrt().unsqueeze(1)
+            strength = torch.linalg.lstsq(root * design, root * self.observed.unsqueeze(1)).solution.squeeze(1)
+            left = self.weight * (self.observed - design @ strength).square()
+            width = (trust * left).mean().clamp(min=1e-30)
+            trust = (TAILS + 1.0) / (TAILS + left / width)
+        tails = 0.5 * (TAILS + 1.0) * torch.log1p(left / (TAILS * width)).sum()
+        return -tails - 0.5 * left.numel() * width.log(), float(strength[0])
+
+    def _rotating(self, vsini: float) -> Tensor:
+        template = RotationalBroadening(vsini, STEP)(self.template) if vsini > STEP else self.template
+        return self.spread(template)
 
 
 def _flatten(values: Tensor, trend: Tensor, weight: Tensor) -> Tensor:

@@ -154,6 +154,23 @@ def test_options_arrive(files, tmp_path):
     assert fit.value("resolving_power") == pytest.approx(R)
 
 
+def test_lines_that_are_missing_are_found(files, tmp_path, capsys):
+    """A clone that lacks one line of the data: how many were found, which, and where they went."""
+    lines, out = QTable.read(files["star_lines"]), tmp_path / "f.asdf"
+    poorer = files | {"poorer": str(tmp_path / "poorer.ecsv")}
+    lines[np.abs(lines["center"].value - 10508.0) > 0.5].write(poorer["poorer"])
+    assert run_fit(poorer, "--missing-lines", "0.1", "--out", str(out), star="poorer") == 0
+    printed = capsys.readouterr().out
+    assert "; 1 line found that no template has" in printed
+    (row,) = sb.read(out).missing_lines
+    seen = 10508.0 * (1.0 + RV / 299792.458)
+    assert row["added"] and row["wavelength"].to_value(u.AA) == pytest.approx(seen, abs=0.03)
+    found = re.search(r"^  found at (\S+) Å: (\w+), equivalent width (\S+) ± (\S+) Å$", printed, re.MULTILINE)
+    assert float(found[1]) == pytest.approx(row["wavelength"].to_value(u.AA), abs=1e-3)
+    assert found[2] == row["component"]
+    assert float(found[3]) == pytest.approx(row["equivalent_width"].to_value(u.AA), rel=0.05)
+
+
 def test_air_is_recorded(files, tmp_path, capsys):
     plot = tmp_path / "f.png"
     # Vacuum wavelengths declared as air: the star seems to recede by 82 km/s more, which the printed medium explains.
@@ -230,6 +247,10 @@ BAD = [
     ("fit {data} --star {star_clone} --resolving-power 5e4 --rv 900", "the star template covers .*extend the template"),
     ("fit {data} --star {star_clone} --out {tmp}/no/f.asdf", "cannot write .*f.asdf: .* is not a folder"),
     ("fit {data} --star {star_clone} --out {tmp}/a --plot {tmp}/a", "need a file each"),
+    (
+        "fit {data} --star {star_clone} --resolving-power 5e4 --missing-lines 0",
+        "missing_lines must be the number of false",
+    ),
     ("fit {data} --star {star_clone} --threads 0", "--threads must be at least 1, got 0"),
     ("clone {tmp}/none.ecsv --out {tmp}/c.asdf", "none.ecsv is neither a file nor an embedded template"),
     ("clone {star} --out {tmp}/c.asdf --prominence 2", "prominence must lie between 0 and 1"),
@@ -256,6 +277,7 @@ def test_bad_input_is_one_line_and_exit_code_2(bad, command, message, capsys):
         ("fit", "the following arguments are required: FILE"),
         ("fit a.fits --medium water", "argument --medium: invalid choice: 'water'"),
         ("fit a.fits --rv fast", "argument --rv: invalid float value: 'fast'"),
+        ("fit a.fits --missing-lines few", "argument --missing-lines: invalid float value: 'few'"),
         ("fit a.fits --speed 3", "unrecognized arguments: --speed 3"),
         ("clone a.fits", "the following arguments are required: --out"),
         ("clone a.fits --out b --continuum some", "argument --continuum: invalid _?degree value: 'some'"),
@@ -414,7 +436,7 @@ class TestFitOfManyOrders:
         [("3", [3]), ("3,5-8", [3, 5, 6, 7, 8]), ("5-6, 2 5", [2, 5, 6]), ("0-0", [0])],
     )
     def test_choice(self, text, orders):
-        assert cli._parser().parse_args(["fit", "a.fits", "--order", text]).order == orders
+        assert cli.argument_parser().parse_args(["fit", "a.fits", "--order", text]).order == orders
 
     @pytest.mark.parametrize("text", ["", "a", "8-5", "3-", "1-2-3", "2.5", "3,-1"])
     def test_no_choice(self, text, capsys):

@@ -36,11 +36,12 @@ LAYERS = (
     {"cloning", "result", "line_lists", "ledger_files", "observed_orders"},
     {"components", "starting", "identification", "line_selection", "species_cloning", "echelle_result", "noise"},
     {"solving"},
+    {"line_trials"},
     {"line_discovery"},
     {"outcome"},
     {"fitting"},
     {"cross_validation"},
-    {"plotting"},
+    {"plotting", "cli_arguments"},
     {"cli", "demo", "accessor", "adapters", "asdf", "plotting_orders"},
 )
 LEAVES = LAYERS[-1] | {"plotting"}

@@ -127,6 +127,40 @@ def test_what_a_fit_lacks_is_told_without_being_asked(without, found):
     assert len(without.model.star.center) == len(STAR)
 
 
+def one_line(center, area, sigma, gamma):
+    return Table({"center": [center], "area": [area], "sigma": [sigma], "gamma": [gamma]})
+
+
+def test_a_deep_line_is_one_line():
+    """Black in its centre, with wings: not the star's, whose lines the rotation smears, and no pair beside it."""
+    deep = one_line(10_524.6, 0.9, 0.03, 0.06)
+    result = fitted(observed(sky=more(SKY, deep), snr=300.0), missing_lines=0.1)
+    (row,) = result.missing_lines
+    assert row["component"] == row["added_to"] == "telluric"
+    assert row["wavelength"].to_value(u.AA) == pytest.approx(10_524.6, abs=0.01)
+    line = result.ledger[(result.ledger["component"] == "telluric") & (result.ledger["id"] == row["id"])][0]
+    assert line["area"].to_value(u.AA) == pytest.approx(0.9, abs=4.0 * line["area_err"].to_value(u.AA))
+    assert abs(result.value("vsini") - TRUTH["vsini"]) < 3.0 * result.error("vsini")
+    assert 0.85 < result.reduced_chi2 < 1.15
+
+
+def test_a_line_upon_another_is_found():
+    """The star's line there could be so strong at a low price, but not so narrow."""
+    center = STAR["center"][7] * FACTOR
+    data = observed(sky=more(SKY, one_line(center, 0.06, 0.03, 0.02)), snr=300.0)
+    (row,) = fitted(data, missing_lines=0.1).missing_lines
+    assert row["added_to"] == "telluric"
+    assert row["wavelength"].to_value(u.AA) == pytest.approx(center, abs=10_520.0 / POWER / 3.0)
+
+
+def test_a_stronger_line_is_no_new_one():
+    star = STAR.copy()
+    star["area"][7] *= 2.2
+    result = fitted(observed(star=star, snr=300.0), missing_lines=0.1)
+    assert len(result.missing_lines) == 0
+    assert 0.85 < result.reduced_chi2 < 1.15
+
+
 def test_through_a_file(found, tmp_path):
     path = tmp_path / "found.asdf"
     found.write(path)
@@ -169,8 +203,8 @@ def test_the_score_test_is_dense_algebra(without):
         residual = without.data.flux - without.model()
     unit = torch.eye(len(weight), dtype=torch.float64)
     for name, place in (("star", 10_514.3), ("telluric", 10_508.2), ("star", 10_530.0)):
-        width = (1.2, 0.6, 0.5, 10.0)  # area, σ, γ, blur in km/s
-        z, line = tried(free, name, [(place, 9.0, {name: width}, [0])], [residual], [weight], precision)
+        width = (1.2, 0.6, 0.5, 10.0, {})  # area, σ, γ, blur in km/s
+        z, line, _ = tried(free, name, [(place, 9.0, {name: width}, [0])], [residual], [weight], precision)
         center, _, sigma, gamma, _ = line
         area = center / SPEED_OF_LIGHT * width[0]
         flux = []

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from astropy.table import Table, vstack
 from test_fitting import SKY, STAR, WAVELENGTH, observed
 
 from specutils_blase.fitting import fit
@@ -27,6 +28,20 @@ def test_cross_correlation_finds_velocity_and_rotation(rv, vsini):
     found, rotation = cross_correlate([data], star, sky, resolving_power=[R])
     assert found == pytest.approx(rv, abs=0.4 + 0.1 * vsini)
     assert rotation in ROTATIONS and 0.4 * vsini < rotation < 2.5 * vsini
+
+
+@pytest.mark.parametrize("center", [10502.0, 10508.0, 10515.5, 10523.0])
+def test_a_deep_line_that_no_clone_has_is_not_the_star(center):
+    """A telluric line deeper than all of the star's, unknown to the clones: it correlates with each of them."""
+    star = STAR.copy()
+    star["area"] *= 0.4
+    deep = Table({"center": [center], "area": [0.4], "sigma": [0.02], "gamma": [0.09]})
+    sky = vstack([SKY, deep], metadata_conflicts="silent")
+    sky.sort("center")
+    data, _, known_sky = given(star=star, sky=sky, rv=-27.3, vsini=9.0)
+    found, rotation = cross_correlate([data], emulator_from_ledger(star), known_sky, resolving_power=[R])
+    assert found == pytest.approx(-27.3, abs=2.0)
+    assert rotation in (5.0, 10.0)
 
 
 def test_what_is_given_is_kept():

@@ -1,0 +1,130 @@
+"""The arguments of the command line.
+
+Does not live here: what the commands do (`cli`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+
+NAMED_TEMPLATES = {
+    "arcturus": {},
+    "telfit_hpf": {},
+    "psg_hk": {},
+    "phoenix_10000K": {"continuum": 4, "teff": 10_000.0},
+}
+"""Embedded templates, and what cloning them needs beyond the defaults."""
+
+BAD_INPUT = 2
+"""Exit code of a command that cannot use what it was given."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what was wrong with the arguments."""
+
+    def error(self, message: str):
+        self.exit(BAD_INPUT, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def _degree(text: str):
+    return text if text == "none" else int(text)
+
+
+def _orders(text: str) -> list[int]:
+    """Positions and ranges of them, such as 3,5-8, each once."""
+    found = [re.fullmatch(r"(\d+)(?:-(\d+))?", part) for part in text.replace(",", " ").split()]
+    chosen = [range(int(one[1]), int(one[2] or one[1]) + 1) for one in found if one]
+    if not found or None in found or not all(chosen):
+        raise argparse.ArgumentTypeError(f"expected positions and ranges such as 3,5-8, got {text!r}")
+    return sorted(set().union(*chosen))
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name for name in text.replace(",", " ").split() if name != "none")
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """The parser of ``specutils-blase``; its `command` says which command was given."""
+    parser = _Parser(
+        prog="specutils-blase",
+        description="Every line of a high-resolution spectrum, star and Earth's atmosphere fitted together.",
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    choices = "demo | clone | fit | orders"
+    commands = parser.add_subparsers(dest="command", required=True, metavar=choices, parser_class=_Parser)
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--quiet", action="store_true", help="no progress bars")
+    common.add_argument("--threads", type=int, help="of the computation (default: 1, or one an order of many)")
+    common.add_argument("--debug", action="store_true", help="show where in the code an error arose")
+    files = argparse.ArgumentParser(add_help=False)
+    files.add_argument("--ledger", metavar="ECSV", help="write the line ledger, a table with one row a line")
+    files.add_argument("--plot", metavar="IMAGE", help="draw the result (png, pdf, svg, ...)")
+    files.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    files.add_argument("--format", help="specutils' format of the spectrum, where it is not recognised")
+    files.add_argument("--medium", choices=("vacuum", "air"), default="vacuum", help="of FILE's wavelengths")
+    files.add_argument("--flux-scale", choices=("log", "linear", "minnaert"), help="law from opacity to flux")
+    files.add_argument("--max-iterations", type=int, metavar="N")
+    names = ", ".join(NAMED_TEMPLATES)
+
+    show = commands.add_parser("demo", parents=[common], help="fit a simulated order and compare with the truth")
+    show.add_argument("--out", default=".", metavar="DIR", help="folder for demo.asdf, demo_ledger.ecsv and demo.png")
+
+    make = commands.add_parser("clone", parents=[common, files], help="turn a template spectrum into Voigt lines")
+    make.add_argument("file", metavar="FILE", help=f"template spectrum, or one of {names}")
+    make.add_argument("--order", type=int, metavar="N", help="which spectrum of a file with several")
+    make.add_argument("--out", required=True, metavar="ASDF", help="where to write the clone")
+    make.add_argument("--prominence", type=float, help="smallest prominence of a line (default 0.01)")
+    make.add_argument("--continuum", type=_degree, metavar="none|DEGREE", help="continuum to divide out (default none)")
+    make.add_argument("--teff", type=float, metavar="K", help="black body to divide out first")
+    make.add_argument("--resolving-power", type=float, metavar="R", help="at which the template itself is broadened")
+    make.add_argument("--region", type=float, nargs=2, metavar=("LOW", "HIGH"), help="vacuum Å to clone")
+    make.add_argument("--free", type=_names, metavar="NAMES", help="among ln_area,ln_sigma,ln_gamma,rv_offset")
+    make.add_argument("--emission", action="store_true", help="look for emission lines too")
+
+    one = argparse.ArgumentParser(add_help=False)
+    one.add_argument("files", metavar="FILE", nargs="+", help="one file; or IGRINS' H and K; or orders of NIRSPEC")
+    one.add_argument("--extension", metavar="EXTNAME", help="flux of an IGRINS file (default SPEC_DIVIDE_A0V)")
+    one.add_argument("--barycentric-velocity", type=float, metavar="KM/S", help="instead of the header's")
+
+    work = commands.add_parser("fit", parents=[common, files, one], help="fit star and atmosphere to a spectrum")
+    work.add_argument(
+        "--order", type=_orders, metavar="N[,N-N]", help="which orders, from the blue (HPF: 0 to 27); all by default"
+    )
+    source = f"clone or earlier fit (.asdf), ledger (.ecsv), template spectrum, or one of {names}"
+    work.add_argument("--star", metavar="FILE|NAME", help=source)
+    work.add_argument("--telluric", metavar="FILE|NAME", help="likewise")
+    work.add_argument("--rv", type=float, metavar="KM/S", help="start of the radial velocity; found if not given")
+    work.add_argument("--vsini", type=float, metavar="KM/S", help="start of v sin i; found if not given")
+    work.add_argument("--limb-darkening", type=float, nargs=2, metavar=("U1", "U2"))
+    work.add_argument("--resolving-power", type=float, metavar="R", help="of the instrument (HPF's is known)")
+    work.add_argument("--continuum", type=int, metavar="DEGREE", help="of the continuum polynomial (default 2)")
+    work.add_argument("--free", type=_names, metavar="NAMES", help="free parameters (default rv,vsini,continuum)")
+    work.add_argument(
+        "--star-lines", type=_names, metavar="NAMES", help="free line parameters, or none to hold the star"
+    )
+    work.add_argument("--telluric-lines", type=_names, metavar="NAMES", help="likewise for the atmosphere")
+    work.add_argument("--velocity-step", type=float, metavar="KM/S", help="of the model's grid")
+    work.add_argument(
+        "--missing-lines",
+        type=float,
+        metavar="EXPECTED",
+        help="find and fit lines that no template has; how many false ones noise may bring, such as 0.1",
+    )
+    work.add_argument("--out", metavar="ASDF", help="write the whole result")
+
+    show = commands.add_parser("orders", parents=[common, one], help="list what the files of an observation hold")
+    show.add_argument("--format", help="specutils' format of the file, where it is not recognised")
+    show.add_argument("--medium", choices=("vacuum", "air"), default="vacuum", help="of FILE's wavelengths")
+    return parser
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when asked."""
+
+    def __call__(self, parser, *rest):
+        from . import __version__
+
+        sys.stdout.write(f"specutils-blase {__version__}\n")
+        parser.exit()
