@@ -230,6 +230,13 @@ def order_fit():
     }
 
 
+def night(name, **options):
+    """Whole nights, in a module of their own."""
+    import real_nights
+
+    return getattr(real_nights, name)(**options)
+
+
 BENCHMARKS = {
     "t4700": {
         f"{law}, {n} iterations": (clone_benchmark, {"name": "t4700", "flux_scale": law, "max_iterations": n})
@@ -265,6 +272,15 @@ BENCHMARKS = {
         for n in (1_000, 3_000, 10_000, 30_000)
     },
     "order": {"demonstration": (order_fit, {})},
+    "nights": {
+        "HR 3039": (night, {"name": "hpf", "star": "hr3039"}),
+        "HR 3039, every second order": (night, {"name": "hpf", "star": "hr3039", "every": 2}),
+        "HR 3039, every fourth order": (night, {"name": "hpf", "star": "hr3039", "every": 4}),
+        "GJ 699": (night, {"name": "hpf", "star": "gj699"}),
+        "CPD-57 1131, H": (night, {"name": "igrins", "band": "H"}),
+        "CPD-57 1131, K": (night, {"name": "igrins", "band": "K"}),
+        "CPD-57 1131, K, a clone a molecule": (night, {"name": "igrins", "band": "K", "species": True}),
+    },
 }
 
 
