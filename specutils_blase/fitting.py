@@ -122,10 +122,10 @@ def fit(
     missing_lines : float, optional
         Search the residuals for lines that neither template has, add those that are significant, and fit again; given
         is the number of false ones that noise may be expected to bring, such as 0.1. `FitResult.missing_lines` lists
-        them.
+        them. Where the telluric lines are anchored stays as the fit before the search has found it.
     max_iterations : int
         Limit on iterations: of one order over all stages; in a list, of each stage, of which an order by itself gets at
-        most 150.
+        most 150; of the search for missing lines, of each of its rounds.
     progress : bool
         Show a progress bar.
 
@@ -223,6 +223,8 @@ def fit(
         for name, emulator in present.items()
     }
     layout = FreeParameters(model, {name: kinds[name] for name in present}, lines, free)
+    if not len(layout):
+        raise ValueError("nothing is free: name parameters in free=, or some of the lines' in star_lines=")
     priors = {"star": star_priors or LinePriors(), "telluric": telluric_priors or LinePriors()}
     problem = AnchoredProblem(layout, layout.merge(fluxes), layout.merge(noise.weights()), priors)
     anchors = None if scale is None else TelluricAnchors(problem, scale)

@@ -98,7 +98,7 @@ def discover(
         problem.write(final.vector[grown.old])
         problem.weight = larger.weight
         if first and doubtful:
-            gains, instead = worth(problem, larger, fitted, len(doubtful), report)
+            gains, instead = worth(problem, larger, fitted, len(doubtful), max_iterations, report)
             start = final.vector[grown.old]
             for at, gain in zip(range(-len(doubtful), 0), gains, strict=True):
                 needed[at] = needed[at] and gain > features[at].level ** 2
@@ -172,9 +172,9 @@ def _gather(problem: AnchoredProblem, noise: NoiseModel, expected: float, max_it
                 continue
             seen = _alone([one for one in seen if one.significance >= STRONGEST_FIRST * strongest])
             if not seen:
-                doubtful = whose(problem, features, doubtful, report)
+                doubtful = whose(problem, features, doubtful, max_iterations, report)
                 break
-            features = features + whose(problem, features, seen, report)
+            features = features + whose(problem, features, seen, max_iterations, report)
             larger, grown = enlarged(problem, features)
     finally:
         problem.freedom, problem.lower, problem.upper = freedom, lower, upper

@@ -107,7 +107,9 @@ def costs_nearby(problem: AnchoredProblem, features: list[Feature]) -> list[floa
     return total
 
 
-def whose(problem: AnchoredProblem, features: list[Feature], new: list[Feature], report: Callable) -> list[Feature]:
+def whose(
+    problem: AnchoredProblem, features: list[Feature], new: list[Feature], max_iterations: int, report: Callable
+) -> list[Feature]:
     """New features as lines of the component that explains them better once their widths are free.
 
     The response to a strong line is not that to a weak one: as lines of usual widths a deep telluric line and a
@@ -121,7 +123,8 @@ def whose(problem: AnchoredProblem, features: list[Feature], new: list[Feature],
         for name in {"rv", "vsini"} & set(larger.free.global_slices):
             own = larger.free.global_slices[name]
             larger.lower[own] = larger.upper[own] = larger.read()[own]
-        minimize(larger, max_iterations=TRIAL_ITERATIONS, absolute_tolerance=ALONE_TOLERANCE, callback=report)
+        limit = min(TRIAL_ITERATIONS, max_iterations)
+        minimize(larger, max_iterations=limit, absolute_tolerance=ALONE_TOLERANCE, callback=report)
         tried.append(
             (as_fitted(features + chosen, larger.free.model, grown)[len(features) :], costs_nearby(larger, new))
         )
@@ -138,7 +141,14 @@ def whose(problem: AnchoredProblem, features: list[Feature], new: list[Feature],
     return decided
 
 
-def worth(problem: AnchoredProblem, larger: AnchoredProblem, features: list[Feature], n: int, report):
+def worth(
+    problem: AnchoredProblem,
+    larger: AnchoredProblem,
+    features: list[Feature],
+    n: int,
+    max_iterations: int,
+    report: Callable,
+) -> tuple[list[float], Tensor]:
     """What the last n features are worth: the cost that it takes the old lines to do without them, less that with them.
 
     From loose priors, as in a fit from the beginning, so that an old line finds the way to do the new one's work.
@@ -152,12 +162,15 @@ def worth(problem: AnchoredProblem, larger: AnchoredProblem, features: list[Feat
     new[grown.old] = False
     poorer.slack[new] = 1.0
     minimize(
-        poorer, max_iterations=LOOSE_ITERATIONS, absolute_tolerance=LOOSE_TOLERANCE * poorer.n_datum, callback=report
+        poorer,
+        max_iterations=min(LOOSE_ITERATIONS, max_iterations),
+        absolute_tolerance=LOOSE_TOLERANCE * poorer.n_datum,
+        callback=report,
     )
     poorer.loosen(None)
     minimize(
         poorer,
-        max_iterations=TRIAL_ITERATIONS,
+        max_iterations=min(TRIAL_ITERATIONS, max_iterations),
         absolute_tolerance=ALONE_TOLERANCE * len(problem.free.orders),
         from_afar=False,
         callback=report,

@@ -67,8 +67,8 @@ class TelluricAnchors:
         self.moving = self.design.any(0)
 
     @torch.no_grad()
-    def settle(self, vector: Tensor) -> Tensor | None:
-        """Move the anchors to where the lines say; the lines' new vector, or None where all stand within `STILL`.
+    def step(self, vector: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Where the lines say that the anchors should go, and the lines with them; None where all stand within `STILL`.
 
         Parameters
         ----------
@@ -91,9 +91,16 @@ class TelluricAnchors:
         if bool((step.abs() <= STILL * self.error).all()):
             return None
         step = step.clamp(-LONGEST, LONGEST)
-        moved = vector + follow @ step[self.moving]
-        self._apply(step, moved)
-        return problem.read()
+        return step, vector + follow @ step[self.moving]
+
+    @torch.no_grad()
+    def settle(self, vector: Tensor) -> Tensor | None:
+        """Take that step; the lines' new vector, or None where nothing moves."""
+        found = self.step(vector)
+        if found is None:
+            return None
+        self._apply(*found)
+        return self.problem.read()
 
     def _coupling(self, normal: NormalEquations) -> tuple[Tensor, Tensor, Tensor]:
         """P M, A⁻¹ P M and H of what may move."""

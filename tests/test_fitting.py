@@ -305,6 +305,7 @@ CASES = {
     "continuum": (dict(continuum="flat"), "continuum must be a polynomial degree"),
     "medium": (dict(medium="glass"), "medium"),
     "coverage": (dict(star=narrow_star()), r"star template covers 10505\.00-10520\.00 Å, the data need .* margin"),
+    "nothing free": (dict(free=(), star_lines=(), telluric_lines=()), "nothing is free"),
     "columns": (dict(star=QTable({"center": [1.0]})), "needs the columns"),
 }
 

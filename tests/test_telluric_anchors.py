@@ -5,10 +5,12 @@ import pytest
 import torch
 from scipy.optimize import minimize_scalar
 
+from specutils_blase import solving
 from specutils_blase.grids import SPEED_OF_LIGHT
-from specutils_blase.least_squares import minimize
+from specutils_blase.least_squares import MESSAGES, minimize
 from specutils_blase.lines import LineEmulator
 from specutils_blase.model import ForwardModel
+from specutils_blase.noise import NoiseModel
 from specutils_blase.parameters import FreeParameters
 from specutils_blase.priors import LinePriors
 from specutils_blase.problem import AnchoredProblem
@@ -179,3 +181,26 @@ def test_a_species_that_nobody_sees_keeps_its_amount():
     anchors, _ = settled(problem, scale)
     assert anchors.scale().factors["N2O"] == pytest.approx(1.0, abs=0.02)
     assert anchors.scale().errors["N2O"] == pytest.approx(FACTOR_PRIOR, rel=0.02)
+
+
+@pytest.mark.parametrize("n_turn", [1, 6])
+def test_a_fit_whose_anchors_still_move_has_not_converged(n_turn, monkeypatch):
+    """With too few turns of lines and anchors that is said, and the errors of the amounts are those of the lines."""
+    monkeypatch.setattr(solving, "LATE_ROUNDS", n_turn)
+    problem, scale = sky_problem(3, freedom=np.inf)
+    noise = NoiseModel([problem.weight**-0.5], [problem.weight > 0], [True], jitter=False, robust=False)
+    anchors = TelluricAnchors(problem, scale)
+    solution = solving.solve(problem, noise, 100, lambda entry: None, anchors=anchors)
+    assert solution.success == (n_turn == 6)
+    assert solution.message == (solving.UNSETTLED if n_turn == 1 else MESSAGES["converged"])
+    assert anchors.step(solution.vector) is None or n_turn == 1
+    torch.testing.assert_close(problem.read(), solution.vector, rtol=0, atol=1e-12)
+    assert anchors.scale().errors["H2O"] > 2.0 * scale.errors["H2O"]
+
+
+def test_iterations_are_no_more_than_allowed():
+    for limit in (0, 1, 3):
+        problem, scale = sky_problem(3, freedom=np.inf)
+        noise = NoiseModel([problem.weight**-0.5], [problem.weight > 0], [True], jitter=False, robust=False)
+        solution = solving.solve(problem, noise, limit, lambda entry: None, anchors=TelluricAnchors(problem, scale))
+        assert len(solution.history) <= limit + 1  # the first entry is the start
