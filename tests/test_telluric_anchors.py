@@ -95,7 +95,7 @@ def test_anchors_stand_where_the_posterior_is_highest(freedom):
         change[k] = error
         here, low, high = (cost(problem, anchors, side * change) for side in (0.0, -1.0, 1.0))
         turn = high + low - 2.0 * here
-        assert abs(0.5 * (low - high) / turn) < STILL + 0.15, k
+        assert abs(0.5 * (low - high) / turn) < STILL, k
         # Student's t bends less than the Gaussian that touches it.
         assert (2.0 / turn) ** 0.5 == pytest.approx(1.0, rel=0.05 if freedom == np.inf else 0.35), k
 
@@ -138,7 +138,7 @@ def test_amounts_are_nearer_than_those_of_the_strongest_lines():
             errors = [each.errors[name] / each.factors[name] for name in ("H2O", "O2")]
             found.append((value - truth) / np.array([*errors, each.shift_error]))
     assert np.sqrt(np.mean(np.square(first))) > 3.0
-    assert 0.7 < np.sqrt(np.mean(np.square(pulls))) < 1.4  # of 48 pulls, to ± 0.1 if they were Gaussian
+    assert 0.7 < np.sqrt(np.mean(np.square(pulls))) < 1.3  # of 48 pulls, to ± 0.1 if they were Gaussian
 
 
 def test_lines_held_move_with_the_others():

@@ -20,7 +20,6 @@ VSINI = 8.3
 FOUR = (8, 14, 17, 24)
 """Orders with more and with less water in front of them."""
 
-
 BESIDE = 0.003
 """Part of their wavelength up to which lines beside an order are observed with it: 25 to 40 Å."""
 
