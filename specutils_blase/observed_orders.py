@@ -20,6 +20,9 @@ from .spectrum import SpectrumFrame, read_spectrum, to_resolving_power
 
 logger = logging.getLogger(__name__)
 
+PIXELS_PER_PARAMETER = 3
+"""Good pixels that each parameter needs: about a resolution element, within which pixels tell the same."""
+
 
 @dataclass(frozen=True, eq=False)
 class ObservedOrder:
@@ -83,7 +86,7 @@ def read_order(
     index : int
         Position among the orders.
     n_parameter : int
-        Number of parameters that the good pixels must exceed.
+        Number of parameters, each of which needs `PIXELS_PER_PARAMETER` good pixels.
     trim : bool
         Drop the edges that muler calls noisy.
 
@@ -104,8 +107,11 @@ def read_order(
             "the data do not say their resolving power: pass resolving_power=λ/FWHM (HPF 55000, IGRINS 45000, "
             "NIRSPEC 20000)"
         )
-    if data.n_good <= n_parameter:
-        raise ValueError(f"{data.n_good} good pixels cannot constrain {n_parameter} parameters: unmask more of them")
+    if data.n_good <= PIXELS_PER_PARAMETER * n_parameter:
+        raise ValueError(
+            f"{data.n_good} good pixels cannot constrain {n_parameter} parameters: unmask more than "
+            f"{PIXELS_PER_PARAMETER * n_parameter} of them"
+        )
     scale = float(data.flux[data.good].median())
     if not scale > 0.0:
         raise ValueError(f"the median flux of the good pixels is {scale:.3g}: there is no light to fit")

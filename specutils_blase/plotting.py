@@ -268,8 +268,11 @@ def _draw_data(panel, pixels: _Pixels) -> None:
 
 
 def _limits(pixels: _Pixels, low: float, high: float) -> tuple[float, float]:
-    """Ordinate of data and model: the same in every row, so that depths compare; spikes may leave it."""
+    """Ordinate of data and model: the same in every row, so that depths compare; spikes may leave it, and continua
+    beyond the data."""
     shown = (pixels.wavelength >= low) & (pixels.wavelength <= high)
+    if (shown & pixels.good).any():
+        shown &= pixels.good
     lines = np.concatenate([pixels.model[shown], pixels.continuum[shown]])
     data = pixels.flux[shown]
     data = data[np.isfinite(data)]

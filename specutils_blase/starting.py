@@ -27,6 +27,9 @@ START_ITERATIONS, START_TOLERANCE = 12, 1e-3
 CLIP = 5.0
 """Robust standard deviations from which on a pixel counts as an outlier of the start."""
 
+MOST_LIGHT, BRIGHT = 10.0, 0.99
+"""Largest continuum to start from, in units of this quantile of the flux."""
+
 VELOCITY_PRIOR = {"rv": 100.0, "vsini": 1e4}
 """Widths [km/s, (km/s)²] that keep the step finite where the data know nothing of a velocity."""
 
@@ -44,33 +47,46 @@ def scatter(flux: Tensor, good: Tensor) -> Tensor:
 def start_continuum(model: ForwardModel, flux: Tensor, weight: Tensor, binned: Tensor | None = None) -> None:
     """Linear least squares of the continuum with everything else at its start, five sigma outliers clipped.
 
+    Where a template is much too deep, the best polynomial soars to make up for it, or swings through zero in between:
+    its degree is lowered until, wherever there are data, it is positive and within `MOST_LIGHT` of the brightest.
+
     `binned` is the model before the continuum, if known.
     """
     if not isinstance(model.continuum, Continuum):
         return
-    design = ((model.stages().binned if binned is None else binned) * model.continuum.basis).T
-    root = weight.sqrt()
-    for _ in range(3):
-        solution = torch.linalg.lstsq(design * root.unsqueeze(1), (flux * root).unsqueeze(1)).solution.squeeze(1)
-        residual = (flux - design @ solution).abs()
-        limit = CLIP * 1.4826 * residual[root > 0].median()
-        root = torch.where(residual > limit, 0.0, weight.sqrt())
-    model.continuum.coefficients.copy_(solution)
+    basis, counts = model.continuum.basis, weight > 0
+    design = ((model.stages().binned if binned is None else binned) * basis).T
+    brightest = MOST_LIGHT * flux[counts].quantile(BRIGHT)
+    model.continuum.coefficients.zero_()
+    for n_term in range(basis.shape[0], 0, -1):
+        root = weight.sqrt()
+        for _ in range(3):
+            values = torch.cat([design[:, :n_term], flux.unsqueeze(1)], dim=1) * root.unsqueeze(1)
+            solution = torch.linalg.lstsq(values[:, :-1], values[:, -1:]).solution.squeeze(1)
+            residual = (flux - design[:, :n_term] @ solution).abs()
+            limit = CLIP * 1.4826 * residual[root > 0].median()
+            root = torch.where(residual > limit, 0.0, weight.sqrt())
+        lowest, highest = (solution @ basis[:n_term])[counts].aminmax()
+        if lowest > 0.0 and highest < brightest:
+            model.continuum.coefficients[:n_term] = solution
+            return
+    model.continuum.coefficients[0] = solution.clamp(min=-brightest, max=brightest)
 
 
 @torch.no_grad()
 def start_velocities(
     model: ForwardModel | EchelleModel, free: tuple[str, ...], fluxes: list[Tensor], weights: list[Tensor]
 ) -> None:
-    """Velocities with all lines held at their clones, every order's continuum projected out; data of each order.
+    """Velocities with all lines held at their clones, every order's continuum projected out, and these continua.
 
     Thousands of line widths can imitate a rotation: started at the wrong v sin i with precise data, they do, and the
     fit ends there (at S/N 2000, 1.2 km/s off with a reduced χ² of 3.5). Held lines cannot.
     """
     moving = tuple(name for name in ("rv", "vsini") if name in free)
-    if model.star is None or not moving:
-        return
     orders = list(zip(orders_of(model), fluxes, weights, strict=True))
+    if model.star is None or not moving:
+        each(lambda item: start_continuum(*item), orders)
+        return
     place = {"rv": model.doppler.rv, "vsini": model.rotation.vsini}
     scale = torch.tensor([VELOCITY_PRIOR[name] ** -2 for name in moving], dtype=torch.float64)
     damping, best, kept = 1e-3, math.inf, [float(place[name]) for name in moving]

@@ -125,11 +125,4 @@ class TelluricAnchors:
 
     def scale(self) -> TelluricScale:
         """The factors and the shift, with the errors that the scatter of the lines leaves them."""
-        factors = dict(zip(self.names, self.state.exp().tolist(), strict=False))
-        errors = dict(zip(self.names, self.error.tolist(), strict=False))
-        return TelluricScale(
-            factors,
-            self.state[-1].item(),
-            {name: factor * errors[name] for name, factor in factors.items()},
-            self.error[-1].item(),
-        )
+        return TelluricScale.of(self.names, self.state, self.error)

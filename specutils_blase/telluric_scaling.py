@@ -67,6 +67,14 @@ class TelluricScale:
     errors: dict[str, float]
     shift_error: float
 
+    @classmethod
+    def of(cls, names: list[str], state: Tensor, error: Tensor) -> TelluricScale:
+        """From ln f of each species, and the shift, behind one another."""
+        factors = dict(zip(names, state[:-1].exp().tolist(), strict=True))
+        relative = dict(zip(names, error[:-1].tolist(), strict=True))
+        errors = {name: factor * relative[name] for name, factor in factors.items()}
+        return cls(factors, state[-1].item(), errors, error[-1].item())
+
 
 @torch.no_grad()
 def scale_telluric(model: ForwardModel | EchelleModel, fluxes: list[Tensor], weights: list[Tensor]) -> TelluricScale:
@@ -113,7 +121,7 @@ def scale_telluric(model: ForwardModel | EchelleModel, fluxes: list[Tensor], wei
         state = (best + step.clamp(-1.0, 1.0)).clamp(-limits, limits)
     emulator.ln_area += best[member].to(emulator.ln_area.dtype)
     emulator.center *= 1.0 + best[-1] / SPEED_OF_LIGHT
-    result = _result(names, best, _errors(normal, precision, cost, weights))
+    result = TelluricScale.of(names, best, _errors(normal, precision, cost, weights))
     logger.info("telluric optical depths scaled by %s, shifted by %.3f km/s", result.factors, result.shift)
     for name, depth in zip(names, torch.stack([each.amax(1) for each in depths]).amax(0).tolist(), strict=True):
         if depth < SEEN:
@@ -127,17 +135,6 @@ def _errors(normal: Tensor, precision: Tensor, cost: float, weights: list[Tensor
     inflation = max(1.0, cost / max(n_data - normal.shape[0], 1))
     data = (normal - torch.diag(precision)) / inflation
     return torch.linalg.inv(data + torch.diag(precision)).diagonal().sqrt()
-
-
-def _result(names: list[str], state: Tensor, errors: Tensor) -> TelluricScale:
-    factors = {name: math.exp(value) for name, value in zip(names, state.tolist(), strict=False)}
-    relative = dict(zip(names, errors.tolist(), strict=False))
-    return TelluricScale(
-        factors,
-        state[-1].item(),
-        {name: factor * relative[name] for name, factor in factors.items()},
-        errors[-1].item(),
-    )
 
 
 def _optical_depths(order: ForwardModel, member: Tensor, n_species: int) -> Tensor:

@@ -161,6 +161,15 @@ def negative(spectrum):
     return Spectrum(flux=-1 * spectrum.flux, spectral_axis=spectrum.spectral_axis, uncertainty=spectrum.uncertainty)
 
 
+def almost_nothing(spectrum):
+    """A corner of the detector: fewer pixels than tell a continuum."""
+    mask = np.ones(spectrum.flux.shape, dtype=bool)
+    mask[100:112] = False
+    return Spectrum(
+        flux=spectrum.flux, spectral_axis=spectrum.spectral_axis, uncertainty=spectrum.uncertainty, mask=mask
+    )
+
+
 def elsewhere(spectrum):
     axis = wavelengths(24) * u.AA
     return Spectrum(flux=spectrum.flux, spectral_axis=axis, uncertainty=spectrum.uncertainty)
@@ -168,7 +177,12 @@ def elsewhere(spectrum):
 
 @pytest.mark.parametrize(
     ("broken", "reason"),
-    [(nothing, "no finite flux"), (negative, "there is no light to fit"), (elsewhere, "wavelengths")],
+    [
+        (nothing, "no finite flux"),
+        (negative, "there is no light to fit"),
+        (almost_nothing, "12 good pixels cannot constrain"),
+        (elsewhere, "wavelengths"),
+    ],
 )
 def test_a_broken_order_is_left_out_and_the_rest_unharmed(night, clones, together, broken, reason):
     data = SpectrumList([night[0], broken(night[1]), night[2]])

@@ -163,33 +163,55 @@ def test_errors_are_those_of_the_posterior(snr, scatter):
 def test_mean_of_the_rotation(vsini, snr, freedom):
     """Fourteen lines that share a rotation and have widths of their own: the marginal is a product of integrals.
 
-    Measured, in errors: the mean lies 0.21, 0.67, 0.69, -0.03 from the summit, the step goes 0.21, 0.77, 0.86, -0.02.
+    Measured, in errors: the mean lies 0.21, 0.67, 0.69, -0.03 from the summit, the step goes 0.20, 0.71, 0.73, 0.00.
     """
     made = problem(("ln_sigma",), ("vsini",), freedom=freedom, scatter=0.2, snr=snr, vsini=vsini)
     exact, found, ratio = marginal_of_one_shared("vsini", made, least=0.1)
-    assert abs(found - exact) < 0.03 + 0.3 * abs(exact), (exact, found)
+    assert abs(found - exact) < 0.03 + 0.07 * abs(exact), (exact, found)
     assert ratio == pytest.approx(1.0, rel=0.12)
 
 
-def marginal_of_one_shared(name, made, least=-math.inf):
-    """Mean of what lines of one free parameter each share, from the summit in its errors: exact, and the step taken.
+@pytest.mark.parametrize("freedom, scatter", [(math.inf, 0.2), (4.0, 0.2), (4.0, 0.5)])
+def test_mean_of_the_rotation_behind_saturated_lines(freedom, scatter):
+    """Where lines are black, area and width trade along a curve, far beyond what either prior expects.
+
+    Measured, in errors: the mean lies 0.04, 0.01, 0.17 from the summit, the step goes 0.11, 0.04, 0.06.
+    """
+    made = problem(("ln_area", "ln_sigma"), ("vsini",), freedom=freedom, scatter=scatter, snr=150.0, area=0.6, n_line=5)
+    exact, found, _ = marginal_of_one_shared("vsini", made, least=0.1, n_value=11, n_offset=19)
+    assert abs(found - exact) < 0.12, (exact, found)
+
+
+def marginal_of_one_shared(name, made, least=-math.inf, n_value=26, n_offset=36):
+    """Mean of what lines of their own parameters share, from the summit in its errors: exact, and the step taken.
 
     Also the error reported over the exact one. The marginal is a product of integrals, one a line.
     """
     vector, normal = solved(made)
     shared = made.free.global_slices[name].start
+    columns = made.free.columns("star")
+    n_line, n_kind = columns.shape
     summit, error = float(vector[shared]), float(normal.factor().variance()[shared]) ** 0.5
-    values = torch.linspace(max(summit - 5.0 * error, least), summit + 5.0 * error, 26, dtype=F64)
-    offsets = torch.linspace(-1.6, 1.2, 36, dtype=F64)
-    line = torch.as_tensor(np.abs(PIXELS[:, None] - CENTERS).argmin(1))
+    values = torch.linspace(max(summit - 5.0 * error, least), summit + 5.0 * error, n_value, dtype=F64)
+    # One parameter: as far as priors go. More: as far as the data let them, about the summit.
+    if n_kind == 1:
+        grid = torch.linspace(-1.6, 1.2, n_offset, dtype=F64).view(-1, 1, 1).expand(-1, n_line, 1)
+        grid = grid + made.anchor[columns]
+    else:
+        covariance = match_priors(made, normal, vector).factor().covariance_blocks(columns)
+        axis = torch.linspace(-1.0, 1.0, n_offset, dtype=F64)
+        places = torch.cartesian_prod(*[axis] * n_kind)
+        grid = vector[columns] + 4.5 * torch.einsum("lij,gj->gli", torch.linalg.cholesky(covariance), places)
+    line = torch.as_tensor(np.abs(PIXELS[:, None] - CENTERS[:n_line]).argmin(1))
     ln_marginal = torch.zeros(len(values), dtype=F64)
     for i, value in enumerate(values):
-        terms = torch.zeros(len(offsets), 14, dtype=F64)
-        for k, offset in enumerate(offsets):
-            at = made.anchor + offset
+        terms = torch.zeros(len(grid), n_line, dtype=F64)
+        for k, place in enumerate(grid):
+            at = vector.clone()
+            at[columns] = place
             at[shared] = value
             pixels, priors = cost(made, at)
-            terms[k] = -0.5 * (priors[:14] + torch.zeros(14, dtype=F64).index_add(0, line, pixels))
+            terms[k] = -0.5 * (priors[columns].sum(1) + torch.zeros(n_line, dtype=F64).index_add(0, line, pixels))
         ln_marginal[i] = torch.logsumexp(terms, dim=0).sum()
     weight = torch.softmax(ln_marginal, dim=0)
     mean = float((weight * values).sum())
@@ -206,12 +228,12 @@ def marginal_of_one_shared(name, made, least=-math.inf):
 def test_mean_of_the_radial_velocity(kind, snr, freedom, sky):
     """Fourteen lines, a telluric one on the same side of each: the velocity leans to one side as their widths spread.
 
-    Measured, in errors: the mean lies 0.14, -0.14, 0.09 from the summit, the step goes 0.10, -0.17, 0.10.
+    Measured, in errors: the mean lies 0.14, -0.14, 0.09 from the summit, the step goes 0.13, -0.18, 0.10.
     """
     made = problem((kind,), ("rv",), freedom=freedom, snr=snr, sky=sky, scatter=0.2)
     exact, found, ratio = marginal_of_one_shared("rv", made)
     assert abs(exact) > 0.08
-    assert abs(found - exact) < 0.4 * abs(exact), (exact, found)
+    assert abs(found - exact) < 0.05, (exact, found)
     assert ratio == pytest.approx(1.0, rel=0.05)
 
 
@@ -233,11 +255,11 @@ def test_nothing_to_move():
     """No shared parameter, or one that stands at its bound: the solution stays, and so does the model."""
     made = problem(("ln_area",))
     vector, normal = solved(made)
-    assert not mean_shift(made, normal.factor(), vector).any()
+    assert not mean_shift(made, normal, vector).any()
     made = problem(("ln_area",), ("vsini",), vsini=0.0, n_line=3)
     vector, normal = solved(made)
     if float(vector[-1]) <= float(made.lower[-1]):
-        assert not mean_shift(made, normal.factor(), vector).any()
+        assert not mean_shift(made, normal, vector).any()
     posterior_mean(made, normal, vector)
     torch.testing.assert_close(made.read()[:3], vector[:3])
 

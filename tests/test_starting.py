@@ -8,7 +8,9 @@ from test_fitting import SKY, STAR, WAVELENGTH, observed
 
 from specutils_blase.fitting import fit
 from specutils_blase.ledger import emulator_from_ledger
+from specutils_blase.lines import LineEmulator
 from specutils_blase.model import ForwardModel
+from specutils_blase.simulate import pixel_edges
 from specutils_blase.spectrum import read_spectrum
 from specutils_blase.starting import start_continuum, start_velocities
 from specutils_blase.velocity import ROTATIONS, cross_correlate
@@ -96,3 +98,32 @@ def test_a_rapid_rotator_needs_no_hint():
     assert abs(result.value("rv") - 31.0) < 4 * result.error("rv") < 4.0
     assert abs(result.value("vsini") - 70.0) < 4 * result.error("vsini") < 8.0
     assert torch.isfinite(result.model()).all() and len(WAVELENGTH) == len(result.data)
+
+
+@pytest.mark.parametrize("part", [1.0, 0.35])
+def test_the_continuum_starts_near_the_light_behind_a_sky_that_is_much_too_deep(part):
+    """A polynomial that makes up for light where the template is black soars there, or swings through zero beside."""
+    pixels = np.linspace(14_690.0, 14_830.0, 700)
+    centers = np.sort(np.random.default_rng(0).uniform(pixels[0], pixels[0] + part * 140.0, 60))
+    clone = LineEmulator(centers, 200.0 * np.ones(60), 0.1 * np.ones(60), 0.08 * np.ones(60))
+    model = ForwardModel.for_order(
+        torch.as_tensor(pixels), torch.as_tensor(pixel_edges(pixels)), telluric=clone, resolving_power=45_000.0,
+        continuum_degree=6,
+    )  # fmt: skip
+    with torch.no_grad():
+        clone.ln_area -= np.log(20.0)
+        true = model.stages().binned * (1.0 + 0.3 * model.continuum.basis[1] - 0.4 * model.continuum.basis[2])
+        clone.ln_area += np.log(20.0)
+    weight = torch.full_like(true, 1e4)
+    with torch.no_grad():
+        design = (model.stages().binned * model.continuum.basis).T
+        free = torch.linalg.lstsq(design, true.unsqueeze(1)).solution.squeeze(1)
+        assert float((free @ model.continuum.basis).max()) > 200.0
+        start_continuum(model, true, weight)
+        assert 0.0 < float(model.continuum.value().min()) <= float(model.continuum.value().max()) < 11.0
+    # Where the sky is right, so is the continuum, all terms of it; also without a star.
+    with torch.no_grad():
+        clone.ln_area -= np.log(20.0)
+    start_velocities(model, (), [true], [weight])
+    expected = torch.tensor([1.0, 0.3, -0.4, 0.0, 0.0, 0.0, 0.0], dtype=torch.float64)
+    torch.testing.assert_close(model.continuum.coefficients.detach(), expected, rtol=0, atol=1e-9)

@@ -142,8 +142,12 @@ def hpf(star: str, every: int = 1) -> dict:
     return figures | {"gain_by_order": " ".join(f"{name}: {gain:.1f}" for name, gain in gains.items())}
 
 
-def igrins(band: str, species: bool = False) -> dict:
-    """One band of CPD-57 1131 as observed, not divided by a standard: PSG as the sky, no star."""
+def igrins(band: str, species: bool = True) -> dict:
+    """One band of CPD-57 1131 as observed, not divided by a standard: PSG as the sky, no star.
+
+    PSG's template has twenty times as much water as that night: with all molecules as one, carbon dioxide and methane
+    have to follow it.
+    """
     path = next((SHARED / "data" / "igrins").glob(f"SDC{band}_20201202_0059.spec_a0v.fits"))
     orders = sb.from_igrins(path, extension="TGT_SPEC")
 
@@ -156,4 +160,7 @@ def igrins(band: str, species: bool = False) -> dict:
     sky = kept("psg_species" if species else "psg", make)
     start = time.perf_counter()
     fit = sb.fit(list(orders), telluric=sky, continuum=6, progress=False)  # the blaze is in the counts
-    return figures_of(fit, time.perf_counter() - start) | {"left_out": len(fit.orders) - len(fit)}
+    factors = fit.settings["telluric_scale"]["factors"]
+    figures = figures_of(fit, time.perf_counter() - start) | {"left_out": len(fit.orders) - len(fit)}
+    figures["rms_by_order"] = " ".join(f"{100 * one:.3g}" for one in fit.orders["rms"][fit.orders["fitted"]])
+    return figures | {"factors": " ".join(f"{name or 'all'}: {factor:.3f}" for name, factor in factors.items())}

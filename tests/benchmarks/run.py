@@ -279,7 +279,7 @@ BENCHMARKS = {
         "GJ 699": (night, {"name": "hpf", "star": "gj699"}),
         "CPD-57 1131, H": (night, {"name": "igrins", "band": "H"}),
         "CPD-57 1131, K": (night, {"name": "igrins", "band": "K"}),
-        "CPD-57 1131, K, a clone a molecule": (night, {"name": "igrins", "band": "K", "species": True}),
+        "CPD-57 1131, K, all molecules as one": (night, {"name": "igrins", "band": "K", "species": False}),
     },
 }
 
