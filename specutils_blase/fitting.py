@@ -24,7 +24,7 @@ from .line_discovery import discover
 from .lines import LineEmulator
 from .model import ForwardModel
 from .noise import NoiseModel
-from .observed_orders import ObservedOrder, read_order, read_orders, warn_excluded
+from .observed_orders import ObservedOrder, order_names, read_order, read_orders, warn_excluded
 from .outcome import Given, build_result
 from .parameters import GLOBALS, KINDS, FreeParameters
 from .priors import LinePriors
@@ -228,7 +228,7 @@ def fit(
     priors = {"star": star_priors or LinePriors(), "telluric": telluric_priors or LinePriors()}
     problem = AnchoredProblem(layout, layout.merge(fluxes), layout.merge(noise.weights()), priors)
     anchors = None if scale is None else TelluricAnchors(problem, scale)
-    with tqdm(total=max_iterations, desc="fit", unit="it", disable=not progress, leave=False, delay=2.0) as bar:
+    with tqdm(desc="fit", unit="it", disable=not progress, leave=False, delay=2.0) as bar:
 
         def report(entry: dict[str, float]) -> None:
             bar.update()
@@ -264,7 +264,9 @@ def fit(
         "telluric": source_of(telluric),
         "templates": {name: provenance_of(each, components[name]) for name, each in given.items()},
     }
-    return build_result(problem, solution, Given(orders, excluded, lines, start_area, noise, settings, found))
+    names = order_names(data) if many else []
+    left_out = {index: (names[index], reason) for index, reason in excluded.items()}
+    return build_result(problem, solution, Given(orders, left_out, lines, start_area, noise, settings, found))
 
 
 def _covered(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ class ObservedOrder:
     index : int
         Position in the list that was given.
     name : str
-        Its number on the detector, if known; otherwise the index.
+        See `order_names`.
     data : SpectralData
     frame : SpectrumFrame
     resolving_power : float
@@ -153,16 +153,38 @@ def read_orders(
         powers = list(resolving_power)
     else:
         powers = [resolving_power] * n_order
-    orders, excluded = [], {}
+    names, orders, excluded = order_names(spectra), [], {}
     for index, (spectrum, power) in enumerate(zip(spectra, powers, strict=True)):
         try:
-            orders.append(read_order(spectrum, resolving_power=power, index=index, trim=True, **options))
+            order = read_order(spectrum, resolving_power=power, index=index, trim=True, **options)
+            orders.append(replace(order, name=names[index]))
         except (ValueError, TypeError) as reason:
             excluded[index] = str(reason)
     if not orders:
         reasons = "; ".join(f"{index}: {reason}" for index, reason in list(excluded.items())[:3])
         raise ValueError(f"none of {n_order} orders can be fitted ({reasons or 'the list is empty'})")
     return orders, excluded
+
+
+def order_names(spectra: Sequence[Spectrum]) -> list[str]:
+    """What orders are called: by their numbers on the detector, if known, otherwise by their positions.
+
+    Where several have the same, as in two exposures, the position follows: "5#0", "5#28".
+    """
+    from .adapters.muler import describe_order
+
+    names = []
+    for index, spectrum in enumerate(spectra):
+        try:
+            number = describe_order(spectrum).order
+        except (
+            AttributeError,
+            TypeError,
+            ValueError,
+        ):  # what is no spectrum is left out when it is read, with a reason
+            number = None
+        names.append(str(index if number is None else number))
+    return [f"{name}#{index}" if names.count(name) > 1 else name for index, name in enumerate(names)]
 
 
 def warn_excluded(excluded: dict[int, str]) -> None:

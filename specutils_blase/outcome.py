@@ -29,6 +29,7 @@ from .problem import AnchoredProblem
 from .result import FitResult, model_spectra
 from .solving import degrees_of_freedom_used, reduced_chi_square
 from .stand_in import posterior_mean, prior_error
+from .telluric_scaling import largest_factor
 
 BARYCENTRIC_AGREEMENT = 0.01
 """km/s within which the orders' barycentric velocities must agree to count as one exposure's."""
@@ -43,7 +44,7 @@ class Given:
     orders : list of ObservedOrder
         Those that were fitted.
     excluded : dict
-        Position in the user's list to the reason why an order was left out.
+        Position in the user's list to the name of an order that was left out, and the reason.
     lines : dict
         Component to its free lines.
     start_area : dict
@@ -56,7 +57,7 @@ class Given:
     """
 
     orders: list[ObservedOrder]
-    excluded: dict[int, str]
+    excluded: dict[int, tuple[str, str]]
     lines: dict[str, Tensor]
     start_area: dict[str, Tensor]
     noise: NoiseModel
@@ -103,6 +104,10 @@ def build_result(problem: AnchoredProblem, solution: Solution, given: Given) -> 
             f"; jitter added to {sum(s > 0 for s in noise.jitter)} of {len(orders)} orders, whose model is incomplete"
         )
     message += _at_bound(model, problem.free.global_slices)
+    if given.settings["telluric_scale"] is not None:
+        message += _doubtful_sky(given.settings["telluric_scale"]["factors"])
+    if model.doppler is not None:
+        message += _unlike_nights(orders)
     weights = [w / order.scale**2 for w, order in zip(noise.weights(), orders, strict=True)]
     with torch.no_grad():
         for order, one in zip(orders, problem.free.orders, strict=True):
@@ -148,6 +153,32 @@ def _at_bound(model, free: dict) -> str:
     )
 
 
+def _doubtful_sky(factors: dict[str, float]) -> str:
+    """What to say where a species' optical depth is further from the template's than nights are."""
+    far = [
+        f"{name or 'all species'} {factor:.3g}"
+        for name, factor in factors.items()
+        if abs(math.log(factor)) > 0.99 * math.log(largest_factor(name))
+    ]
+    if not far:
+        return ""
+    return (
+        f"; optical depths in units of the telluric template's that no night brings ({', '.join(far)}): is the "
+        "atmosphere divided out of the data already, or does the star have lines there that its template lacks?"
+    )
+
+
+def _unlike_nights(orders: list[ObservedOrder]) -> str:
+    """What to say where orders have no one barycentric correction."""
+    known = _barycentric_velocities(orders)
+    if not known or max(known) - min(known) <= BARYCENTRIC_AGREEMENT:
+        return ""
+    return (
+        f"; the orders' barycentric corrections differ by {max(known) - min(known):.3g} km/s: none is applied, and one "
+        "radial velocity for all of them may be wrong"
+    )
+
+
 def _order_table(problem: AnchoredProblem, given: Given, used: list[float]) -> QTable:
     """One row an order that was given, fitted or not."""
     noise, rows = given.noise, []
@@ -166,8 +197,8 @@ def _order_table(problem: AnchoredProblem, given: Given, used: list[float]) -> Q
                 float(noise.jitter[k] * order.scale / own.mean()), noise.doubted(k), True, "",
             )
         )  # fmt: skip
-    for index, reason in given.excluded.items():
-        rows.append((index, str(index), *(math.nan,) * 2, 0, 0, *(math.nan,) * 3, 0.0, 0, False, reason))
+    for index, (name, reason) in given.excluded.items():
+        rows.append((index, name, *(math.nan,) * 2, 0, 0, *(math.nan,) * 3, 0.0, 0, False, reason))
     names = (
         "index", "order", "low", "high", "pixels", "good", "resolving_power", "rms", "reduced_chi2", "jitter",
         "doubted", "fitted", "reason",
@@ -182,7 +213,7 @@ def _order_table(problem: AnchoredProblem, given: Given, used: list[float]) -> Q
 
 ORDER_COLUMNS = {
     "index": "Position of the order in the list that was given",
-    "order": "Its number on the detector, if known, otherwise the position",
+    "order": "Its number on the detector, if known, otherwise the position; both where several have the same",
     "low": "First wavelength, vacuum",
     "high": "Last wavelength, vacuum",
     "pixels": "Number of pixels",
@@ -257,12 +288,15 @@ def _parameters(
     return table, (covariance[picked][:, picked] * slope * slope.unsqueeze(1)).numpy()
 
 
+def _barycentric_velocities(orders: list[ObservedOrder]) -> list[float]:
+    return [order.barycentric_velocity for order in orders if order.barycentric_velocity is not None]
+
+
 def _add_barycentric(rows: list[tuple], orders: list[ObservedOrder]) -> None:
     """A row for the barycentric radial velocity, (1 + v/c)(1 + b/c) - 1, where the correction b is known."""
-    known = [order.barycentric_velocity for order in orders if order.barycentric_velocity is not None]
-    if len(known) != len(orders) or not rows or rows[0][0] != "rv":
-        return
-    if max(known) - min(known) > BARYCENTRIC_AGREEMENT:  # orders of different nights have no one correction
+    known = _barycentric_velocities(orders)
+    # Orders of different nights have no one correction; an order that does not know it shares that of the others.
+    if not known or max(known) - min(known) > BARYCENTRIC_AGREEMENT or not rows or rows[0][0] != "rv":
         return
     _, rv, error, unit, _, order = rows[0]
     factor = 1.0 + known[0] / SPEED_OF_LIGHT

@@ -75,6 +75,9 @@ BESIDE_ITERATIONS, BESIDE_TOLERANCE = 5, 0.02
 """Of finding the best of all else there. The straight way misses it by up to one in χ² where hundreds of lines follow,
 and where one of them has two summits it may end between them."""
 
+ROUNDING = 1e-9
+"""Least part of a variance that is left when another parameter is held."""
+
 FARTHEST = 2.0
 """Largest shift of a mean, in its errors; beyond, the first order says nothing."""
 
@@ -258,6 +261,8 @@ def mean_shift(problem: AnchoredProblem, normal: NormalEquations, vector: Tensor
         low, high = (_ln_marginal(problem, None, end, moving[k], normal.prior_precision) - here for end in ends)
         # The parabola through the three.
         curvature = 2.0 * (high / ahead - low / back) / (ahead - back)
+        if not math.isfinite(curvature):
+            continue
         slope = high / ahead - 0.5 * curvature * ahead
         shift[k] = error[k] * (slope + bend[k]) / max(-curvature, LEAST_CURVATURE)
     problem.write(vector)
@@ -288,8 +293,8 @@ def _ln_marginal(
     pixels, priors = problem.evaluate(vector)
     gaussian = problem.freedom.isinf()
     # With the parameter held, the others know each other's place better.
-    variance = factor.variance() - column.square() / column[held]
-    variance[held] = 1.0
+    variance = factor.variance()
+    variance = torch.maximum(variance - column.square() / column[held], ROUNDING * variance)
     heavy = _Heavy.of(problem, normal, vector, variance)
     ln_determinant = _ln_determinant(factor) + float(column[held].log())
     cost = float(pixels.sum() + priors[gaussian].sum())

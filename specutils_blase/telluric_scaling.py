@@ -97,8 +97,9 @@ def scale_telluric(model: ForwardModel | EchelleModel, fluxes: list[Tensor], wei
     member = torch.tensor([names.index(each) for each in species], device=emulator.center.device)
     stages = [order.stages() for order in orders]
     depths = [_optical_depths(order, member, len(names)) for order in orders]
-    largest = [LARGEST_FACTOR if name in ("", "H2O", "HDO") else WELL_MIXED_FACTOR for name in names]
-    limits = torch.tensor([*map(math.log, largest), LARGEST_SHIFT], dtype=torch.float64, device=member.device)
+    limits = torch.tensor(
+        [*(math.log(largest_factor(name)) for name in names), LARGEST_SHIFT], dtype=torch.float64, device=member.device
+    )
     state = torch.zeros(len(names) + 1, dtype=torch.float64, device=member.device)  # ln f of each, shift
     precision = torch.tensor([FACTOR_PRIOR**-2] * len(names) + [SHIFT_PRIOR**-2], dtype=torch.float64).to(state)
     best, cost, damping = state, math.inf, 1e-3
@@ -127,6 +128,11 @@ def scale_telluric(model: ForwardModel | EchelleModel, fluxes: list[Tensor], wei
         if depth < SEEN:
             logger.info("the data show no lines of %s: its factor stays 1", name or "the telluric template")
     return result
+
+
+def largest_factor(species: str) -> float:
+    """By which the optical depth of a species may differ from the template's, up or down."""
+    return LARGEST_FACTOR if species in ("", "H2O", "HDO") else WELL_MIXED_FACTOR
 
 
 def _errors(normal: Tensor, precision: Tensor, cost: float, weights: list[Tensor]) -> Tensor:

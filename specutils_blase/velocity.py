@@ -30,11 +30,14 @@ ROTATIONS = (2.0, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 240.0, 360.0)
 NEARBY = 40.0
 """km/s about the velocity found first, beside the rotation itself, within which rotations are compared."""
 
-DECISIVE = 10.0
-"""Gain of ln L for which a faster rotation is taken."""
+DECISIVE, NEARLY = 10.0, 0.9
+"""Gain of ln L for which a faster rotation is taken, and the part of the slower one's that it must correlate with."""
 
-CANDIDATES = 10
-"""Highest maxima of the correlation that are compared."""
+CANDIDATES, WORTH = 10, 0.1
+"""Highest maxima of the correlation that are compared, and the part of the highest ln L of all that they must reach.
+
+Next to nothing in common with most pixels is no agreement with the few that are left.
+"""
 
 TAILS, REWEIGHTINGS = 2.0, 8
 """Degrees of freedom of the residuals' Student's t in that comparison, and steps to its maximum."""
@@ -62,7 +65,8 @@ def cross_correlate(
     A deep line that neither clone has correlates with any deep line of the template. Of the highest maxima the one is
     taken with which most pixels agree: where the residuals, of unknown size, are most likely under Student's t, which
     a deep line left over costs little. Rotations are compared likewise, one after the other near the velocity of the
-    slowest; a faster one has to be better by `DECISIVE`.
+    slowest; a faster one has to be better by `DECISIVE`, and to correlate nearly as well: a template so broad that
+    hardly a line is left in it agrees with anything that bends.
 
     Parameters
     ----------
@@ -103,19 +107,23 @@ def cross_correlate(
         everywhere = torch.tensor([min(max(at, -most), most)])
     else:
         everywhere = torch.arange(-most, most + 1)
-    best = None
+    best, highest = None, 0.0
     for rotation in tried:
         near = everywhere
         if best is not None:
             near = near[(near - best[1]).abs() <= (NEARBY + rotation) / STEP]
         score = correlated(rotation, near)
+        highest = max(highest, float(score.max()))
         maxima = _maxima(score)
+        worthy = maxima[score[maxima] >= WORTH * highest]
+        maxima = worthy if worthy.numel() else maxima[:1]
         found = agreed(rotation, near[maxima])
         at = int(maxima[found.argmax()])
-        if best is None or float(found.max()) > best[0] + DECISIVE:
-            centre = best[1] if best is not None else int(near[at])
-            best = float(found.max()), centre, rotation, (near, score, at)
-    _, _, chosen, where = best
+        faster = best is not None
+        if not faster or (float(found.max()) > best[0] + DECISIVE and float(score[at]) > NEARLY * best[2]):
+            centre = best[1] if faster else int(near[at])
+            best = float(found.max()), centre, float(score[at]), rotation, (near, score, at)
+    *_, chosen, where = best
     return (_peak(*where) if rv is None else rv), chosen
 
 

@@ -1,5 +1,7 @@
 """Fits of many orders: simulated stars whose truth is known, broken orders, and what comes back."""
 
+import warnings
+
 import astropy.units as u
 import numpy as np
 import pytest
@@ -270,6 +272,52 @@ def test_barycentric_velocity(night, clones):
     expected = (1 + result.value("rv") / SPEED_OF_LIGHT) * (1 + 12.5 / SPEED_OF_LIGHT) - 1
     assert result.value("rv_barycentric") == pytest.approx(expected * SPEED_OF_LIGHT, abs=1e-9)
     assert result.error("rv_barycentric") == pytest.approx(result.error("rv"), rel=1e-3)
+
+
+def test_an_order_that_does_not_know_the_correction_shares_the_others(night, clones):
+    quick = {"star_lines": (), "telluric_lines": (), "rv": TRUTH["rv"], "vsini": TRUTH["vsini"], "max_iterations": 3}
+    data = [
+        Spectrum(flux=one.flux, spectral_axis=one.spectral_axis, uncertainty=one.uncertainty, meta=meta)
+        for one, meta in zip(night, ({"header": {"BRVCORR": 7500.0}}, {"header": {"BRVCORR": 7500.0}}, {}), strict=True)
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # three iterations
+        result = fit(data, clones, **quick)
+        assert result.value("rv_barycentric") - result.value("rv") == pytest.approx(7.5, abs=0.01)
+        data[1].meta["header"] = {"BRVCORR": 9000.0}
+        result = fit(data, clones, **quick)
+    assert "rv_barycentric" not in result.parameters["name"]
+    assert "barycentric corrections differ by 1.5 km/s" in result.message
+
+
+def test_two_exposures_of_one_order(night, clones):
+    """Each keeps its own continuum, also where both are called alike; what is left out keeps its name."""
+    data = []
+    for one in (night[0], night[0], nothing(night[1])):
+        spectrum = Spectrum(flux=one.flux, spectral_axis=one.spectral_axis, uncertainty=one.uncertainty)
+        spectrum.meta["m"] = 5 if len(data) < 2 else 17
+        data.append(spectrum)
+    quick = {"star_lines": (), "telluric_lines": (), "rv": TRUTH["rv"], "vsini": TRUTH["vsini"], "max_iterations": 3}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        result = fit(data, clones, **quick)
+    assert list(result.orders["order"]) == ["5#0", "5#1", "17"]
+    one = result.order(0)
+    assert len(set(one.parameters["name"])) == len(one.parameters)
+    assert one.covariance.shape[0] == one.parameters["free"].sum()
+
+
+def test_amounts_of_air_that_no_night_brings_are_doubted(clones):
+    """The atmosphere is divided out of the data already."""
+    star, _ = clones
+    lines = star.ledger["center", "area", "sigma", "gamma"]
+    data = [
+        simulate.simulate(wavelengths(k), lines, None, resolving_power=55_000, snr=200, seed=k, **TRUTH) for k in CHOSEN
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        result = fit(data, clones, rv=TRUTH["rv"], star_lines=(), telluric_lines=(), max_iterations=5)
+    assert "no night brings (all species 0.0" in result.message and "divided out" in result.message
 
 
 def test_parameters_of_one_order(together):

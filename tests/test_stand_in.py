@@ -171,11 +171,11 @@ def test_mean_of_the_rotation(vsini, snr, freedom):
     assert ratio == pytest.approx(1.0, rel=0.12)
 
 
-@pytest.mark.parametrize("freedom, scatter", [(math.inf, 0.2), (4.0, 0.2), (4.0, 0.5)])
+@pytest.mark.parametrize("freedom, scatter", [(math.inf, 0.2), (4.0, 0.5)])
 def test_mean_of_the_rotation_behind_saturated_lines(freedom, scatter):
     """Where lines are black, area and width trade along a curve, far beyond what either prior expects.
 
-    Measured, in errors: the mean lies 0.04, 0.01, 0.17 from the summit, the step goes 0.11, 0.04, 0.06.
+    Measured, in errors: the mean lies 0.04, 0.17 from the summit, the step goes 0.11, 0.06.
     """
     made = problem(("ln_area", "ln_sigma"), ("vsini",), freedom=freedom, scatter=scatter, snr=150.0, area=0.6, n_line=5)
     exact, found, _ = marginal_of_one_shared("vsini", made, least=0.1, n_value=11, n_offset=19)
