@@ -24,7 +24,7 @@ from .line_discovery import discover
 from .lines import LineEmulator
 from .model import ForwardModel
 from .noise import NoiseModel
-from .observed_orders import ObservedOrder, order_names, read_order, read_orders, warn_excluded
+from .observed_orders import ObservedOrder, read_order, read_orders, warn_excluded
 from .outcome import Given, build_result
 from .parameters import GLOBALS, KINDS, FreeParameters
 from .priors import LinePriors
@@ -215,7 +215,7 @@ def fit(
             break
         if len(wrong) == len(orders):
             raise ValueError(f"none of the orders looks like its templates: order {orders[0].name} {wrong[0]}")
-        excluded |= {orders[k].index: reason for k, reason in wrong.items()}
+        excluded |= {orders[k].index: (orders[k].name, reason) for k, reason in wrong.items()}
         orders = [order for k, order in enumerate(orders) if k not in wrong]
     warn_excluded(excluded)
     lines = {
@@ -264,13 +264,11 @@ def fit(
         "telluric": source_of(telluric),
         "templates": {name: provenance_of(each, components[name]) for name, each in given.items()},
     }
-    names = order_names(data) if many else []
-    left_out = {index: (names[index], reason) for index, reason in excluded.items()}
-    return build_result(problem, solution, Given(orders, left_out, lines, start_area, noise, settings, found))
+    return build_result(problem, solution, Given(orders, excluded, lines, start_area, noise, settings, found))
 
 
 def _covered(
-    orders: list[ObservedOrder], components: dict[str, LineEmulator], rv, excluded: dict[int, str], many: bool
+    orders: list[ObservedOrder], components: dict[str, LineEmulator], rv, excluded: dict[int, tuple], many: bool
 ) -> list[ObservedOrder]:
     """The orders that the templates cover; the others go to `excluded`, or, a single one, into an error."""
     kept = []
@@ -280,11 +278,11 @@ def _covered(
         if not reason:
             kept.append(order)
         elif many:
-            excluded[order.index] = reason
+            excluded[order.index] = order.name, reason
         else:
             raise ValueError(reason)
     if not kept:
-        raise ValueError(f"no order is covered by the templates: {next(iter(excluded.values()))}")
+        raise ValueError(f"no order is covered by the templates: {next(iter(excluded.values()))[-1]}")
     return kept
 
 

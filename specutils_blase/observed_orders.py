@@ -128,8 +128,8 @@ def read_order(
 
 def read_orders(
     spectra: Sequence[Spectrum], *, resolving_power=None, **options
-) -> tuple[list[ObservedOrder], dict[int, str]]:
-    """All orders that can be fitted, and of those that cannot the reason, by their position.
+) -> tuple[list[ObservedOrder], dict[int, tuple[str, str]]]:
+    """All orders that can be fitted, and of those that cannot name and reason, by their position.
 
     Parameters
     ----------
@@ -159,9 +159,9 @@ def read_orders(
             order = read_order(spectrum, resolving_power=power, index=index, trim=True, **options)
             orders.append(replace(order, name=names[index]))
         except (ValueError, TypeError) as reason:
-            excluded[index] = str(reason)
+            excluded[index] = names[index], str(reason)
     if not orders:
-        reasons = "; ".join(f"{index}: {reason}" for index, reason in list(excluded.items())[:3])
+        reasons = "; ".join(f"{index}: {reason}" for index, (_, reason) in list(excluded.items())[:3])
         raise ValueError(f"none of {n_order} orders can be fitted ({reasons or 'the list is empty'})")
     return orders, excluded
 
@@ -171,23 +171,14 @@ def order_names(spectra: Sequence[Spectrum]) -> list[str]:
 
     Where several have the same, as in two exposures, the position follows: "5#0", "5#28".
     """
-    from .adapters.muler import describe_order
+    from .adapters.muler import order_number
 
-    names = []
-    for index, spectrum in enumerate(spectra):
-        try:
-            number = describe_order(spectrum).order
-        except (
-            AttributeError,
-            TypeError,
-            ValueError,
-        ):  # what is no spectrum is left out when it is read, with a reason
-            number = None
-        names.append(str(index if number is None else number))
+    numbers = [order_number(spectrum) for spectrum in spectra]
+    names = [str(index if number is None else number) for index, number in enumerate(numbers)]
     return [f"{name}#{index}" if names.count(name) > 1 else name for index, name in enumerate(names)]
 
 
-def warn_excluded(excluded: dict[int, str]) -> None:
+def warn_excluded(excluded: dict[int, tuple[str, str]]) -> None:
     """Tell the user which orders take no part in a fit, and why."""
-    for index, reason in sorted(excluded.items()):
+    for index, (_, reason) in sorted(excluded.items()):
         warnings.warn(f"order {index} of the list is left out: {reason}", RuntimeWarning, stacklevel=4)

@@ -107,7 +107,7 @@ def build_result(problem: AnchoredProblem, solution: Solution, given: Given) -> 
     if given.settings["telluric_scale"] is not None:
         message += _doubtful_sky(given.settings["telluric_scale"]["factors"])
     if model.doppler is not None:
-        message += _unlike_nights(orders)
+        message += _barycentric_velocity(orders)[1]
     weights = [w / order.scale**2 for w, order in zip(noise.weights(), orders, strict=True)]
     with torch.no_grad():
         for order, one in zip(orders, problem.free.orders, strict=True):
@@ -168,14 +168,20 @@ def _doubtful_sky(factors: dict[str, float]) -> str:
     )
 
 
-def _unlike_nights(orders: list[ObservedOrder]) -> str:
-    """What to say where orders have no one barycentric correction."""
-    known = _barycentric_velocities(orders)
-    if not known or max(known) - min(known) <= BARYCENTRIC_AGREEMENT:
-        return ""
-    return (
-        f"; the orders' barycentric corrections differ by {max(known) - min(known):.3g} km/s: none is applied, and one "
-        "radial velocity for all of them may be wrong"
+def _barycentric_velocity(orders: list[ObservedOrder]) -> tuple[float | None, str]:
+    """The orders' barycentric correction [km/s], and what to say where they have no one correction.
+
+    An order that does not know it shares that of the others.
+    """
+    known = [order.barycentric_velocity for order in orders if order.barycentric_velocity is not None]
+    if not known:
+        return None, ""
+    spread = max(known) - min(known)
+    if spread <= BARYCENTRIC_AGREEMENT:
+        return known[0], ""
+    return None, (
+        f"; the orders' barycentric corrections differ by {spread:.3g} km/s: none is applied, and one radial velocity "
+        "for all of them may be wrong"
     )
 
 
@@ -288,16 +294,11 @@ def _parameters(
     return table, (covariance[picked][:, picked] * slope * slope.unsqueeze(1)).numpy()
 
 
-def _barycentric_velocities(orders: list[ObservedOrder]) -> list[float]:
-    return [order.barycentric_velocity for order in orders if order.barycentric_velocity is not None]
-
-
 def _add_barycentric(rows: list[tuple], orders: list[ObservedOrder]) -> None:
     """A row for the barycentric radial velocity, (1 + v/c)(1 + b/c) - 1, where the correction b is known."""
-    known = _barycentric_velocities(orders)
-    # Orders of different nights have no one correction; an order that does not know it shares that of the others.
-    if not known or max(known) - min(known) > BARYCENTRIC_AGREEMENT or not rows or rows[0][0] != "rv":
+    velocity, _ = _barycentric_velocity(orders)
+    if velocity is None or not rows or rows[0][0] != "rv":
         return
     _, rv, error, unit, _, order = rows[0]
-    factor = 1.0 + known[0] / SPEED_OF_LIGHT
-    rows.append(("rv_barycentric", rv * factor + known[0], error * factor, unit, False, order))
+    factor = 1.0 + velocity / SPEED_OF_LIGHT
+    rows.append(("rv_barycentric", rv * factor + velocity, error * factor, unit, False, order))

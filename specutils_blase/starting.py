@@ -142,8 +142,8 @@ LEAST_CORRELATION = {5.0: 0.2, 2.0: 0.1}
 """Features of the model in units of the noise, and the correlation below which data do not look like it then.
 
 Of 107 orders (HPF, IGRINS) with their own wavelengths, those with features above 5 have 0.44 or more, but for one of
-IGRINS in deep water; where the atmosphere is left out of the model, 0.25 has been seen. Of six such with another
-order's wavelengths five have less than 0.18, one has 0.41.
+IGRINS in deep water; where the atmosphere is left out of the model, 0.25 has been seen. Of seven such with another
+order's wavelengths six have less than 0.18, one has 0.41.
 """
 
 SAME_PLACE = 0.9

@@ -233,7 +233,7 @@ def test_mean_of_the_radial_velocity(kind, snr, freedom, sky):
     made = problem((kind,), ("rv",), freedom=freedom, snr=snr, sky=sky, scatter=0.2)
     exact, found, ratio = marginal_of_one_shared("rv", made)
     assert abs(exact) > 0.08
-    assert abs(found - exact) < 0.05, (exact, found)
+    assert abs(found - exact) < 0.4 * abs(exact), (exact, found)
     assert ratio == pytest.approx(1.0, rel=0.05)
 
 

@@ -118,10 +118,9 @@ def describe_order(spectrum: Spectrum, *, barycentric_velocity: u.Quantity | flo
         if velocity is not None and abs(given - velocity) > 0.1:
             log.warning("barycentric velocity %+.3f km/s given, %+.3f km/s by %s", given, velocity, source)
         velocity, source = given, "given"
-    order = _meta(spectrum).get("m")
     return OrderInfo(
         instrument=instrument,
-        order=int(order) if isinstance(order, int | np.integer) else None,
+        order=order_number(spectrum),
         target=None if header is None else barycentric.text(header, "OBJECT"),
         time=None if header is None or instrument is None else barycentric.mid_exposure(header, instrument),
         resolving_power=resolving_power(spectrum),
@@ -129,6 +128,12 @@ def describe_order(spectrum: Spectrum, *, barycentric_velocity: u.Quantity | flo
         barycentric_velocity=velocity,
         barycentric_source=source,
     )
+
+
+def order_number(spectrum) -> int | None:
+    """Number of an order on its detector, if the object knows it; of anything else None."""
+    number = _meta(spectrum).get("m")
+    return int(number) if isinstance(number, int | np.integer) else None
 
 
 def good_pixels(spectrum: Spectrum) -> np.ndarray:

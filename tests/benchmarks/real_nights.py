@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import sys
 import time
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ import torch
 
 import specutils_blase as sb
 from specutils_blase import templates
+from specutils_blase.adapters.muler import load_hpf_orders
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 HPF = {
@@ -48,10 +48,7 @@ def telfit():
 
 def hpf_orders(name: str, every: int = 1) -> list:
     """Orders as a muler user prepares them."""
-    night = sb.from_hpf(SHARED / "data" / "hpf" / HPF[name])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return [night[k].remove_nans().sky_subtract().deblaze().normalize() for k in range(0, 28, every)]
+    return load_hpf_orders(SHARED / "data" / "hpf" / HPF[name], range(0, 28, every))
 
 
 def telluric_gain(fit) -> dict[str, float]:

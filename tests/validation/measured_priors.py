@@ -25,6 +25,7 @@ from prior_evidence import COMPONENTS, GROUPS
 
 import specutils_blase as sb
 from specutils_blase import simulate, templates
+from specutils_blase.adapters.muler import load_hpf_orders
 from specutils_blase.parameters import KINDS
 from specutils_blase.priors import LinePriors
 
@@ -87,8 +88,7 @@ def wasp69() -> list[Observed]:
 
 
 def _hpf(path: str, orders: tuple[int, ...]) -> dict:
-    night = sb.from_hpf(_shared(path))
-    return {k: night[k].remove_nans().sky_subtract().deblaze().normalize() for k in orders}
+    return dict(zip(orders, load_hpf_orders(_shared(path), orders), strict=True))
 
 
 def _telfit(spectrum):

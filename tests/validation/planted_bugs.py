@@ -121,8 +121,8 @@ BUGS = {
     "barycentre": Bug(
         "barycentric correction of the wrong sign",
         "outcome.py",
-        "rv * factor + known[0]",
-        "rv * factor - known[0]",
+        "rv * factor + velocity",
+        "rv * factor - velocity",
         ("test_echelle_fit.py", "test_real_data.py"),
     ),
     "jitter-adds-up": Bug(

@@ -11,7 +11,7 @@ from functools import cache
 
 import numpy as np
 from astropy import units as u
-from cases import CONTINUUM, LIMB_DARKENING, RESOLVING_POWER, RV, fitted, true_lines
+from cases import CONTINUUM, LIMB_DARKENING, RESOLVING_POWER, RV, fitted, true_lines, velocities
 
 import specutils_blase as sb
 from specutils_blase import simulate, templates
@@ -56,14 +56,7 @@ def orders(snr: float, orders: list[int], seed: int, alone: bool = False) -> dic
     star, sky = clones()
     data = night(snr, orders, seed)
     fit = fitted(data, star, sky)
-    record = {
-        "rv": fit.value("rv") - RV,
-        "rv_err": fit.error("rv"),
-        "vsini": fit.value("vsini") - VSINI,
-        "vsini_err": fit.error("vsini"),
-        "chi2": fit.reduced_chi2,
-        "rms": fit.rms,
-        "success": fit.success,
+    record = velocities(fit, VSINI) | {
         "n_fitted": len(fit),
         "jittered": int(np.sum(fit.orders["jitter"] > 0)),
     }
