@@ -87,7 +87,7 @@ def nearby(problem: AnchoredProblem, one: Feature) -> Tensor:
     """Parameters of the lines that a feature touches."""
     near = []
     for name, emulator in problem.free.model.components.items():
-        factor = float(problem.free.model.doppler.factor) if name == "star" else 1.0
+        factor = float(problem.free.model.doppler.factor.detach()) if name == "star" else 1.0
         far = emulator.center[problem.free.lines[name]] * factor - one.wavelength
         near.append(problem.free.columns(name)[far.abs() < observed_width(one)].reshape(-1))
     return torch.cat(near)

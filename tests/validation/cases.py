@@ -143,8 +143,12 @@ def calibration(snr: float, vsini: float, truth: str, seed: int, part: float = 1
 CHANGED, DEX = 0.2, 1.0
 
 
-def changed(snr: float, vsini: float, seed: int, part: float = 1.0) -> dict:
-    """A fifth of the lines stronger or weaker by up to a factor of ten, all others as cloned (item 2)."""
+def changed(snr: float, vsini: float, seed: int, part: float = 1.0, ln_area: float | None = None) -> dict:
+    """A fifth of the lines stronger or weaker by up to a factor of ten, all others as cloned (item 2).
+
+    `ln_area` is the width of the prior of a user who expects it.
+    """
+    priors = LinePriors() if ln_area is None else LinePriors(ln_area=ln_area)
     star, sky = clones(part)
     rng = np.random.default_rng(1000 + seed)
     truth, moved = {}, {}
@@ -154,7 +158,7 @@ def changed(snr: float, vsini: float, seed: int, part: float = 1.0) -> dict:
         lines["area"] = lines["area"] * 10.0 ** (moved[name] * rng.uniform(-DEX, DEX, len(lines)))
         truth[name] = lines
     data = observe(truth["star"], truth["telluric"], seed=seed, snr=snr, vsini=vsini, part=part)
-    fit = fitted(data, star, sky)
+    fit = fitted(data, star, sky, star_priors=priors, telluric_priors=priors)
     record = velocities(fit, vsini) | {"changed": [], "unchanged": [], "changed_snr": [], "unchanged_snr": []}
     for name, clone in (("star", star), ("telluric", sky)):
         lines = against_truth(fit, clone, truth[name], name)

@@ -130,7 +130,7 @@ BUGS = {
         "noise.py",
         "return (self.factor[k] * self.sigma[k]).square() + self.jitter[k] ** 2",
         "return (self.factor[k] * self.sigma[k] + self.jitter[k]).square()",
-        ("test_echelle_fit.py", "test_fitting.py"),
+        ("test_noise.py",),
     ),
     "neighbours-forgotten": Bug(
         "marginal errors without the next block of the matrix",

@@ -37,7 +37,12 @@ def tasks(item: str, seeds: range, truths: list[str], part: float) -> list[tuple
             for vsini in VSINIS
         ]
     if item == "changed":
-        return [("changed", {"snr": snr, "vsini": 8.3, "seed": seed, "part": part}) for seed in seeds for snr in SNRS]
+        return [
+            ("changed", {"snr": snr, "vsini": 8.3, "seed": seed, "part": part, "ln_area": width})
+            for seed in seeds
+            for width in (None, cases.DEX)
+            for snr in SNRS
+        ]
     if item == "missing":
         return [("missing", {"snr": snr, "vsini": 8.3, "seed": seed, "part": part}) for seed in seeds for snr in SNRS]
     if item == "star":

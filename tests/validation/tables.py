@@ -40,23 +40,25 @@ def calibration(records: list[dict]) -> str:
     head = [
         "truth", "S/N", "v sin i", "fits (converged)", "RV pull, mean", "RV pull, s.d.", "RV scatter / bound",
         "RV error [m/s]", "v sin i pull, mean", "v sin i pull, s.d.", "lines S/N > 10",
-        "ln area pull, median", "ln area pull, s.d. (from quartiles)", "EW pull, median",
-        "EW pull, s.d. (from quartiles)",
+        "ln area pull, median", "ln area pull, s.d. (from quartiles)", "ln EW pull, median",
+        "ln EW pull, s.d. (from quartiles)", "EW pull, s.d.",
     ]  # fmt: skip
     rows = []
     for (truth, snr, vsini), results in grouped(records, "truth", "snr", "vsini").items():
         error = column(results, "rv_err")
         scatter = np.sqrt(np.mean(column(results, "rv") ** 2) / np.mean(error**2))
         lines = []
-        for kind in ("ln_area", "equivalent_width"):
-            values = pooled(results, kind)
+        linear, deviation = pooled(results, "equivalent_width"), pooled(results, "relative_width")
+        # Errors are propagated from ln area: of a width that came out far too small, so is the error.
+        relative = np.log1p(deviation) * (1.0 + deviation) * linear / deviation
+        for values in (pooled(results, "ln_area"), relative):
             quartile = np.subtract(*np.percentile(values, [75, 25])) / 1.349
             lines += [f"{np.median(values):+.2f}", f"{values.std():.2f} ({quartile:.2f})"]
         rows.append(
             [
                 truth, f"{snr:.0f}", f"{vsini:g}", f"{len(results)} ({column(results, 'success').sum()})",
                 *pull(results, "rv"), f"{scatter:.2f}", f"{1e3 * np.median(error):.0f}", *pull(results, "vsini"),
-                f"{pooled(results, 'ln_area').size / len(results):.0f}", *lines,
+                f"{pooled(results, 'ln_area').size / len(results):.0f}", *lines, f"{linear.std():.2f}",
             ]
         )  # fmt: skip
     return markdown(head, rows)
@@ -65,18 +67,19 @@ def calibration(records: list[dict]) -> str:
 def changed(records: list[dict]) -> str:
     """Item 2."""
     head = [
-        "S/N", "fits (converged)", "lines", "changed lines", "within 2 σ", "unchanged lines", "off by more than 3 σ",
-        "RV pull, mean", "RV pull, s.d.",
+        "prior on ln area", "S/N", "fits (converged)", "lines", "changed lines", "within 2 σ", "unchanged lines",
+        "off by more than 3 σ", "RV pull, mean", "RV pull, s.d.",
     ]  # fmt: skip
     rows = []
-    for (snr,), results in grouped(records, "snr").items():
+    for (width, snr), results in grouped(records, "ln_area", "snr").items():
         for text, least in (("all", -np.inf), ("S/N > 3", 3.0), ("S/N > 10", 10.0)):
             part = {}
             for kind in ("changed", "unchanged"):
                 part[kind] = np.abs(pooled(results, kind)[pooled(results, f"{kind}_snr") > least])
             rows.append(
                 [
-                    f"{snr:.0f}", f"{len(results)} ({column(results, 'success').sum()})", text,
+                    "default" if width is None else f"{width:g}", f"{snr:.0f}",
+                    f"{len(results)} ({column(results, 'success').sum()})", text,
                     f"{part['changed'].size / len(results):.0f}", f"{100 * np.mean(part['changed'] < 2):.1f} %",
                     f"{part['unchanged'].size / len(results):.0f}", f"{100 * np.mean(part['unchanged'] > 3):.1f} %",
                     *pull(results, "rv"),

@@ -61,7 +61,7 @@ def test_errors_are_calibrated(calibrated):
 def test_tables_are_markdown(calibrated):
     table = tables.calibration(calibrated).splitlines()
     assert len(table) == 3
-    assert {line.count("|") for line in table} == {16}
+    assert {line.count("|") for line in table} == {17}
     assert table[2].startswith("| prior | 100 | 8.3 | 3 (3) |")
 
 
