@@ -142,6 +142,10 @@ def calibration(snr: float, vsini: float, truth: str, seed: int, part: float = 1
 
 CHANGED, DEX = 0.2, 1.0
 
+EXPECTED = 1.0
+"""Width of the prior on ln area of a user who expects that: with it Student's t has a standard deviation of 1.41, areas
+that are changed evenly by up to `DEX` one of 1.33."""
+
 
 def changed(snr: float, vsini: float, seed: int, part: float = 1.0, ln_area: float | None = None) -> dict:
     """A fifth of the lines stronger or weaker by up to a factor of ten, all others as cloned (item 2).

@@ -40,7 +40,7 @@ def tasks(item: str, seeds: range, truths: list[str], part: float) -> list[tuple
         return [
             ("changed", {"snr": snr, "vsini": 8.3, "seed": seed, "part": part, "ln_area": width})
             for seed in seeds
-            for width in (None, cases.DEX)
+            for width in (None, cases.EXPECTED)
             for snr in SNRS
         ]
     if item == "missing":
