@@ -10,6 +10,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+APART = 64
+"""Lines from one to the next that are probed at once.
+
+What they still have to do with each other comes in with random signs. In a whole order of HPF, shifts of means from
+these probes are off by 0.001 errors, from half as many by 0.001 to 0.06 (RMS).
+"""
+
 
 class Factor:
     """Block Cholesky factor of normal equations, with its Schur complement for the border.
@@ -169,14 +176,41 @@ class Factor:
             return torch.randn(shape, generator=generator, dtype=dtype, device=device)
 
         elsewhere = white(n_draw, self.normal.n_parameter) / self.normal.prior_precision.sqrt()
-        n_border = self.normal.border.numel()
-        border = white(n_border, n_draw)
-        border = torch.linalg.solve_triangular(self.corner.mT, border, upper=True) if n_border else border
-        if structure is None:
-            return torch.stack([self._scatter(None, border[:, k], elsewhere[k]) for k in range(n_draw)])
-        local = self._back_substitute(list(structure.split(white(structure.n_slot, n_draw))))
-        local = local - self.border_solution @ border
-        return torch.stack([self._scatter(local[:, k], border[:, k], elsewhere[k]) for k in range(n_draw)])
+        border = white(self.normal.border.numel(), n_draw)
+        return self._root(None if structure is None else white(structure.n_slot, n_draw), border, elsewhere)
+
+    def _root(self, local: Tensor | None, border: Tensor, elsewhere: Tensor) -> Tensor:
+        """The root of the covariance times columns of numbers, (n, n_column), a row each, (n_column, n_parameter)."""
+        if border.numel():
+            border = torch.linalg.solve_triangular(self.corner.mT, border, upper=True)
+        if local is not None:
+            local = self._back_substitute(list(self.normal.structure.split(local))) - self.border_solution @ border
+        columns = range(len(elsewhere))
+        return torch.stack(
+            [self._scatter(None if local is None else local[:, k], border[:, k], elsewhere[k]) for k in columns]
+        )
+
+    def probes(self, generator: torch.Generator | None = None) -> Tensor:
+        r"""Few vectors ξ with :math:`\sum ξ ξ^T` the covariance of all that touches each other, (n_probe, n_parameter).
+
+        They are the columns of a root of the covariance, those of lines so far apart that they hardly touch as one,
+        with random signs (probing, Tang & Saad 2012): four times `APART`, and one for each parameter of the border,
+        however many lines there are. Parameters that no datum touches are zero.
+        """
+        structure, n_border = self.normal.structure, self.normal.border.numel()
+        like = {"dtype": self.corner.dtype, "device": self.corner.device}
+        local, n_local = None, 0
+        if structure is not None:
+            slot = torch.arange(structure.n_slot, device=structure.line.device)
+            within = slot - torch.searchsorted(structure.line, structure.line)  # which parameter of its line
+            _, probe = torch.unique(within * APART + structure.line % APART, return_inverse=True)
+            n_local = int(probe.max()) + 1
+            sign = 1 - 2 * torch.randint(2, slot.shape, generator=generator, device=slot.device)
+            local = torch.zeros(structure.n_slot, n_local + n_border, **like)
+            local[slot, probe] = sign.to(like["dtype"])
+        border = torch.zeros(n_border, n_local + n_border, **like)
+        border[:, n_local:] = torch.eye(n_border, **like)
+        return self._root(local, border, torch.zeros(n_local + n_border, self.normal.n_parameter, **like))
 
 
 def _cut_off(matrix: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:

@@ -28,7 +28,7 @@ from .posterior import Curvature
 from .problem import AnchoredProblem
 from .result import FitResult, model_spectra
 from .solving import degrees_of_freedom_used, reduced_chi_square
-from .stand_in import posterior_mean, prior_error
+from .stand_in import mean_pull, posterior_mean, prior_error
 from .telluric_scaling import largest_factor
 
 BARYCENTRIC_AGREEMENT = 0.01
@@ -74,6 +74,7 @@ def build_result(problem: AnchoredProblem, solution: Solution, given: Given) -> 
     normal = problem.linearize(solution.vector, precise=True)
     used = degrees_of_freedom_used(problem.free, normal.factor())  # at the summit, with the priors as they hold there
     normal = posterior_mean(problem, normal, solution.vector)
+    pull = mean_pull(problem, normal, problem.read())
     factor = normal.factor()
     reduced = reduced_chi_square(problem, used)
     measured = any(noise.known)
@@ -134,7 +135,7 @@ def build_result(problem: AnchoredProblem, solution: Solution, given: Given) -> 
         "message": message,
         "history": solution.history,
         "settings": given.settings,
-        "curvature": Curvature.of(problem.free, weights, normal.prior_precision, inflation),
+        "curvature": Curvature.of(problem.free, weights, normal.prior_precision, pull, inflation),
     }
     if not many:
         return FitResult(data=orders[0].data, frame=orders[0].frame, orders=table, **common)

@@ -42,13 +42,19 @@ class Curvature:
     prior_precision : dict of Tensor
         Component to (n_line, 4), the inverse variances of the priors of ln area, ln σ, ln γ and rv_offset at the
         solution; zero where a parameter was held.
+    mean_pull : dict of Tensor, optional
+        Likewise the pulls that bring the means of these Gaussians to those of the priors; see `stand_in.mean_pull`.
+        Files of older versions have none.
     """
 
     weight: list[Tensor]
     prior_precision: dict[str, Tensor]
+    mean_pull: dict[str, Tensor] | None = None
 
     @classmethod
-    def of(cls, free: FreeParameters, weights: list[Tensor], precision: Tensor, inflation: float) -> Curvature:
+    def of(
+        cls, free: FreeParameters, weights: list[Tensor], precision: Tensor, mean_pull: Tensor, inflation: float
+    ) -> Curvature:
         """From a solved problem.
 
         Parameters
@@ -56,17 +62,32 @@ class Curvature:
         free : FreeParameters
         weights : list of Tensor
             Of each order.
-        precision : Tensor, (n_parameter,)
+        precision, mean_pull : Tensor, (n_parameter,)
             Of the priors at the solution.
         inflation : float
             Factor on all variances.
         """
-        lines = {}
-        for name, emulator in free.model.components.items():
-            kinds = torch.tensor([KINDS.index(kind) for kind in free.kinds[name]], dtype=torch.long)
-            lines[name] = torch.zeros(len(emulator), len(KINDS), dtype=torch.float64)
-            lines[name][free.lines[name].unsqueeze(1), kinds] = precision[free.columns(name)] / inflation
-        return cls([weight.double() / inflation for weight in weights], lines)
+        lines = (by_line(free, values / inflation) for values in (precision, mean_pull))
+        return cls([weight.double() / inflation for weight in weights], *lines)
+
+
+def by_line(free: FreeParameters, vector: Tensor) -> dict[str, Tensor]:
+    """Values of all free parameters, (n_parameter,), as component to (n_line, 4); zero for what is held."""
+    lines = {}
+    for name, emulator in free.model.components.items():
+        kinds = torch.tensor([KINDS.index(kind) for kind in free.kinds[name]], dtype=torch.long)
+        lines[name] = torch.zeros(len(emulator), len(KINDS), dtype=torch.float64)
+        lines[name][free.lines[name].unsqueeze(1), kinds] = vector[free.columns(name)]
+    return lines
+
+
+def of_lines(free: FreeParameters, lines: dict[str, Tensor]) -> Tensor:
+    """The inverse of `by_line`; zero for what is no line's."""
+    vector = torch.zeros(len(free), dtype=torch.float64)
+    for name in free.model.components:
+        kinds = [KINDS.index(kind) for kind in free.kinds[name]]
+        vector[free.columns(name)] = lines[name][free.lines[name]][:, kinds]
+    return vector
 
 
 def free_parameters(model: ForwardModel | EchelleModel, parameters: QTable, curvature: Curvature) -> FreeParameters:
@@ -90,10 +111,7 @@ def free_parameters(model: ForwardModel | EchelleModel, parameters: QTable, curv
 
 def prior_precision(free: FreeParameters, curvature: Curvature) -> Tensor:
     """Inverse variances of the priors of all free parameters at the solution, (n_parameter,)."""
-    precision = torch.zeros(len(free), dtype=torch.float64)
-    for name in free.model.components:
-        kinds = [KINDS.index(kind) for kind in free.kinds[name]]
-        precision[free.columns(name)] = curvature.prior_precision[name][free.lines[name]][:, kinds]
+    precision = of_lines(free, curvature.prior_precision)
     for key, columns in free.global_slices.items():
         name, _, order = key.partition("[")
         scale = 1.0

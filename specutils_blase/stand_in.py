@@ -186,6 +186,31 @@ def match_priors(problem: AnchoredProblem, normal: NormalEquations, vector: Tens
     return normal
 
 
+def mean_pull(problem: AnchoredProblem, normal: NormalEquations, vector: Tensor) -> Tensor:
+    """Pull on each parameter that Student's t adds to the Gaussian standing for it, so that it has the same mean.
+
+    One sweep of expectation propagation; none for Gaussian priors, and for what stands at a bound.
+
+    Parameters
+    ----------
+    problem : AnchoredProblem
+    normal : NormalEquations
+        At `vector`, with the Gaussians that stand for the priors.
+    vector : Tensor, (n_parameter,)
+        Where a fit stands.
+
+    Returns
+    -------
+    Tensor, (n_parameter,)
+    """
+    pull = torch.zeros_like(vector)
+    if not bool(problem.freedom.isfinite().any()):
+        return pull
+    heavy = _Heavy.of(problem, normal, vector, normal.factor().variance())
+    pull[heavy.which] = heavy.mean_pull(normal.prior_precision)
+    return pull.masked_fill((vector <= problem.lower) | (vector >= problem.upper), 0.0)
+
+
 @dataclass(frozen=True)
 class _Heavy:
     """The parameters with priors of Student's t: what is known of each without its prior, as of `student_moments`."""
@@ -215,6 +240,11 @@ class _Heavy:
         precision = precision.clone()
         precision[self.which] = torch.maximum(1.0 / moments[1] - self.known, LEAST_PRECISION * self.width**-2)
         return precision
+
+    def mean_pull(self, precision: Tensor) -> Tensor:
+        """Pull that brings each parameter's mean from where it stands to where it is with Student's t."""
+        mean = student_moments(self.pull, self.known, self.width, self.freedom)[0]
+        return (self.known + precision[self.which]) * (mean - self.offset)
 
     def ln_evidence(self, precision: Tensor) -> float:
         """Σ ln of the integral with the prior over that with its Gaussian, which is 1 where the parameter stands."""

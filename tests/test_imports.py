@@ -33,7 +33,7 @@ LAYERS = (
     {"ledger_columns"},
     {"spectrum", "ledger", "line_finding", "templates", "simulate", "degeneracies", "provenance"},
     {"posterior"},
-    {"photon_limit", "missing_lines"},
+    {"photon_limit", "missing_lines", "posterior_means"},
     {"cloning", "result", "line_lists", "ledger_files", "observed_orders"},
     {"components", "starting", "identification", "line_selection", "species_cloning", "echelle_result", "noise"},
     {"solving"},

@@ -105,18 +105,24 @@ def collect(todo: list[tuple[str, dict]], path: Path | None, jobs: int) -> list[
     return [known[key(*task)] for task in todo]
 
 
-def sample(figure: Path | None) -> None:
+def sample(seeds: range, figure: Path | None) -> None:
     """Item 6: the sampler under the default priors and under Gaussians."""
     import sampler
 
     from specutils_blase.priors import LinePriors
 
-    choices = {"Student's t, 4 degrees of freedom": 4.0, "Gaussian": float("inf")}
-    found = {label: sampler.compare(LinePriors(degrees_of_freedom=freedom)) for label, freedom in choices.items()}
-    for label, comparison in found.items():
-        print(f"{label}:\n\n{sampler.table(comparison)}\n", flush=True)
+    found, drawn = {}, {}
+    for seed in seeds:
+        for priors, freedom in (("Student's t", 4.0), ("Gaussian", float("inf"))):
+            both = sampler.compare(LinePriors(degrees_of_freedom=freedom), sampler.FIRST_SEED + seed)
+            for told, one in zip(("ledger", "line means"), both, strict=True):
+                found[f"{seed}, {priors}, {told}"] = one
+                if seed == seeds[0] and freedom < float("inf"):
+                    drawn[told] = one
+                    print(f"{seed}, {priors}, {told}:\n\n{sampler.table(one)}\n", flush=True)
+    print(sampler.summary(found))
     if figure is not None:
-        sampler.figure(found, figure)
+        sampler.figure(drawn, figure)
 
 
 def measure_priors(seeds: range, path: Path | None, jobs: int) -> None:
@@ -139,7 +145,7 @@ def key(name: str, arguments: dict) -> str:
 
 def main() -> None:
     items = {
-        "calibration": 200, "changed": 20, "missing": 20, "star": 10, "flaws": 20, "orders": 100, "sampler": 1,
+        "calibration": 200, "changed": 20, "missing": 20, "star": 10, "flaws": 20, "orders": 100, "sampler": 3,
         "priors": 6,
     }  # fmt: skip
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -158,11 +164,11 @@ def main() -> None:
 
     for item in given.item or items:
         print(f"\n## {item}\n")
-        if item == "sampler":
-            sample(given.figure)
-            continue
         n_seed = items[item] if given.seeds is None else given.seeds
         seeds = range(given.first_seed, given.first_seed + n_seed)
+        if item == "sampler":
+            sample(seeds, given.figure)
+            continue
         if item == "priors":
             measure_priors(seeds, given.records, given.jobs)
             continue

@@ -125,6 +125,9 @@ def _outcome_record(obj, more_parameters=(), more_ledger=()):
             "weight": [array(weight) for weight in obj.curvature.weight],
             "prior_precision": {name: array(values) for name, values in obj.curvature.prior_precision.items()},
         }
+        if obj.curvature.mean_pull is not None:
+            pulls = obj.curvature.mean_pull
+            record["curvature"]["mean_pull"] = {name: array(values) for name, values in pulls.items()}
     return record
 
 
@@ -166,15 +169,17 @@ def _load_curvature(node, model):
     from ..records import tensor
 
     orders, components = orders_of(model), model.components
-    if len(node["weight"]) != len(orders) or node["prior_precision"].keys() != components.keys():
+    by_component = [key for key in ("prior_precision", "mean_pull") if key in node]
+    if len(node["weight"]) != len(orders) or any(node[key].keys() != components.keys() for key in by_component):
         raise ValueError(f"expected the curvature of {len(orders)} orders and of {', '.join(components)}, got another")
-    return Curvature(
-        [
-            tensor(weight, "weight", shape=(len(order.pixels.edges),)).double()
-            for weight, order in zip(node["weight"], orders, strict=True)
-        ],
-        {
-            name: tensor(values, "prior_precision", shape=(len(components[name]), 4)).double()
-            for name, values in node["prior_precision"].items()
-        },
-    )
+    weight = [
+        tensor(weight, "weight", shape=(len(order.pixels.edges),)).double()
+        for weight, order in zip(node["weight"], orders, strict=True)
+    ]
+    lines = {
+        key: {
+            name: tensor(values, key, shape=(len(components[name]), 4)).double() for name, values in node[key].items()
+        }
+        for key in by_component
+    }
+    return Curvature(weight, **lines)
