@@ -140,6 +140,24 @@ def calibration(snr: float, vsini: float, truth: str, seed: int, part: float = 1
     return velocities(fit, vsini) | line_pulls(fit, star, sky, true_star, true_sky)
 
 
+def means(snr: float, vsini: float, seed: int, part: float = 1.0) -> dict:
+    """As `calibration`: pulls of ln area of all lines, where the ledger has them and at their means (item 6)."""
+    star, sky = clones(part)
+    truth = {"star": true_lines(star, 2 * seed + 1, "prior"), "telluric": true_lines(sky, 2 * seed + 2, "prior")}
+    data = observe(*truth.values(), seed=seed, snr=snr, vsini=vsini, part=part)
+    fit = fitted(data, star, sky)
+    told = fit.line_means(progress=False)
+    record = velocities(fit, vsini) | {"significance": [], "ledger": [], "means": []}
+    for name, clone in (("star", star), ("telluric", sky)):
+        lines = against_truth(fit, clone, truth[name], name)
+        chosen = (fit.ledger["component"] == name) & fit.ledger["free"] & ~fit.ledger["edge"]
+        at_mean = lines["ln_area"] + told["ln_area_shift"][chosen] * lines["ln_area_err"]
+        record["significance"] += (lines["true_width"] / lines["equivalent_width_err"]).tolist()
+        record["ledger"] += (lines["ln_area"] / lines["ln_area_err"]).tolist()
+        record["means"] += (at_mean / told["ln_area_err"][chosen]).tolist()
+    return record
+
+
 CHANGED, DEX = 0.2, 1.0
 
 EXPECTED = 1.0

@@ -4,10 +4,10 @@
     python tests/validation/run.py calibration --seeds 30       # one item
     python tests/validation/run.py calibration --records FILE   # go on where an earlier run stopped
 
-Items: calibration, changed, missing, star, flaws, orders, sampler, priors. The last measures real spectra in the folder
-../shared beside the repository, and where this is absent only a simulation. Every fit is one line of JSON in --records;
-what stands there is not run again, so that seeds add up over sessions. Tables are printed, never asserted: what must
-hold is in `test_validation.py`, on few seeds.
+Items: calibration, changed, missing, star, flaws, orders, sampler, means, priors. The last measures real spectra in the
+folder ../shared beside the repository, and where this is absent only a simulation. Every fit is one line of JSON in
+--records; what stands there is not run again, so that seeds add up over sessions. Tables are printed, never asserted:
+what must hold is in `test_validation.py`, on few seeds.
 """
 
 from __future__ import annotations
@@ -33,6 +33,13 @@ def tasks(item: str, seeds: range, truths: list[str], part: float) -> list[tuple
             ("calibration", {"snr": snr, "vsini": vsini, "truth": truth, "seed": seed, "part": part})
             for seed in seeds
             for truth in truths
+            for snr in SNRS
+            for vsini in VSINIS
+        ]
+    if item == "means":
+        return [
+            ("means", {"snr": snr, "vsini": vsini, "seed": seed, "part": part})
+            for seed in seeds
             for snr in SNRS
             for vsini in VSINIS
         ]
@@ -146,7 +153,7 @@ def key(name: str, arguments: dict) -> str:
 def main() -> None:
     items = {
         "calibration": 200, "changed": 20, "missing": 20, "star": 10, "flaws": 20, "orders": 100, "sampler": 3,
-        "priors": 6,
+        "means": 12, "priors": 6,
     }  # fmt: skip
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("item", nargs="*", help=f"among {', '.join(items)}; all by default")

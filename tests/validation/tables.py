@@ -64,6 +64,30 @@ def calibration(records: list[dict]) -> str:
     return markdown(head, rows)
 
 
+def means(records: list[dict]) -> str:
+    """Item 6, of a whole order."""
+    head = [
+        "S/N", "v sin i", "fits (converged)", "lines", "number", "ledger: pull of ln area, mean", "s.d.",
+        "line means: pull of ln area, mean", "s.d. ",
+    ]  # fmt: skip
+    rows = []
+    for (snr, vsini), results in grouped(records, "snr", "vsini").items():
+        significance = pooled(results, "significance")
+        for text, least in (("all", 0.0), ("S/N > 10", 10.0)):
+            chosen = significance > least
+            cells = []
+            for told in ("ledger", "means"):
+                pulls = pooled(results, told)[chosen]
+                cells += [f"{pulls.mean():+.2f} ± {pulls.std() / chosen.sum() ** 0.5:.2f}", f"{pulls.std():.2f}"]
+            rows.append(
+                [
+                    f"{snr:.0f}", f"{vsini:g}", f"{len(results)} ({column(results, 'success').sum()})", text,
+                    f"{chosen.sum()}", *cells,
+                ]
+            )  # fmt: skip
+    return markdown(head, rows)
+
+
 def changed(records: list[dict]) -> str:
     """Item 2."""
     head = [

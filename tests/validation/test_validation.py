@@ -167,7 +167,7 @@ def test_the_command_explains_itself(tmp_path):
 
     told = run("--help")
     assert told.returncode == 0
-    assert "calibration, changed, missing, star, flaws, orders, sampler, priors" in " ".join(told.stdout.split())
+    assert "calibration, changed, missing, star, flaws, orders, sampler, means, priors" in " ".join(told.stdout.split())
     assert "no item spectra" in run("spectra").stderr
     assert list(tmp_path.iterdir()) == []
 
