@@ -158,7 +158,8 @@ class FitResult:
         Lines of a ledger stand at the summit of the posterior. Where that leans to one side, as it does towards small
         γ where a profile no longer changes, the mean is beside it: `posterior_means` has the equation, which is first
         order in how much the curvature changes over an error. What is far from any Gaussian, as two lines that share
-        one feature, or the lines of a poor template, moves by much, and neither value is then to be trusted.
+        one feature, or lines of a poor template, would move by more; it is stopped at one error, where neither value
+        is to be trusted.
 
         Takes two evaluations of the model with its gradient for each of a few hundred directions: seconds for an
         order, minutes for an échelle.
