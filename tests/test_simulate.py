@@ -567,3 +567,101 @@ def test_uncertainties_that_are_not_the_noise(factor):
 def test_flaws_that_make_no_sense(options):
     with pytest.raises(ValueError, match="expected scattered_light >= 0 and uncertainty_factor > 0"):
         sim.simulate([1e4, 1.00001e4], **options)
+
+
+@pytest.mark.parametrize("band", ["H", "K"])
+def test_igrins_wavelengths(shared_data, band):
+    from astropy.io import fits
+
+    path = shared_data / "data" / "igrins" / f"SDC{band}_20201202_0059.spec_a0v.fits"
+    with fits.open(path) as file:
+        known = np.asarray(file["WAVELENGTH"].data, dtype=float) * 1e4
+    for order, row in enumerate(known):
+        assert_allclose(sim.igrins_wavelengths(band, order), row, atol=3e-6, rtol=0)
+    with pytest.raises(ValueError, match=f"IGRINS {band} has orders 0 to {len(known) - 1}"):
+        sim.igrins_wavelengths(band, len(known))
+    with pytest.raises(ValueError, match="bands H and K"):
+        sim.igrins_wavelengths("J", 0)
+
+
+def test_orders_of_an_instrument():
+    """A list with the instrument's resolving power, the orders' own noise, and the fluxes of the single orders."""
+    lines = many_lines(3, low=sim.hpf_wavelengths(20)[0], high=sim.hpf_wavelengths(21)[-1])
+    night = sim.simulate("HPF", lines, orders=(20, 21), snr=50.0, seed=4, vsini=5.0)
+    assert type(night).__name__ == "SpectrumList" and len(night) == 2
+    again = sim.simulate([sim.hpf_wavelengths(k) for k in (20, 21)], lines, snr=50.0, seed=4, vsini=5.0,
+                         resolving_power=55_000.0)  # fmt: skip
+    for one, other, order in zip(night, again, (20, 21), strict=True):
+        assert one.meta["truth"]["resolving_power"] == 55_000.0
+        assert_allclose(one.flux.value, other.flux.value, rtol=1e-12)
+        alone = sim.simulate(sim.hpf_wavelengths(order), lines, snr=None, vsini=5.0, resolving_power=55_000.0)
+        assert_allclose(one.meta["truth"]["flux"], alone.flux.value, rtol=1e-12)
+    noise = [one.flux.value - one.meta["truth"]["flux"] for one in night]
+    assert abs(np.corrcoef(*noise)[0, 1]) < 0.1
+
+
+@pytest.mark.parametrize("law", ["log", "linear", "minnaert"])
+def test_emulators_and_clones_are_their_lines_and_law(law):
+    from types import SimpleNamespace
+
+    from specutils_blase.lines import LineEmulator
+
+    lines = many_lines(5)
+    emulator = LineEmulator(*(lines[name] for name in ("center", "area", "sigma", "gamma")), law=law,
+                            wavelength_range=(9_980.0, 10_020.0))  # fmt: skip
+    edges = sim.pixel_edges(np.linspace(9_992.0, 10_008.0, 300))
+    expected = sim.simulate_flux(edges, lines, flux_scale=law, vsini=4.0, resolving_power=6e4)
+    for form in (emulator, SimpleNamespace(emulator=emulator)):
+        assert_allclose(sim.simulate_flux(edges, form, vsini=4.0, resolving_power=6e4), expected, atol=1e-12)
+
+
+def test_templates_are_taken_as_they_are():
+    """Lines sampled finely, given as a Spectrum, are the lines."""
+    from specutils import Spectrum
+
+    lines = many_lines(5)
+    wavelength = np.arange(9_980.0, 10_020.0, 0.004)
+    template = Spectrum(
+        spectral_axis=wavelength * u.AA, flux=log_flux(wavelength, lines) * u.one, meta={"source": "own"}
+    )
+    pixels = np.linspace(9_992.0, 10_008.0, 300)
+    options = {"rv": 12.0, "vsini": 4.0, "resolving_power": 6e4, "snr": None}
+    found = sim.simulate(pixels, template, **options)
+    assert_allclose(found.flux.value, sim.simulate(pixels, lines, **options).flux.value, atol=1e-6)
+    assert found.meta["truth"]["star"] == "own"
+    with pytest.raises(ValueError, match=r"covers 9980\.00 to 10020.00 Å"):
+        sim.simulate(np.linspace(9_975.0, 10_008.0, 300), template, **options)
+    with pytest.raises(ValueError, match="in units of its continuum"):
+        sim.simulate(pixels, Spectrum(spectral_axis=wavelength * u.AA, flux=7.0 * template.flux), **options)
+    template.meta["resolving_power"] = 55_000.0
+    with pytest.raises(ValueError, match=r"broadened already, to a resolving power of 55000.*clone\(template"):
+        sim.simulate(pixels, telluric=template, **options)
+
+
+def test_components_of_a_ledger():
+    lines = many_lines(5)
+    ledger = Table({name: np.tile(lines[name], 2) for name in ("center", "area", "sigma", "gamma")})
+    ledger["area"][40:] *= 0.5
+    ledger["component"] = ["star"] * 40 + ["telluric"] * 40
+    ledger["depth"] = np.where(np.arange(80) == 3, -0.1, 0.1)
+    edges = sim.pixel_edges(np.linspace(9_992.0, 10_008.0, 300))
+    star = {**{name: ledger[name][:40] for name in lines}, "sign": np.where(np.arange(40) == 3, -1.0, 1.0)}
+    sky = {name: ledger[name][40:] for name in lines}
+    assert_allclose(sim.simulate_flux(edges, ledger, ledger), sim.simulate_flux(edges, star, sky), atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"wavelength": "ESPRESSO"}, "expected one of HPF, IGRINS H, IGRINS K"),
+        ({"wavelength": "HPF", "orders": (28,)}, "HPF has orders 0 to 27"),
+        ({"orders": (1,)}, "needs the name of an instrument"),
+        ({"continuum": 1.0}, "sequence of Legendre coefficients"),
+        ({"snr": [100.0, 50.0]}, "snr must be one number"),
+        ({"seed": None}, "seed must be an integer"),
+        ({"star": 3.0}, "an emulator, a clone or a template Spectrum, got float"),
+    ],
+)
+def test_what_cannot_be_simulated(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        sim.simulate(**{"wavelength": np.linspace(9_992.0, 10_008.0, 300)} | arguments)

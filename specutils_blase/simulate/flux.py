@@ -21,7 +21,7 @@ from scipy.ndimage import spline_filter1d
 from scipy.signal import oaconvolve
 from scipy.special import wofz
 
-from .inputs import C_KMS, checked_edges, line_columns, number
+from .inputs import C_KMS, Template, checked_edges, component, line_columns, number
 
 GUARD = 0.95  # depth aV of one line above which the linear law is continued smoothly
 SAMPLES = 20  # fine samples per narrowest line, line spread and pixel
@@ -43,9 +43,9 @@ def simulate_flux(
     limb_darkening=(0.0, 0.0),
     resolving_power=None,
     continuum=(1.0,),
-    flux_scale="log",
+    flux_scale=None,
     telluric_flux_scale=None,
-    limiting_depth=0.82,
+    limiting_depth=None,
     telluric_limiting_depth=None,
     veiling=0.0,
     step=None,
@@ -60,10 +60,13 @@ def simulate_flux(
     ----------
     edges : array_like or Quantity, shape (n_pix, 2)
         Lower and upper vacuum wavelength of each pixel [Å], pixels ascending; gaps and overlaps are allowed.
-    star, telluric : table, optional
+    star, telluric : table, LineEmulator, CloneResult or Spectrum, optional
         Lines: anything with the columns (or keys) ``center``, ``area``, ``sigma``, ``gamma`` [Å or Quantity] and,
-        optionally, ``sign`` (+1 absorption, the default; −1 emission). ``center`` is where the line is; ``rv_offset``,
-        as in ledgers, says how far it was moved to get there. Star lines are rest-frame lines. ``None``: no lines.
+        optionally, ``sign`` (+1 absorption, the default; −1 emission; a ledger's negative ``depth`` does as well).
+        ``center`` is where the line is; ``rv_offset``, as in ledgers, says how far it was moved to get there. Of a
+        ledger with several components, those of the one it is given as. Star lines are rest-frame lines. Emulators and
+        clones bring lines and law. A Spectrum is a template, taken as it is by a quintic spline through its samples:
+        fully resolved, in units of its continuum, longer than the pixels. ``None``: no lines.
     rv, vsini : float or Quantity
         Radial velocity of the star and projected rotation velocity [km/s].
     limb_darkening : (float, float)
@@ -72,11 +75,11 @@ def simulate_flux(
         R = λ/FWHM of the Gaussian line spread, or a function of the recorded wavelength [Å, array]. ``None``: perfect.
     continuum : sequence of float
         Legendre coefficients on x ∈ [−1, 1], from the first to the last pixel centre, multiplied onto the pixels.
-    flux_scale, telluric_flux_scale : {"log", "linear", "minnaert"}
-        Law from the lines to the flux, see Notes; the sky's is by default the star's.
-    limiting_depth, telluric_limiting_depth : float or callable
-        Minnaert's R_c, or a function of the wavelength in the component's own frame [Å, array]; the sky's is by default
-        the star's.
+    flux_scale, telluric_flux_scale : {"log", "linear", "minnaert"}, optional
+        Law from the lines to the flux, see Notes; by default an emulator's own, else "log", and the sky's the star's.
+    limiting_depth, telluric_limiting_depth : float or callable, optional
+        Minnaert's R_c, or a function of the wavelength in the component's own frame [Å, array]; by default an
+        emulator's own, else 0.82, and the sky's the star's.
     veiling : float
         Featureless light r on the star, in units of its continuum: S → (S + r)/(1 + r).
     step : float or Quantity, optional
@@ -113,14 +116,23 @@ def simulate_flux(
         raise ValueError(f"rv={rv} km/s: expected a velocity below that of light")
     if not veiling >= 0:
         raise ValueError(f"veiling={veiling}: expected zero or a positive fraction of the stellar continuum")
-    telluric_flux_scale = flux_scale if telluric_flux_scale is None else telluric_flux_scale
-    telluric_limiting_depth = limiting_depth if telluric_limiting_depth is None else telluric_limiting_depth
+    star, own = component(star, "star", resolving_power)
+    telluric, sky = component(telluric, "telluric", resolving_power)
+    flux_scale = flux_scale or own.get("flux_scale", "log")
+    limiting_depth = own.get("limiting_depth", 0.82) if limiting_depth is None else limiting_depth
+    telluric_flux_scale = telluric_flux_scale or sky.get("flux_scale", flux_scale)
+    if telluric_limiting_depth is None:
+        telluric_limiting_depth = sky.get("limiting_depth", limiting_depth)
     for scale in (flux_scale, telluric_flux_scale):
         if scale not in FLUX_SCALES:
             raise ValueError(f"flux_scale={scale!r}: expected one of {', '.join(FLUX_SCALES)}")
     components = [
-        (line_columns(star, "star"), flux_scale, limiting_depth, 1.0 + rv / C_KMS, vsini, veiling),
-        (line_columns(telluric, "telluric"), telluric_flux_scale, telluric_limiting_depth, 1.0, 0.0, 0.0),
+        ("star", star, flux_scale, limiting_depth, 1.0 + rv / C_KMS, vsini, veiling),
+        ("telluric", telluric, telluric_flux_scale, telluric_limiting_depth, 1.0, 0.0, 0.0),
+    ]
+    components = [
+        (name, given if isinstance(given, Template) else line_columns(given, name), *rest)
+        for name, given, *rest in components
     ]
     lsf_sigma = _lsf_sigma(resolving_power)
     centers = edges.mean(axis=1)
@@ -141,14 +153,17 @@ def simulate_flux(
         low, high = edges[pixels].min(), edges[pixels].max()
         n_inner = int(np.ceil(np.log(high / low) * C_KMS / step)) + 2 * SPLINE_REACH  # after all convolutions
         product = np.ones(n_inner + 2 * lsf_cells)
-        for lines, scale, depth, doppler, rotation, veil in components:
+        for name, lines, scale, depth, doppler, rotation, veil in components:
             margin = rotation_cells + SPLINE_REACH if rotation > 0 else 0
             cells = np.arange(product.size + 2 * margin) - (margin + lsf_cells + SPLINE_REACH)
             wavelength = low * np.exp(cells * (step / C_KMS)) / doppler
-            component = _component_flux(wavelength, lines, scale, depth, guard)
+            if isinstance(lines, Template):
+                own = lines(wavelength, name)
+            else:
+                own = _component_flux(wavelength, lines, scale, depth, guard)
             if rotation > 0:
-                component = _rotate(component, rotation / step, limb_darkening, margin)
-            product *= (component + veil) / (1.0 + veil)
+                own = _rotate(own, rotation / step, limb_darkening, margin)
+            product *= (own + veil) / (1.0 + veil)
         cells = np.arange(n_inner) - SPLINE_REACH
         wavelength = low * np.exp(cells * (step / C_KMS))
         if widest_lsf > 0:
@@ -273,7 +288,11 @@ def _default_step(edges, components, lsf_sigma, guard):
     widths = [np.min(np.diff(edges, axis=1)[:, 0] / edges.mean(axis=1)) * C_KMS]
     if np.min(lsf_sigma) > 0:
         widths.append(np.min(lsf_sigma) * FWHM_PER_SIGMA)
-    for (center, area, sigma, gamma, _), flux_scale, *_ in components:
+    for _, lines, flux_scale, *_ in components:
+        if isinstance(lines, Template):
+            widths.append(0.5 * SAMPLES * lines.spacing)  # two cells a sample: the spline is smooth between them
+            continue
+        center, area, sigma, gamma, _ = lines
         # Olivero & Longbothum (1977), good to 0.02 %
         fwhm = 1.0692 * gamma + np.sqrt(0.8664 * gamma**2 + (FWHM_PER_SIGMA * sigma) ** 2)
         near = (center > 0.99 * edges.min()) & (center < 1.01 * edges.max())

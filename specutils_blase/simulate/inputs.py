@@ -1,8 +1,11 @@
 """Inputs of a simulation: tables of lines, pixel edges and quantities, checked and turned into float64 arrays."""
 
+from dataclasses import dataclass
+
 import astropy.units as u
 import numpy as np
 from astropy.table import QTable
+from scipy.interpolate import BSpline, make_interp_spline
 
 C_KMS = 299792.458  # speed of light, km/s, exact
 UNITS = {"center": u.AA, "area": u.AA, "sigma": u.AA, "gamma": u.AA, "sign": u.one, "rv_offset": u.km / u.s}
@@ -42,25 +45,121 @@ def pixel_edges(wavelength):
     return np.stack([wavelength - 0.5 * below, wavelength + 0.5 * above], axis=1)
 
 
-def line_table(lines):
-    """Lines as a QTable with every column of UNITS."""
-    names = getattr(lines, "colnames", None) or getattr(getattr(lines, "dtype", None), "names", None) or list(lines)
+@dataclass(frozen=True)
+class Template:
+    """A spectrum that is taken as it is, fully resolved, continuum 1: a spline through its samples."""
+
+    spline: BSpline
+    low: float
+    high: float
+    spacing: float  # km/s, the smallest of its samples
+    source: str
+
+    def __call__(self, wavelength, component):
+        if wavelength[0] < self.low or wavelength[-1] > self.high:
+            raise ValueError(
+                f"{component}: the template covers {self.low:.2f} to {self.high:.2f} Å, and {wavelength[0]:.2f} to "
+                f"{wavelength[-1]:.2f} Å are needed, the reach of velocities and line spread included: take fewer "
+                "pixels, or a longer template"
+            )
+        return self.spline(wavelength)
+
+
+def component(given, name, resolving_power):
+    """What was given as star or sky: lines as a QTable, or a `Template`; and the law that it brings, as options.
+
+    Emulators and clones are known by what they have, as nothing of the model is imported here.
+    """
+    given = getattr(given, "emulator", given)  # of a clone
+    if given is None:
+        return None, {}
+    if hasattr(given, "shifted_center"):
+        return _emulated(given)
+    if hasattr(given, "spectral_axis"):
+        return _template(given, name, resolving_power), {}
+    return line_table(given, name), {}
+
+
+def _emulated(emulator):
+    """Lines of an emulator, by their values, and its law."""
+
+    def values(name):
+        return np.array(getattr(emulator, name).detach().cpu().numpy(), dtype=float)
+
+    columns = {"center": values("shifted_center")}
+    columns |= {name: values(name) for name in ("area", "sigma", "gamma", "sign", "rv_offset")}
+    law = emulator.law
+    options = {"flux_scale": law.name}
+    if law.name == "minnaert":
+        like = law.coefficients
+
+        def limiting_depth(wavelength):
+            return law.limiting_depth(like.new_tensor(np.asarray(wavelength, dtype=float))).detach().cpu().numpy()
+
+        options["limiting_depth"] = limiting_depth
+    return line_table(columns), options
+
+
+def _template(spectrum, name, resolving_power):
+    """A template Spectrum, if it is one that can be taken as it is."""
+    own = spectrum.meta.get("resolving_power") if spectrum.meta else None
+    if own is not None:
+        asked = f"{resolving_power:g}" if np.isscalar(resolving_power) else "the one asked for"
+        raise ValueError(
+            f"{name}: this template is broadened already, to a resolving power of {own:g}, and would be broadened once "
+            f"more to {asked}: give specutils_blase.clone(template, resolving_power={own:g}), whose lines are resolved"
+        )
+    wavelength, flux = spectrum.spectral_axis.to_value(u.AA), np.asarray(spectrum.flux.value, dtype=float)
+    order = np.argsort(wavelength)
+    wavelength, flux = wavelength[order], flux[order]
+    if flux.ndim != 1 or flux.size < 6 or not np.all(np.isfinite(flux)) or not np.all(np.diff(wavelength) > 0):
+        raise ValueError(f"{name}: expected a template of one dimension, finite everywhere, no wavelength twice")
+    top = np.percentile(flux, 95)
+    if not 0.5 < top < 1.5:
+        raise ValueError(
+            f"{name}: expected a template in units of its continuum, but 95 % of its flux lie below {top:.3g}: divide "
+            "it by its continuum, or give specutils_blase.clone(template, continuum=3)"
+        )
+    spacing = float(np.min(np.diff(wavelength) / wavelength[:-1])) * C_KMS
+    return Template(
+        make_interp_spline(wavelength, flux, k=5),
+        float(wavelength[0]),
+        float(wavelength[-1]),
+        spacing,
+        str((spectrum.meta or {}).get("source", "")),
+    )
+
+
+def line_table(lines, component=None):
+    """Lines as a QTable with every column of UNITS; of a table with several components, those of one."""
+    names = getattr(lines, "colnames", None) or getattr(getattr(lines, "dtype", None), "names", None)
+    names = names or list(getattr(lines, "keys", lambda: ())())
     missing = [name for name in UNITS if name not in names and name not in OPTIONAL]
     if missing:
-        raise ValueError(f"lines lack {', '.join(missing)}: expected columns center, area, sigma, gamma in Å")
+        raise ValueError(
+            f"lines lack {', '.join(missing)}: expected columns center, area, sigma, gamma in Å, an emulator, a clone "
+            f"or a template Spectrum, got {type(lines).__name__}"
+        )
+    chosen = slice(None)
+    if component is not None and "component" in names:
+        chosen = np.asarray(lines["component"]) == component
+        if not np.any(chosen):
+            raise ValueError(f"the table has no lines of the component {component}: choose others, or drop the column")
     n_line = np.size(lines["center"])
     table = QTable()
     for name, unit in UNITS.items():
-        column = in_unit(lines[name] if name in names else OPTIONAL[name], unit, name)
-        table[name] = np.broadcast_to(column, n_line).copy() * unit
+        if name == "sign" and name not in names and "depth" in names:  # as ledgers mark emission
+            column = np.where(in_unit(lines["depth"], u.one, "depth") < 0, -1.0, 1.0)
+        else:
+            column = in_unit(lines[name] if name in names else OPTIONAL[name], unit, name)
+        table[name] = np.broadcast_to(column, n_line)[chosen].copy() * unit
     return table
 
 
-def line_columns(lines, component):
-    """Arrays center, area, sigma, gamma [Å], sign; each of shape (n_line,)."""
-    if lines is None:
+def line_columns(table, component):
+    """Arrays center, area, sigma, gamma [Å], sign of a table of lines; each of shape (n_line,)."""
+    if table is None:
         return np.zeros((5, 0))
-    table = line_table(lines)
     center, area, sigma, gamma, sign, _ = (table[name].value for name in UNITS)
     good = (center > 0) & (area >= 0) & (sigma > 0) & (gamma >= 0) & np.isin(sign, (-1, 1))
     good &= np.isfinite(center + area + sigma + gamma)

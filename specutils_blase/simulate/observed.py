@@ -1,50 +1,16 @@
-"""Simulated observations: noise, scattered line strengths, and the wavelengths of the Habitable-zone Planet Finder.
+"""Simulated observations: noise, scattered line strengths, one order or many.
 
-The flux itself comes from ``flux.py``.
+The flux itself comes from ``flux.py``, the pixels of instruments from ``pixels.py``.
 """
 
 import astropy.units as u
 import numpy as np
 from astropy.nddata import StdDevUncertainty
-from numpy.polynomial.legendre import legval
-from specutils import Spectrum
+from specutils import Spectrum, SpectrumList
 
 from .flux import legendre_continuum, simulate_flux
-from .inputs import C_KMS, checked_edges, in_unit, line_table, number, pixel_edges
-
-# Legendre coefficients [Å] of HPF's 28 orders on x = -1 (first) to 1 (last of 2048 pixels).
-# fmt: off
-HPF_LEGENDRE = (
-(8134.266398, 52.306373, -2.974064, -0.044099, 0.003709, -0.002489, 8.9e-05),
-    (8244.189528, 53.003637, -3.01332, -0.044203, 0.00358, -0.002255, -0.00011),
-    (8357.124989, 53.719954, -3.053446, -0.044709, 0.00353, -0.002267, 0.000228),
-    (8473.19464, 54.451139, -3.090915, -0.042101, 0.001758, -0.002355, -5.1e-05),
-    (8592.536425, 55.210381, -3.138055, -0.044025, 0.003928, -0.00295, 0.000546),
-    (8715.288258, 55.98511, -3.180306, -0.044771, 0.003593, -0.002263, 0.000152),
-    (8841.597374, 56.782871, -3.224797, -0.045234, 0.003684, -0.002077, 8.7e-05),
-    (8971.621596, 57.603116, -3.270675, -0.045459, 0.003645, -0.002427, 0.000309),
-    (9105.526818, 58.446889, -3.317816, -0.045801, 0.003715, -0.002214, 0.00028),
-    (9243.489677, 59.315316, -3.366408, -0.046037, 0.003731, -0.002509, 4.4e-05),
-    (9385.697894, 60.209581, -3.416162, -0.045639, 0.003547, -0.002618, 0.000372),
-    (9532.349847, 61.130782, -3.467576, -0.046808, 0.003975, -0.002671, 0.000333),
-    (9683.657659, 62.0795, -3.520249, -0.047341, 0.003851, -0.002528, 0.000222),
-    (9839.846138, 63.05738, -3.574495, -0.047439, 0.004088, -0.002995, -0.000133),
-    (10001.155492, 64.065942, -3.630867, -0.048917, 0.00407, -0.002894, 0.000142),
-    (10167.842157, 65.106363, -3.688442, -0.049932, 0.004212, -0.002938, 2.3e-05),
-    (10340.179236, 66.179515, -3.748182, -0.05092, 0.004349, -0.002909, 0.000189),
-    (10518.459028, 67.288568, -3.809666, -0.052506, 0.005158, -0.002632, -0.000476),
-    (10702.994437, 68.431379, -3.874049, -0.054033, 0.005846, -0.003534, 0.000301),
-    (10894.1204, 69.614231, -3.938765, -0.056156, 0.005986, -0.003761, -0.000302),
-    (11092.196798, 70.836302, -4.006303, -0.057095, 0.005876, -0.003637, 8.6e-05),
-    (11297.609719, 72.098809, -4.075722, -0.059855, 0.005919, -0.003181, 7.4e-05),
-    (11510.774052, 73.404049, -4.147383, -0.063072, 0.006315, -0.004093, -0.000581),
-    (11732.136242, 74.753761, -4.22095, -0.06565, 0.007036, -0.004628, -0.000171),
-    (11962.179415, 76.150793, -4.296886, -0.070458, 0.006542, -0.004021, -0.000769),
-    (12201.425274, 77.595917, -4.374389, -0.076492, 0.006676, -0.003406, 0.000292),
-    (12450.437416, 79.088668, -4.455121, -0.082601, 0.006231, -0.00306, -5e-05),
-    (12709.824676, 80.631149, -4.537669, -0.089462, 0.007344, -0.004112, -0.000702),
-)
-# fmt: on
+from .inputs import C_KMS, Template, checked_edges, component, in_unit, line_table, number, pixel_edges
+from .pixels import INSTRUMENTS, order_wavelengths
 
 
 def simulate(
@@ -52,6 +18,7 @@ def simulate(
     star=None,
     telluric=None,
     *,
+    orders=None,
     snr=100.0,
     seed=0,
     read_floor=0.02,
@@ -72,14 +39,18 @@ def simulate(
 
     Parameters
     ----------
-    wavelength : array_like or Quantity, shape (n_pix,)
-        Pixel centres, vacuum, ascending [Å]. Edges lie midway between neighbours, see `pixel_edges`.
-    star, telluric : table, optional
-        Lines, as in `simulate_flux`.
+    wavelength : array_like or Quantity, shape (n_pix,); list of these; or str
+        Pixel centres, vacuum, ascending [Å]. Edges lie midway between neighbours, see `pixel_edges`. A list of several,
+        one an order, or the name of an instrument, "HPF", "IGRINS H" or "IGRINS K", whose resolving power then is the
+        default, gives a list of orders.
+    star, telluric : table, LineEmulator, CloneResult or Spectrum, optional
+        Lines or a template, as in `simulate_flux`.
+    orders : sequence of int, optional
+        Which orders of an instrument; all by default.
     snr : float, optional
         Signal-to-noise ratio per pixel at the continuum; ``None`` gives noise-free flux without uncertainty.
     seed : int
-        Of the noise.
+        Of the noise; orders of a list have noise of their own.
     read_floor : float
         Part f ∈ [0, 1] of the variance at the continuum that does not follow the flux; f = 1 is constant noise.
     edges : array_like or Quantity, shape (n_pix, 2), optional
@@ -99,19 +70,59 @@ def simulate(
 
     Returns
     -------
-    specutils.Spectrum
+    specutils.Spectrum, or specutils.SpectrumList of many orders
         Dimensionless flux with `~astropy.nddata.StdDevUncertainty`. ``meta["truth"]`` is a plain dictionary: the
         options given and ``rv``, ``vsini``, ``resolving_power``, ``continuum``, ``snr``, ``seed``, ``read_floor``,
         ``wavelength_drift``, ``scattered_light``, ``uncertainty_factor``, the lines ``star`` and ``telluric``
-        (`~astropy.table.QTable` or None), and the noise-free ``flux``, shape (n_pix,).
+        (`~astropy.table.QTable`, the source of a template in words, or None), and the noise-free ``flux``,
+        shape (n_pix,).
     """
+    if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool):
+        raise ValueError(f"seed must be an integer, so that the noise can be made again; got {seed!r}")
+    observing = {"snr": snr, "read_floor": read_floor, "continuum": continuum, "wavelength_drift": wavelength_drift}
+    observing |= {"scattered_light": scattered_light, "uncertainty_factor": uncertainty_factor}
+    if isinstance(wavelength, str):
+        centers = [order_wavelengths(wavelength, k) for k in _orders(wavelength, orders)]
+        options = {"resolving_power": INSTRUMENTS[wavelength][0], **options}
+    elif orders is not None:
+        raise ValueError(f"orders={orders!r} needs the name of an instrument for wavelength")
+    elif isinstance(wavelength, (list, tuple)) and wavelength and all(np.ndim(each) == 1 for each in wavelength):
+        centers = wavelength
+    else:
+        return _observed(wavelength, star, telluric, edges, np.random.default_rng(seed), seed, observing, options)
+    if edges is not None:
+        raise ValueError("edges can be given for one order only: simulate orders with edges of their own one by one")
+    noise = [np.random.default_rng([seed, k]) for k in range(len(centers))]
+    return SpectrumList(
+        [
+            _observed(each, star, telluric, None, random, seed, observing, options)
+            for each, random in zip(centers, noise, strict=True)
+        ]
+    )
+
+
+def _orders(instrument, orders):
+    """Which orders of an instrument are wanted."""
+    if orders is None and instrument in INSTRUMENTS:
+        return range(len(INSTRUMENTS[instrument][1]))
+    return (0,) if orders is None else orders  # an unknown name is refused where its wavelengths are looked for
+
+
+def _observed(wavelength, star, telluric, edges, random, seed, observing, options):
+    """One order; see `simulate`."""
+    snr, read_floor, continuum = (observing[name] for name in ("snr", "read_floor", "continuum"))
+    scattered_light, uncertainty_factor = observing["scattered_light"], observing["uncertainty_factor"]
+    if np.ndim(continuum) != 1 or len(continuum) == 0:
+        raise ValueError(f"continuum must be a sequence of Legendre coefficients such as (1.0, 0.1), got {continuum!r}")
+    if snr is not None and np.ndim(snr) != 0:
+        raise ValueError(f"snr must be one number, that at the continuum, or None; got shape {np.shape(snr)}")
     wavelength = in_unit(wavelength, u.AA, "wavelength")
     edges = pixel_edges(wavelength) if edges is None else checked_edges(edges)
     if edges.shape != (wavelength.size, 2):
         raise ValueError(
             f"edges have shape {edges.shape}: expected ({wavelength.size}, 2), one pair for each wavelength"
         )
-    drift = number(wavelength_drift, u.km / u.s, "wavelength_drift")
+    drift = number(observing["wavelength_drift"], u.km / u.s, "wavelength_drift")
     if not (scattered_light >= 0 and uncertainty_factor > 0):
         raise ValueError(
             f"expected scattered_light >= 0 and uncertainty_factor > 0, got {scattered_light} and {uncertainty_factor}"
@@ -130,8 +141,7 @@ def simulate(
         "scattered_light": float(scattered_light),
         "uncertainty_factor": float(uncertainty_factor),
     }
-    truth |= {"star": star if star is None else line_table(star), "flux": flux}
-    truth |= {"telluric": telluric if telluric is None else line_table(telluric)}
+    truth |= {"star": _of(star, "star", options), "flux": flux, "telluric": _of(telluric, "telluric", options)}
     observed, uncertainty = flux, None
     if snr is not None:
         level = float(continuum[0])
@@ -141,7 +151,7 @@ def simulate(
                 f"got snr={snr}, continuum[0]={level}, read_floor={read_floor}: use snr=None for no noise"
             )
         sigma = level / snr * np.sqrt((1.0 - read_floor) * np.maximum(flux / level, 0.0) + read_floor)
-        observed = flux + sigma * np.random.default_rng(seed).standard_normal(flux.size)
+        observed = flux + sigma * random.standard_normal(flux.size)
         uncertainty = StdDevUncertainty(uncertainty_factor * sigma)
     return Spectrum(
         spectral_axis=wavelength * u.AA,
@@ -149,6 +159,12 @@ def simulate(
         uncertainty=uncertainty,
         meta={"source": "specutils_blase.simulate", "medium": "vacuum", "truth": truth},
     )
+
+
+def _of(given, name, options):
+    """What a component is, for the truth: its lines, or where a template is from."""
+    found, _ = component(given, name, options.get("resolving_power"))
+    return found.source if isinstance(found, Template) else found
 
 
 def perturbed(
@@ -196,24 +212,3 @@ def perturbed(
     table["center"] *= 1.0 + shift / C_KMS
     table["rv_offset"] += shift * u.km / u.s
     return table
-
-
-def hpf_wavelengths(order):
-    """Pixel centres of one order of the Habitable-zone Planet Finder.
-
-    The wavelength solution of HPF's Goldilocks pipeline, science fibre, as stored in its files: a polynomial of degree
-    6 in the pixel, tabulated as Legendre coefficients (reproduced to 2e-6 Å; it drifted by 1.5e-3 Å in 2.4 years).
-
-    Parameters
-    ----------
-    order : int
-        0 (8079-8184 Å) to 27 (12625-12786 Å), muler's numbering.
-
-    Returns
-    -------
-    numpy.ndarray, shape (2048,)
-        Vacuum wavelengths [Å], ascending.
-    """
-    if order not in range(len(HPF_LEGENDRE)):
-        raise ValueError(f"order={order!r}: HPF has orders 0 to {len(HPF_LEGENDRE) - 1}")
-    return legval(np.linspace(-1.0, 1.0, 2048), HPF_LEGENDRE[order])
