@@ -109,7 +109,8 @@ def build_result(problem: AnchoredProblem, solution: Solution, given: Given) -> 
         message += _doubtful_sky(given.settings["telluric_scale"]["factors"])
     if model.doppler is not None:
         message += _barycentric_velocity(orders)[1]
-    weights = [w / order.scale**2 for w, order in zip(noise.weights(), orders, strict=True)]
+    # Those of the errors: what the noise has learnt since, too little for another fit, is not in them.
+    weights = [w / order.scale**2 for w, order in zip(problem.free.split(problem.weight), orders, strict=True)]
     with torch.no_grad():
         for order, one in zip(orders, problem.free.orders, strict=True):
             one.continuum.coefficients.mul_(order.scale)

@@ -7,8 +7,10 @@ Each pixel of flux F and variance σ² that moves with the star brings (∂F/∂
           Q = \frac{c}{σ_v \sqrt{\sum_i F_i^2/σ_i^2}} .
 
 Q is their quality factor: Σ F²/σ² is the number of photoelectrons where these are the noise. The derivative comes from
-the forward model at two velocities, not from the solver's Jacobian. Whatever else is unknown takes information away;
-how much is read off the fit's own curvature, with more and more of it free.
+the forward model at two velocities, not from the solver's Jacobian. The variances are the data's own: jitter that a fit
+adds, because its model lacks something, is no photon's, nor is its doubt about outliers. What these take away is a step
+of its own. Whatever else is unknown takes information away too; how much is read off the fit's own curvature, with more
+and more of it free.
 
 Does not live here: the curvature (`posterior`).
 """
@@ -40,8 +42,10 @@ SHIFT = 0.1
 class RVPhotonLimit:
     """Smallest errors that the radial velocity can have [km/s], each step with more unknowns than the one before.
 
-    A step that cannot be told is NaN: the last two without the fit's weights (see `posterior.Curvature`), all but the
-    first two where the fit held the velocity.
+    The first two are of the photons: with the uncertainties of the data, or the scatter of the residuals where the data
+    bring none. The others have the weights of the fit, with jitter and doubt about outliers in them. A step that cannot
+    be told is NaN: without the fit's weights (see `posterior.Curvature`) all between these two and the last, where the
+    fit held the velocity all after `fit_noise`.
 
     Parameters
     ----------
@@ -50,6 +54,9 @@ class RVPhotonLimit:
         photon noise: the variance a + bF that the data's uncertainties follow is taken for the larger flux.
     with_sky : float
         Of star and sky as they were observed, everything but the velocity known: Bouchy et al.'s limit.
+    fit_noise : float
+        The same with the weights of the fit: what jitter and doubt about outliers take away. Equal to `with_sky` where
+        the fit has neither.
     lines_known : float
         With continuum, v sin i and whatever else touches the whole order as free as in the fit, and all lines known.
     star_known : float
@@ -58,15 +65,19 @@ class RVPhotonLimit:
         With everything free as in the fit: the error that it reports.
     orders : QTable
         One row a fitted order: order, signal_to_noise (the root of Σ F²/σ²), quality (Q, behind the sky),
-        quality_star_only, star_only and with_sky, which add up in inverse quadrature.
+        quality_star_only; star_only, with_sky and fit_noise, which add up in inverse quadrature.
+    sky : bool
+        Whether the fit has one. Without it the steps that only the sky sets apart are equal, and not printed.
     """
 
     star_only: float
     with_sky: float
+    fit_noise: float
     lines_known: float
     star_known: float
     marginal: float
     orders: QTable
+    sky: bool = True
 
     @property
     def table(self) -> QTable:
@@ -89,21 +100,30 @@ class RVPhotonLimit:
         return 1.0 - (self.star_known / self.marginal) ** 2
 
     def __repr__(self) -> str:
+        absent = () if self.sky else ("with_sky", "star_known")
+        if math.isnan(self.fit_noise) or math.isclose(self.fit_noise, self.with_sky, rel_tol=1e-6):
+            absent = (*absent, "fit_noise")
         lines = ["RVPhotonLimit"]
         for row in self.table:
-            lost = "" if math.isnan(row["lost"]) else f", {100 * row['lost']:.0f} % of the information lost"
-            lines.append(f"  {row['error'].to_value('m/s'):8.2f} m/s  {row['unknown']}{lost}")
+            if row["step"] not in absent:
+                lost = f", {round(100 * row['lost'])} % of the information lost" if math.isfinite(row["lost"]) else ""
+                unknown = row["unknown"] if self.sky else row["unknown"].removesuffix(" without the sky")
+                lines.append(f"  {row['error'].to_value('m/s'):8.2f} m/s  {unknown}{lost}")
         return "\n".join(lines)
 
 
 STEPS = {
     "star_only": "the velocity alone, of the star without the sky",
     "with_sky": "the velocity alone, behind the sky",
+    "fit_noise": "the same, with the jitter that the fit added and the outliers that it doubted",
     "lines_known": "and what touches the whole order",
     "star_known": "and the lines of the sky",
     "marginal": "and the lines of the star",
 }
 """Steps of `RVPhotonLimit` and what is unknown in each, beside what is in those before."""
+
+ADDED_UP = ("star_only", "with_sky", "fit_noise")
+"""Steps that each order has for itself."""
 
 
 def rv_photon_limit(result) -> RVPhotonLimit | None:
@@ -122,52 +142,73 @@ def rv_photon_limit(result) -> RVPhotonLimit | None:
     names = [str(k) for k in range(len(models))]
     if many:
         names = [str(name) for name in result.orders["order"][result.orders["fitted"]]]
-    weights = [_weight(*each) for each in zip(models, data, strict=True)]
-    lines_known = star_known = math.nan
-    if result.curvature is not None:
-        weights = result.curvature.weight
-        lines_known, star_known = with_freedom(result.model, result.parameters, result.curvature)
-    rows = [(name, *_of_order(*each)) for name, *each in zip(names, models, data, weights, strict=True)]
-    columns = ("order", "signal_to_noise", "quality", "quality_star_only", "with_sky", "star_only")
-    table = QTable(rows=rows, names=columns)
-    total = {name: float(np.sum(table[name] ** -2.0)) ** -0.5 for name in ("star_only", "with_sky")}
+    kept = [None] * len(models) if result.curvature is None else result.curvature.weight
+    rows = [(name, *_of_order(*each)) for name, *each in zip(names, models, data, kept, strict=True)]
+    table = QTable(rows=rows, names=("order", "signal_to_noise", "quality", "quality_star_only", *ADDED_UP))
+    total = {name: float(np.sum(table[name] ** -2.0)) ** -0.5 for name in ADDED_UP}
     for name in total:
         table[name] = table[name] * u.km / u.s
-    marginal = result.error("rv") or math.nan  # no error: it was held
-    return RVPhotonLimit(**total, lines_known=lines_known, star_known=star_known, marginal=marginal, orders=table)
+    sky, lines_known, star_known = "telluric" in result.model.components, math.nan, math.nan
+    if result.curvature is not None:
+        lines_known, star_known = with_freedom(result.model, result.parameters, result.curvature)
+    steps = total | {
+        "lines_known": lines_known,
+        "star_known": star_known if sky else lines_known,
+        "marginal": result.error("rv") or math.nan,  # no error: it was held
+    }
+    return RVPhotonLimit(**steps, orders=table, sky=sky)
 
 
-def _weight(model: ForwardModel, data: SpectralData) -> Tensor:
-    """Inverse variance of the pixels as the data tell it, or from the residuals' scatter where they do not."""
+def _photon_weight(model: ForwardModel, data: SpectralData, kept: Tensor | None) -> Tensor:
+    """Inverse variance of the pixels that count, as the data tell it.
+
+    Where they do not, it is that of the fit's weights, `kept`, or if these are unknown the residuals' scatter.
+    """
+    counts = data.good if kept is None else data.good & (kept > 0)
     if data.noise_known:
-        return torch.where(data.good, data.sigma.double() ** -2, 0.0)
+        return torch.where(counts, data.sigma.double() ** -2, 0.0)
+    if kept is not None:  # jitter and doubt need a noise that is known
+        return torch.where(counts, kept, 0.0)
     with torch.no_grad():
-        variance = (data.flux - model())[data.good].double().square().mean()
-    return torch.where(data.good, 1.0 / variance, 0.0)
+        variance = (data.flux - model())[counts].double().square().mean()
+    return torch.where(counts, 1.0 / variance, 0.0)
 
 
 @torch.no_grad()
-def _of_order(model: ForwardModel, data: SpectralData, weight: Tensor) -> tuple[float, ...]:
-    """Signal-to-noise ratio, Q behind the sky and without it, and the velocity's errors behind it and without it."""
+def _of_order(model: ForwardModel, data: SpectralData, kept: Tensor | None) -> tuple[float, ...]:
+    """Signal-to-noise ratio, Q behind the sky and without it, and the velocity's errors of `ADDED_UP`.
+
+    `kept` are the fit's weights, where they are known.
+    """
     sky = None if model.telluric is None else model.telluric(model.sampling)
     rv = float(model.doppler.rv)
     moved = [_star(model, rv + shift) for shift in (-SHIFT, SHIFT)]
-    good = (weight > 0) & data.good
+    weight = _photon_weight(model, data, kept)
+    good = weight > 0
     variance = 1.0 / weight[good]
 
     def observed(star: Tensor, behind: bool) -> Tensor:
         return _recorded(model, star if sky is None or not behind else star * sky)[good]
 
-    result = {}
-    here = observed(_star(model, rv), True)
-    for behind in (True, False):
+    def told(behind: bool, noise: Tensor) -> tuple[float, float, Tensor]:
         low, high = (observed(star, behind) for star in moved)
         flux, slope = 0.5 * (low + high), (high - low) / (2.0 * SHIFT)
-        noise = variance + _photon_noise(here, variance) * (flux - here).clamp(min=0.0) if not behind else variance
-        error = float((slope.square() / noise).sum()) ** -0.5 if bool((slope != 0).any()) else math.inf
-        snr = float((flux.square() / noise).sum()) ** 0.5
-        result[behind] = snr, SPEED_OF_LIGHT / (error * snr), error
-    return result[True][0], result[True][1], result[False][1], result[True][2], result[False][2]
+        return float((flux.square() / noise).sum()) ** 0.5, _error(slope, 1.0 / noise), slope
+
+    here = observed(_star(model, rv), True)
+    snr, with_sky, slope = told(True, variance)
+    snr_alone, star_only = snr, with_sky
+    if sky is not None:
+        brighter = (observed(_star(model, rv), False) - here).clamp(min=0.0)
+        snr_alone, star_only, _ = told(False, variance + _photon_noise(here, variance) * brighter)
+    quality, quality_alone = SPEED_OF_LIGHT / (with_sky * snr), SPEED_OF_LIGHT / (star_only * snr_alone)
+    fit_noise = math.nan if kept is None else _error(slope, kept[good])
+    return snr, quality, quality_alone, star_only, with_sky, fit_noise
+
+
+def _error(slope: Tensor, weight: Tensor) -> float:
+    """The velocity's, alone unknown; infinite where nothing moves."""
+    return float((slope.square() * weight).sum()) ** -0.5 if bool((slope != 0).any()) else math.inf
 
 
 def _star(model: ForwardModel, rv: float) -> Tensor:

@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from astropy.table import Table
+from astropy.table import Table, vstack
 
 import specutils_blase as sb
 from specutils_blase.photon_limit import STEPS
@@ -203,3 +203,90 @@ def test_a_result_without_its_weights_tells_the_photons_still(everything):
     assert math.isnan(bare.lines_known) and math.isnan(bare.star_known)
     assert bare.marginal == limit.marginal
     assert "nan" in repr(bare)
+    assert math.isnan(bare.fit_noise)
+
+
+UNKNOWN = Table({"center": [10_503.3, 10_506.1], "area": [0.1, 0.06], "sigma": [0.05, 0.04], "gamma": [0.03, 0.02]})
+"""Lines of the star that its template lacks."""
+
+
+def incomplete(pixels=WAVELENGTH, sky=SKY, flux_factor=1.0, **options):
+    """A fit of data with more lines than the template, with jitter or without; one order, or a list of parts."""
+    full = vstack([STAR, UNKNOWN])
+    full.meta["wavelength_range"] = STAR.meta["wavelength_range"]
+    kept = {"snr": 200.0, "seed": 4, "continuum": tuple(flux_factor * c for c in CONTINUUM)} | TRUTH
+    parts = pixels if isinstance(pixels, list) else [pixels]
+    data = [simulate(part, full, sky, **kept) for part in parts]
+    options = {"free": ("rv", "continuum"), "star_lines": (), "telluric_lines": (), "rv": 3.0, "vsini": 9.0} | options
+    return sb.fit(
+        data if isinstance(pixels, list) else data[0], STAR, telluric=sky, resolving_power=POWER, continuum=1,
+        scale_tellurics=False, progress=False, **options,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("flux_factor", [1.0, 1e-14])
+def test_jitter_is_no_photons(flux_factor):
+    """Photons bring what they bring, whatever a fit makes of its model; what jitter takes away is a step of its own."""
+    plain = incomplete(flux_factor=flux_factor, jitter=False, robust=False)
+    jittered = incomplete(flux_factor=flux_factor, jitter=True, robust=True)
+    assert jittered.orders["jitter"][0] > 0.01 and jittered.orders["doubted"][0] > 0
+    limit, other = jittered.rv_photon_limit, plain.rv_photon_limit
+    for name in ("star_only", "with_sky"):
+        # Not to the last digit: the fits have other continua and velocities, as the lines pull less where doubted.
+        assert getattr(limit, name) == pytest.approx(getattr(other, name), rel=0.01), name
+    for name in ("quality", "quality_star_only", "signal_to_noise"):
+        assert limit.orders[name][0] == pytest.approx(other.orders[name][0], rel=0.01), name
+    assert other.fit_noise == pytest.approx(other.with_sky, rel=1e-12)
+    assert limit.fit_noise > 3.0 * limit.with_sky
+    weight, sigma = jittered.curvature.weight[0], jittered.data.sigma
+    assert bool((weight[jittered.data.good] < 0.5 * sigma[jittered.data.good] ** -2).any())
+    # Nothing but the continuum and the velocity is free: what all else takes away is read off the fit's curvature.
+    assert limit.fit_noise <= limit.lines_known == pytest.approx(limit.marginal, rel=1e-6)
+    kept = np.prod(1.0 - limit.table["lost"][1:])
+    assert kept == pytest.approx((limit.star_only / limit.marginal) ** 2)
+    assert "jitter" in repr(limit) and "jitter" not in repr(other)
+
+
+def test_orders_with_jitter_agree_with_each_alone():
+    result = incomplete([WAVELENGTH[:75], WAVELENGTH[75:]])
+    assert np.all(result.orders["jitter"] > 0.0)
+    limit = result.rv_photon_limit
+    for k in range(2):
+        alone = result.order(k).rv_photon_limit
+        for name in ("star_only", "with_sky"):
+            assert getattr(alone, name) == pytest.approx(limit.orders[name][k].to_value("km/s"), rel=1e-9)
+        assert math.isnan(alone.fit_noise) and alone.marginal == limit.marginal
+    for name in ("with_sky", "fit_noise"):
+        assert getattr(limit, name) == pytest.approx(np.sum(limit.orders[name].to_value("km/s") ** -2.0) ** -0.5)
+    assert limit.fit_noise > 2.0 * limit.with_sky
+
+
+def test_without_uncertainties_the_fit_tells_the_noise():
+    """The scatter of the residuals, as before: nothing else is there."""
+    data = simulate(WAVELENGTH, STAR, SKY, snr=200.0, seed=4, continuum=CONTINUUM, read_floor=1.0, **TRUTH)
+    data.uncertainty = None
+    options = {"free": ("rv", "continuum"), "star_lines": (), "telluric_lines": (), "rv": 3.0, "vsini": 9.0}
+    result = sb.fit(
+        data, STAR, telluric=SKY, resolving_power=POWER, continuum=1, scale_tellurics=False, progress=False, **options
+    )
+    limit = result.rv_photon_limit
+    assert limit.with_sky == limit.fit_noise == pytest.approx(brute_force(STAR, SKY, 1.0)[0], rel=0.2)
+
+
+def test_a_file_tells_the_same(tmp_path):
+    result = incomplete(jitter=True, robust=True)
+    result.write(tmp_path / "fit.asdf")
+    limit, back = result.rv_photon_limit, sb.read(tmp_path / "fit.asdf").rv_photon_limit
+    for name in STEPS:
+        assert getattr(back, name) == pytest.approx(getattr(limit, name), rel=1e-9), name
+
+
+def test_without_a_sky_no_step_is_the_sky_s():
+    """Neither absorbed nor unknown: the steps are equal, and the text does not speak of it."""
+    result = incomplete(sky=None, star_lines=("ln_area",), free=("rv", "vsini", "continuum"), jitter=False)
+    limit = result.rv_photon_limit
+    assert limit.star_only == limit.with_sky and limit.lines_known == limit.star_known
+    assert limit.lost_to_sky == 0.0
+    text = repr(limit)
+    assert "sky" not in text and "-0 %" not in text
+    assert len(text.splitlines()) == 1 + 3  # the velocity alone, the order, the lines of the star
