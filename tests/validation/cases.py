@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import warnings
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -35,6 +36,9 @@ MARGIN = 200.0 / SPEED_OF_LIGHT
 SIGNIFICANT = 10.0
 """True equivalent width over its error from which on a line's pulls count: chosen by the width that is found, lines
 would come in for being found too strong, and their pulls would have a median of +0.1."""
+
+SHARED = Path(__file__).resolve().parents[3] / "shared"
+"""Spectra and templates that are no part of the repository."""
 
 WIDTHS = {f"scatter_{name}": getattr(LinePriors(), name) for name in ("ln_area", "ln_sigma", "ln_gamma", "rv_offset")}
 LINE_COLUMNS = ["center", "area", "sigma", "gamma"]
@@ -191,13 +195,20 @@ def changed(snr: float, vsini: float, seed: int, part: float = 1.0, ln_area: flo
     return record
 
 
+def reason_to_skip() -> str:
+    """Why there is no other star; nothing if there is."""
+    needed = SHARED / "tools" / "templates.py"
+    return "" if needed.exists() else f"other stars' templates need {needed}, beside the repository, which is absent"
+
+
 @cache
 def other_star(name: str, part: float = 1.0):
     """Another star's clone, from the templates beside the repository."""
     import sys
-    from pathlib import Path
 
-    tools = str(Path(__file__).resolve().parents[3] / "shared" / "tools")
+    if reason := reason_to_skip():
+        raise FileNotFoundError(reason)
+    tools = str(SHARED / "tools")
     if tools not in sys.path:
         sys.path.insert(0, tools)
     from templates import lte

@@ -21,6 +21,7 @@ import cases
 import numpy as np
 import prior_evidence
 import torch
+from cases import SHARED
 from prior_evidence import COMPONENTS, GROUPS
 
 import specutils_blase as sb
@@ -29,7 +30,6 @@ from specutils_blase.adapters.muler import load_hpf_orders
 from specutils_blase.parameters import KINDS
 from specutils_blase.priors import LinePriors
 
-SHARED = Path(__file__).resolve().parents[3] / "shared"
 FREEDOMS = (2.0, 4.0, 8.0, math.inf)
 REFITS, SAME = 3, 0.1
 """Most fits of a pair, and the change of ln s between two of them that ends them."""

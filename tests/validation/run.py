@@ -4,8 +4,9 @@
     python tests/validation/run.py calibration --seeds 30       # one item
     python tests/validation/run.py calibration --records FILE   # go on where an earlier run stopped
 
-Items: calibration, changed, missing, star, flaws, orders, sampler, means, priors. The last measures real spectra in the
-folder ../shared beside the repository, and where this is absent only a simulation. Every fit is one line of JSON in
+`ITEMS` has the seeds and the part of the order of each item, as the document shows them; --seeds and --part override
+these for all items that are run. Real spectra and another star's template lie in the folder ../shared beside the
+repository: without it `star` is skipped, and `priors` measures only its simulation. Every fit is one line of JSON in
 --records; what stands there is not run again, so that seeds add up over sessions. Tables are printed, never asserted:
 what must hold is in `test_validation.py`, on few seeds.
 """
@@ -16,10 +17,35 @@ import argparse
 import json
 import multiprocessing
 import os
+import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+
+class Item(NamedTuple):
+    """What an item does by default: seeds of each case and, where that can be chosen, the part of the order."""
+
+    seeds: int | None
+    part: float | None
+    section: str
+    """Of docs/validation.md."""
+
+
+ITEMS = {
+    "calibration": Item(200, 1.0, "1"),
+    "changed": Item(8, 0.3, "2"),
+    "missing": Item(20, 1.0, "3"),
+    "star": Item(8, 0.3, "4"),
+    "flaws": Item(8, 0.3, "5"),
+    "sampler": Item(3, None, "6"),
+    "means": Item(12, 1.0, "6"),
+    "bugs": Item(None, None, "7"),
+    "priors": Item(4, None, "8"),
+    "orders": Item(100, None, "9"),
+}
 
 SNRS, VSINIS = (100.0, 300.0), (3.0, 15.0)
 
@@ -69,9 +95,7 @@ def tasks(item: str, seeds: range, truths: list[str], part: float) -> list[tuple
         from simulated_nights import FOUR
 
         whole = [
-            ("orders", {"snr": snr, "orders": list(range(28)), "seed": seed, "alone": seed == 0})
-            for seed in range(2)
-            for snr in (100.0, 400.0)
+            ("orders", {"snr": snr, "orders": list(range(28)), "seed": 0, "alone": True}) for snr in (100.0, 400.0)
         ]
         return whole + [
             ("orders", {"snr": 100.0, "orders": list(FOUR), "seed": seed, "alone": False}) for seed in seeds
@@ -103,6 +127,8 @@ def collect(todo: list[tuple[str, dict]], path: Path | None, jobs: int) -> list[
             record = json.loads(line)
             known[key(record["case"], record["arguments"])] = record
     missing = [task for task in todo if key(*task) not in known]
+    if not missing:
+        return [known[key(*task)] for task in todo]
     with multiprocessing.get_context("spawn").Pool(jobs, single_thread) as pool:
         for record in pool.imap_unordered(one, missing):
             known[key(record["case"], record["arguments"])] = record
@@ -113,7 +139,7 @@ def collect(todo: list[tuple[str, dict]], path: Path | None, jobs: int) -> list[
 
 
 def sample(seeds: range, figure: Path | None) -> None:
-    """Item 6: the sampler under the default priors and under Gaussians."""
+    """Section 6: the sampler under the default priors and under Gaussians."""
     import sampler
 
     from specutils_blase.priors import LinePriors
@@ -133,7 +159,7 @@ def sample(seeds: range, figure: Path | None) -> None:
 
 
 def measure_priors(seeds: range, path: Path | None, jobs: int) -> None:
-    """Item 7: widths of real pairs and of a simulation, then held-out pixels with these widths."""
+    """Section 8: widths of real pairs and of a simulation, then held-out pixels with these widths."""
     import measured_priors
     import tables
 
@@ -146,41 +172,59 @@ def measure_priors(seeds: range, path: Path | None, jobs: int) -> None:
         print(f"\n{tables.held_out(records)}", flush=True)
 
 
+def plant_bugs() -> None:
+    """Section 7, in a process of its own."""
+    command = [sys.executable, str(Path(__file__).resolve().with_name("planted_bugs.py"))]
+    if subprocess.run(command, check=False).returncode:
+        print("a bug was not caught, or could not be planted", flush=True)
+
+
+def run(item: str, given: argparse.Namespace) -> None:
+    """Make the tables of one item."""
+    import cases
+    import tables
+
+    n_seed, part, _ = ITEMS[item]
+    seeds = range(given.first_seed, given.first_seed + ((n_seed or 0) if given.seeds is None else given.seeds))
+    if item == "sampler":
+        sample(seeds, given.figure)
+    elif item == "priors":
+        measure_priors(seeds, given.records, given.jobs)
+    elif item == "bugs":
+        plant_bugs()
+    elif item == "star" and (reason := cases.reason_to_skip()):
+        print(f"skipped: {reason}", flush=True)
+    else:
+        part = part if given.part is None else given.part
+        records = collect(tasks(item, seeds, given.truth, part), given.records, given.jobs)
+        print(getattr(tables, item)(records), flush=True)
+
+
 def key(name: str, arguments: dict) -> str:
     return json.dumps([name, arguments], sort_keys=True)
 
 
+def by_default(name: str) -> str:
+    """The values of a column of `ITEMS`, for the help."""
+    return ", ".join(f"{item} {value:g}" for item, one in ITEMS.items() if (value := getattr(one, name)) is not None)
+
+
 def main() -> None:
-    items = {
-        "calibration": 200, "changed": 20, "missing": 20, "star": 10, "flaws": 20, "orders": 100, "sampler": 3,
-        "means": 12, "priors": 6,
-    }  # fmt: skip
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("item", nargs="*", help=f"among {', '.join(items)}; all by default")
-    parser.add_argument("--seeds", type=int, help="number of truths and noises of each case")
+    parser.add_argument("item", nargs="*", help=f"among {', '.join(ITEMS)}; all by default")
+    parser.add_argument("--seeds", type=int, help=f"number of truths and noises of each case: {by_default('seeds')}")
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--truth", nargs="*", default=["prior"], choices=["prior", "gaussian", "clone"])
-    parser.add_argument("--part", type=float, default=1.0, help="fit only the first part of the order")
+    parser.add_argument("--part", type=float, help=f"fit only the first part of the order: {by_default('part')}")
     parser.add_argument("--records", type=Path, help="file of JSON lines to read and add to")
     parser.add_argument("--figure", type=Path, help="where to draw the comparison with the sampler")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     given = parser.parse_args()
-    if unknown := set(given.item) - set(items):
-        parser.error(f"no item {', '.join(sorted(unknown))}: choose among {', '.join(items)}")
-    import tables
-
-    for item in given.item or items:
-        print(f"\n## {item}\n")
-        n_seed = items[item] if given.seeds is None else given.seeds
-        seeds = range(given.first_seed, given.first_seed + n_seed)
-        if item == "sampler":
-            sample(seeds, given.figure)
-            continue
-        if item == "priors":
-            measure_priors(seeds, given.records, given.jobs)
-            continue
-        records = collect(tasks(item, seeds, given.truth, given.part), given.records, given.jobs)
-        print(getattr(tables, item)(records), flush=True)
+    if unknown := set(given.item) - set(ITEMS):
+        parser.error(f"no item {', '.join(sorted(unknown))}: choose among {', '.join(ITEMS)}")
+    for item in given.item or ITEMS:
+        print(f"\n## {item}\n", flush=True)
+        run(item, given)
 
 
 if __name__ == "__main__":

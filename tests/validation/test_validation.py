@@ -3,6 +3,9 @@
 Limits are those of chance for so few seeds, not of the method: the tables say how good it is.
 """
 
+import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +24,7 @@ import cases  # noqa: E402 - scripts, not a package
 import measured_priors  # noqa: E402
 import planted_bugs  # noqa: E402
 import prior_evidence  # noqa: E402
+import run  # noqa: E402
 import sampler  # noqa: E402
 import tables  # noqa: E402
 
@@ -160,16 +164,59 @@ def test_a_pair_that_does_not_settle_is_told():
 
 
 def test_the_command_explains_itself(tmp_path):
-    def run(*arguments):
+    def command(*arguments):
         return subprocess.run(
             [sys.executable, str(HERE / "run.py"), *arguments], capture_output=True, text=True, cwd=tmp_path, timeout=60
         )
 
-    told = run("--help")
+    told = command("--help")
     assert told.returncode == 0
-    assert "calibration, changed, missing, star, flaws, orders, sampler, means, priors" in " ".join(told.stdout.split())
-    assert "no item spectra" in run("spectra").stderr
+    text = " ".join(told.stdout.split())
+    assert "calibration, changed, missing, star, flaws, sampler, means, bugs, priors, orders" in text
+    assert "calibration 200, changed 8, missing 20" in text and "calibration 1, changed 0.3, missing 1" in text
+    assert "no item spectra" in command("spectra").stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_defaults_are_those_of_the_document():
+    """Numbers of fits in the tables of docs/validation.md, section by section, are the seeds of the command."""
+    text = (HERE.parents[1] / "docs" / "validation.md").read_text(encoding="utf-8")
+    sections = dict(re.findall(r"^## (\d)\. (.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))
+    assert set(sections) == {item.section for item in run.ITEMS.values()}
+    for name in ("calibration", "changed", "missing", "star", "flaws"):
+        item = run.ITEMS[name]
+        counts = {int(n) for n in re.findall(r"\| (\d+) \(\d+\) \|", sections[item.section])}
+        assert counts == {item.seeds}, name
+        whole = "third of the order" not in " ".join(sections[item.section].split())
+        assert item.part == (1.0 if whole else 0.3), name
+        todo = run.tasks(name, range(item.seeds), ["prior"], item.part)
+        assert {arguments["part"] for _, arguments in todo} == {item.part}
+    nights = {int(n): int(k) for n, k in re.findall(r"^\| (\d+) \| 100 \| (\d+) \(", sections["9"], re.MULTILINE)}
+    todo = run.tasks("orders", range(run.ITEMS["orders"].seeds), [], None)
+    for n_order, n_night in nights.items():
+        made = [arguments for _, arguments in todo if len(arguments["orders"]) == n_order and arguments["snr"] == 100.0]
+        assert len(made) == n_night, n_order
+    assert set(re.findall(r"^\| (\d), Student", sections["6"], re.MULTILINE)) == {
+        str(k) for k in range(run.ITEMS["sampler"].seeds)
+    }
+    assert f"simulation, {run.ITEMS['priors'].seeds} seeds" in sections["8"]
+
+
+def test_without_the_folder_beside_the_repository_it_goes_on(tmp_path):
+    """A copy of the repository alone: what needs more is skipped and says why."""
+    copy = tmp_path / "alone" / "repository"
+    ignored = shutil.ignore_patterns(".*", "__pycache__", "images", "data", "tutorials")
+    for folder in ("specutils_blase", "tests/validation"):
+        shutil.copytree(HERE.parents[1] / folder, copy / folder, ignore=ignored)
+    done = subprocess.run(
+        [sys.executable, str(copy / "tests" / "validation" / "run.py"), "star", "calibration", "--seeds", "0"],
+        capture_output=True, text=True, timeout=120, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(copy)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    star, calibration = done.stdout.split("## calibration")
+    expected = copy.parent / "shared" / "tools" / "templates.py"
+    assert "## star" in star and f"skipped: other stars' templates need {expected}" in star
+    assert calibration.strip().startswith("| truth | S/N |")
 
 
 def test_planted_bugs_still_fit_their_places():
