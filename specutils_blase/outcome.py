@@ -74,8 +74,8 @@ def build_result(problem: AnchoredProblem, solution: Solution, given: Given) -> 
     normal = problem.linearize(solution.vector, precise=True)
     used = degrees_of_freedom_used(problem.free, normal.factor())  # at the summit, with the priors as they hold there
     normal = posterior_mean(problem, normal, solution.vector)
-    pull = mean_pull(problem, normal, problem.read())
     factor = normal.factor()
+    pull = mean_pull(problem, factor, problem.read())
     reduced = reduced_chi_square(problem, used)
     measured = any(noise.known)
     inflation = 1.0 if measured else reduced

@@ -186,28 +186,17 @@ def match_priors(problem: AnchoredProblem, normal: NormalEquations, vector: Tens
     return normal
 
 
-def mean_pull(problem: AnchoredProblem, normal: NormalEquations, vector: Tensor) -> Tensor:
+def mean_pull(problem: AnchoredProblem, factor: Factor, vector: Tensor) -> Tensor:
     """Pull on each parameter that Student's t adds to the Gaussian standing for it, so that it has the same mean.
 
-    One sweep of expectation propagation; none for Gaussian priors, and for what stands at a bound.
-
-    Parameters
-    ----------
-    problem : AnchoredProblem
-    normal : NormalEquations
-        At `vector`, with the Gaussians that stand for the priors.
-    vector : Tensor, (n_parameter,)
-        Where a fit stands.
-
-    Returns
-    -------
-    Tensor, (n_parameter,)
+    Where a fit stands, with the factor of its equations there; one sweep of expectation propagation. None for Gaussian
+    priors, and for what stands at a bound. (n_parameter,).
     """
     pull = torch.zeros_like(vector)
     if not bool(problem.freedom.isfinite().any()):
         return pull
-    heavy = _Heavy.of(problem, normal, vector, normal.factor().variance())
-    pull[heavy.which] = heavy.mean_pull(normal.prior_precision)
+    heavy = _Heavy.of(problem, factor.normal, vector, factor.variance())
+    pull[heavy.which] = heavy.mean_pull(factor.normal.prior_precision)
     return pull.masked_fill((vector <= problem.lower) | (vector >= problem.upper), 0.0)
 
 

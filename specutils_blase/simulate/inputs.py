@@ -71,8 +71,8 @@ def component(given, name, resolving_power):
     Emulators and clones are known by what they have, as nothing of the model is imported here.
     """
     given = getattr(given, "emulator", given)  # of a clone
-    if given is None:
-        return None, {}
+    if given is None or isinstance(given, Template):
+        return given, {}
     if hasattr(given, "shifted_center"):
         return _emulated(given)
     if hasattr(given, "spectral_axis"):

@@ -10,7 +10,7 @@ from specutils import Spectrum, SpectrumList
 
 from .flux import legendre_continuum, simulate_flux
 from .inputs import C_KMS, Template, checked_edges, component, in_unit, line_table, number, pixel_edges
-from .pixels import INSTRUMENTS, order_wavelengths
+from .pixels import instrument, order_wavelengths
 
 
 def simulate(
@@ -82,13 +82,21 @@ def simulate(
     observing = {"snr": snr, "read_floor": read_floor, "continuum": continuum, "wavelength_drift": wavelength_drift}
     observing |= {"scattered_light": scattered_light, "uncertainty_factor": uncertainty_factor}
     if isinstance(wavelength, str):
-        centers = [order_wavelengths(wavelength, k) for k in _orders(wavelength, orders)]
-        options = {"resolving_power": INSTRUMENTS[wavelength][0], **options}
+        power, known = instrument(wavelength)
+        centers = [order_wavelengths(wavelength, k) for k in (range(len(known)) if orders is None else orders)]
+        options = {"resolving_power": power, **options}
     elif orders is not None:
         raise ValueError(f"orders={orders!r} needs the name of an instrument for wavelength")
     elif isinstance(wavelength, (list, tuple)) and wavelength and all(np.ndim(each) == 1 for each in wavelength):
         centers = wavelength
     else:
+        centers = None
+    # The spline of a template is made once.
+    star, telluric = (
+        component(given, name, options.get("resolving_power"))[0] if hasattr(given, "spectral_axis") else given
+        for given, name in ((star, "star"), (telluric, "telluric"))
+    )
+    if centers is None:
         return _observed(wavelength, star, telluric, edges, np.random.default_rng(seed), seed, observing, options)
     if edges is not None:
         raise ValueError("edges can be given for one order only: simulate orders with edges of their own one by one")
@@ -99,13 +107,6 @@ def simulate(
             for each, random in zip(centers, noise, strict=True)
         ]
     )
-
-
-def _orders(instrument, orders):
-    """Which orders of an instrument are wanted."""
-    if orders is None and instrument in INSTRUMENTS:
-        return range(len(INSTRUMENTS[instrument][1]))
-    return (0,) if orders is None else orders  # an unknown name is refused where its wavelengths are looked for
 
 
 def _observed(wavelength, star, telluric, edges, random, seed, observing, options):

@@ -147,11 +147,16 @@ def igrins_wavelengths(band, order):
     return order_wavelengths(f"IGRINS {band}", order)
 
 
-def order_wavelengths(instrument, order):
+def instrument(name):
+    """Resolving power, and Legendre coefficients of every order, of an instrument of `INSTRUMENTS`."""
+    if name not in INSTRUMENTS:
+        raise ValueError(f"instrument {name!r}: expected one of {', '.join(INSTRUMENTS)}, or wavelengths in Å")
+    return INSTRUMENTS[name]
+
+
+def order_wavelengths(name, order):
     """Pixel centres [Å] of one order of an instrument of `INSTRUMENTS`."""
-    if instrument not in INSTRUMENTS:
-        raise ValueError(f"instrument {instrument!r}: expected one of {', '.join(INSTRUMENTS)}, or wavelengths in Å")
-    orders = INSTRUMENTS[instrument][1]
+    _, orders = instrument(name)
     if order not in range(len(orders)):
-        raise ValueError(f"order={order!r}: {instrument} has orders 0 to {len(orders) - 1}")
+        raise ValueError(f"order={order!r}: {name} has orders 0 to {len(orders) - 1}")
     return legval(np.linspace(-1.0, 1.0, 2048), orders[order])

@@ -135,25 +135,27 @@ def velocities(fit, vsini: float) -> dict:
     }
 
 
-def calibration(snr: float, vsini: float, truth: str, seed: int, part: float = 1.0, **options) -> dict:
-    """One truth, one noise, one fit: pulls of everything (item 1)."""
+def scattered(snr: float, vsini: float, truth: str, seed: int, part: float, **options):
+    """One truth, one noise, one fit, with the clones and the true lines of star and sky."""
     star, sky = clones(part)
-    true_star, true_sky = true_lines(star, 2 * seed + 1, truth), true_lines(sky, 2 * seed + 2, truth)
-    data = observe(true_star, true_sky, seed=seed, snr=snr, vsini=vsini, part=part)
-    fit = fitted(data, star, sky, **options)
-    return velocities(fit, vsini) | line_pulls(fit, star, sky, true_star, true_sky)
+    true = true_lines(star, 2 * seed + 1, truth), true_lines(sky, 2 * seed + 2, truth)
+    data = observe(*true, seed=seed, snr=snr, vsini=vsini, part=part)
+    return fitted(data, star, sky, **options), (star, sky), true
+
+
+def calibration(snr: float, vsini: float, truth: str, seed: int, part: float = 1.0, **options) -> dict:
+    """Pulls of everything (item 1)."""
+    fit, components, true = scattered(snr, vsini, truth, seed, part, **options)
+    return velocities(fit, vsini) | line_pulls(fit, *components, *true)
 
 
 def means(snr: float, vsini: float, seed: int, part: float = 1.0) -> dict:
     """As `calibration`: pulls of ln area of all lines, where the ledger has them and at their means (item 6)."""
-    star, sky = clones(part)
-    truth = {"star": true_lines(star, 2 * seed + 1, "prior"), "telluric": true_lines(sky, 2 * seed + 2, "prior")}
-    data = observe(*truth.values(), seed=seed, snr=snr, vsini=vsini, part=part)
-    fit = fitted(data, star, sky)
+    fit, components, true = scattered(snr, vsini, "prior", seed, part)
     told = fit.line_means(progress=False)
     record = velocities(fit, vsini) | {"significance": [], "ledger": [], "means": []}
-    for name, clone in (("star", star), ("telluric", sky)):
-        lines = against_truth(fit, clone, truth[name], name)
+    for name, clone, truth in zip(("star", "telluric"), components, true, strict=True):
+        lines = against_truth(fit, clone, truth, name)
         chosen = (fit.ledger["component"] == name) & fit.ledger["free"] & ~fit.ledger["edge"]
         at_mean = lines["ln_area"] + told["ln_area_shift"][chosen] * lines["ln_area_err"]
         record["significance"] += (lines["true_width"] / lines["equivalent_width_err"]).tolist()

@@ -5,6 +5,7 @@ Limits are those of chance for so few seeds, not of the method: the tables say h
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -24,9 +25,11 @@ import cases  # noqa: E402 - scripts, not a package
 import measured_priors  # noqa: E402
 import planted_bugs  # noqa: E402
 import prior_evidence  # noqa: E402
-import run  # noqa: E402
 import sampler  # noqa: E402
 import tables  # noqa: E402
+
+# By its path: the benchmarks have a script of this name, too.
+ITEMS, tasks = map(runpy.run_path(str(HERE / "run.py")).get, ("ITEMS", "tasks"))
 
 PART = 0.3
 SEEDS = range(3)
@@ -91,7 +94,10 @@ def test_a_wrong_resolving_power_goes_to_the_rotation():
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # pyro's own, of the newest torch
 def test_errors_against_a_sampler():
-    """Twenty lines, Gaussian priors: RMS shift below 0.2, widths within 15 % and the chance of so few samples."""
+    """Twenty lines, Gaussian priors: RMS shift below 0.2, widths within 40 % each and 5 % in the median.
+
+    250 samples know a width to 5 to 15 %: what 3,000 say stands in docs/validation.md.
+    """
     pytest.importorskip("pyro")
     reported, means = sampler.compare(LinePriors(degrees_of_freedom=np.inf), n_warmup=60, n_sample=250)
     for found in (reported, means):
@@ -182,24 +188,24 @@ def test_the_defaults_are_those_of_the_document():
     """Numbers of fits in the tables of docs/validation.md, section by section, are the seeds of the command."""
     text = (HERE.parents[1] / "docs" / "validation.md").read_text(encoding="utf-8")
     sections = dict(re.findall(r"^## (\d)\. (.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))
-    assert set(sections) == {item.section for item in run.ITEMS.values()}
+    assert set(sections) == {item.section for item in ITEMS.values()}
     for name in ("calibration", "changed", "missing", "star", "flaws"):
-        item = run.ITEMS[name]
+        item = ITEMS[name]
         counts = {int(n) for n in re.findall(r"\| (\d+) \(\d+\) \|", sections[item.section])}
         assert counts == {item.seeds}, name
         whole = "third of the order" not in " ".join(sections[item.section].split())
         assert item.part == (1.0 if whole else 0.3), name
-        todo = run.tasks(name, range(item.seeds), ["prior"], item.part)
+        todo = tasks(name, range(item.seeds), ["prior"], item.part)
         assert {arguments["part"] for _, arguments in todo} == {item.part}
     nights = {int(n): int(k) for n, k in re.findall(r"^\| (\d+) \| 100 \| (\d+) \(", sections["9"], re.MULTILINE)}
-    todo = run.tasks("orders", range(run.ITEMS["orders"].seeds), [], None)
+    todo = tasks("orders", range(ITEMS["orders"].seeds), [], None)
     for n_order, n_night in nights.items():
         made = [arguments for _, arguments in todo if len(arguments["orders"]) == n_order and arguments["snr"] == 100.0]
         assert len(made) == n_night, n_order
     assert set(re.findall(r"^\| (\d), Student", sections["6"], re.MULTILINE)) == {
-        str(k) for k in range(run.ITEMS["sampler"].seeds)
+        str(k) for k in range(ITEMS["sampler"].seeds)
     }
-    assert f"simulation, {run.ITEMS['priors'].seeds} seeds" in sections["8"]
+    assert f"simulation, {ITEMS['priors'].seeds} seeds" in sections["8"]
 
 
 def test_without_the_folder_beside_the_repository_it_goes_on(tmp_path):
