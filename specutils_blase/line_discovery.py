@@ -2,7 +2,7 @@
 
 Student's t lets a line go far to do what a missing neighbour should. While lines are searched for, the priors are
 therefore Gaussian and end at three widths, and what is missing stays in the residuals. Then the lines found compete
-with the old ones under the priors as they are, and those that nobody needs go again.
+with the old ones under the priors as they are, each is tried once, and those that nobody needs go again.
 
 Does not live here: finding the features (`missing_lines`), whose they are and what they are worth (`line_trials`),
 solving (`solving`).
@@ -22,7 +22,18 @@ from torch import Tensor
 
 from .least_squares import Solution, minimize
 from .ledger import equivalent_width, equivalent_width_with_gradient
-from .line_trials import as_fitted, enlarged, least_cost, nearby, observed_width, places, whose, worth
+from .line_trials import (
+    as_fitted,
+    cheapest_move,
+    enlarged,
+    expected_false,
+    nearby,
+    observed_width,
+    places,
+    touching,
+    whose,
+    worth,
+)
 from .missing_lines import EXPECTED, HELD, LINE, Feature, Grown, search
 from .noise import NoiseModel
 from .parameters import KINDS
@@ -32,6 +43,10 @@ from .solving import ALONE_TOLERANCE, residuals, solve_near
 
 ROUNDS = 10
 """Searches at most."""
+
+ROUGH_ITERATIONS = 60
+"""Limit on the iterations before each search. Gaussian priors cannot let lines go that are far from their clones, and
+dozens of features around these trade with each other to no end; what comes of them is tried afterwards."""
 
 STRONGEST_FIRST = 0.3
 """Part of the largest significance of a round from which on features become lines in it: a strong line that is missing
@@ -57,7 +72,7 @@ class Discovery:
     Parameters
     ----------
     expected : float
-        Number of false ones that noise may be expected to have brought.
+        Number of false ones that may be expected.
     features : list of Feature
     index : list of int
         Where each feature's line stands among its component's, if it was added.
@@ -86,31 +101,18 @@ def discover(
     noise = noise.anew()  # jitter may stand for what is missing
     problem.weight = problem.free.merge(noise.weights())
     features, doubtful, history = _gather(problem, noise, expected, max_iterations, report)
-    features, first = features + doubtful, True
+    features = features + doubtful
     while features:
         larger, grown = enlarged(problem, features)
         final = solve_near(larger, noise, max_iterations, report)
         history += final.history
-        strengths = _significance(larger, grown, final, features)
-        fitted = as_fitted(features, larger.free.model, grown)
-        level = STILL * min(one.level for one in features)
-        needed = [strength > level for strength in strengths]
         problem.write(final.vector[grown.old])
         problem.weight = larger.weight
-        if first and doubtful:
-            gains, instead = worth(problem, larger, fitted, len(doubtful), max_iterations, report)
-            start = final.vector[grown.old]
-            for at, gain in zip(range(-len(doubtful), 0), gains, strict=True):
-                needed[at] = needed[at] and gain > features[at].level ** 2
-                if not needed[at]:
-                    there = nearby(problem, features[at])
-                    start[there] = instead[there]
-            problem.write(start)
-        first = False
-        if all(needed):
+        fitted = _needed(problem, larger, grown, final, features, expected, max_iterations, report)
+        if len(fitted) == len(features):
             larger.write(final.vector)
             break
-        features = [one for one, keep in zip(fitted, needed, strict=True) if keep]
+        features = fitted
     if not features:  # nothing, or only what the old lines do as well under their own priors
         problem.weight, noise = before
         problem.write(solution.vector)
@@ -148,7 +150,7 @@ def _gather(problem: AnchoredProblem, noise: NoiseModel, expected: float, max_it
         for _ in range(ROUNDS):
             rough = minimize(
                 larger,
-                max_iterations=max_iterations,
+                max_iterations=min(ROUGH_ITERATIONS, max_iterations),
                 absolute_tolerance=ALONE_TOLERANCE * len(problem.free.orders),
                 callback=report,
             )
@@ -160,7 +162,8 @@ def _gather(problem: AnchoredProblem, noise: NoiseModel, expected: float, max_it
             if grown is not None:
                 features = as_fitted(features, larger.free.model, grown)
                 problem.write(vector[grown.old])
-            cheap = [least_cost(one, problem, freedom) <= threshold**2 for one in seen]
+            moves = [cheapest_move(one, problem, freedom) for one in seen]
+            cheap = [move is not None and move.cost <= threshold**2 for move in moves]
             doubtful = _alone([one for one, is_cheap in zip(seen, cheap, strict=True) if is_cheap])
             seen = [one for one, is_cheap in zip(seen, cheap, strict=True) if not is_cheap]
             strongest = max((one.significance for one in seen), default=0.0)
@@ -176,9 +179,48 @@ def _gather(problem: AnchoredProblem, noise: NoiseModel, expected: float, max_it
                 break
             features = features + whose(problem, features, seen, max_iterations, report)
             larger, grown = enlarged(problem, features)
+        else:
+            doubtful = whose(problem, features, doubtful, max_iterations, report)
     finally:
         problem.freedom, problem.lower, problem.upper = freedom, lower, upper
     return features, doubtful, history
+
+
+def _needed(
+    problem: AnchoredProblem,
+    larger: AnchoredProblem,
+    grown: Grown,
+    final: Solution,
+    features: list[Feature],
+    expected: float,
+    max_iterations: int,
+    report: Callable,
+) -> list[Feature]:
+    """Those of the features, as fitted, that the old lines cannot do without under their own priors.
+
+    Where some go, the problem is left with the old lines beside them where these do best without.
+    """
+    fitted, start = as_fitted(features, larger.free.model, grown), problem.read()
+    strengths = _significance(larger, grown, final, features)
+    stays = [strength > STILL * one.level for strength, one in zip(strengths, features, strict=True)]
+    which = [at for at, one in enumerate(features) if stays[at] and not one.tried]
+    if not which:
+        return [one for one, keep in zip(fitted, stays, strict=True) if keep]
+    known = (1.0 / final.normal.factor().variance() - final.normal.prior_precision)[grown.old]
+    gains, instead = worth(problem, larger, grown, features, which, max_iterations, report)
+    gone: list[Feature] = []
+    for at, gain, without in sorted(zip(which, gains, instead, strict=True), key=lambda trial: trial[1]):
+        one, false = fitted[at], expected_false(gain, fitted[at], expected, problem, known)
+        if false <= expected:
+            fitted[at] = replace(one, tried=True, expected=max(false, one.expected))
+        elif not any(touching(one, other) for other in gone):
+            # Beside one that goes it is tried again: either may have been without use for the other's sake.
+            stays[at] = False
+            gone.append(one)
+            there = nearby(problem, one)
+            start[there] = without[there]
+    problem.write(start)
+    return [one for one, keep in zip(fitted, stays, strict=True) if keep]
 
 
 def _alone(features: list[Feature]) -> list[Feature]:
@@ -218,8 +260,12 @@ COLUMNS = {
     "equivalent_width": (u.AA, "Of the line at rest, as fitted; from the search where it was not added"),
     "equivalent_width_err": (u.AA, "1-sigma error of equivalent_width"),
     "significance": (None, "Strength over its error when it was found, everything else following along"),
-    "expected_false": (None, "Features at least as significant that noise alone brings to the whole search"),
-    "false_alarm_probability": (None, "Probability that noise alone brings one: 1 - exp(-expected_false)"),
+    "expected_false": (
+        None,
+        "False features at least as significant that noise brings to the whole search; of added ones, noise and lines "
+        "of the templates that are far from their places there, whichever are more",
+    ),
+    "false_alarm_probability": (None, "Probability that these bring one: 1 - exp(-expected_false)"),
 }
 """Name → unit and meaning of every column of `FitResult.missing_lines`."""
 

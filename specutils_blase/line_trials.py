@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
+from scipy.special import stdtr
 from torch import Tensor
 
 from .grids import SPEED_OF_LIGHT
 from .least_squares import minimize
 from .missing_lines import DECISIVE, LINE, Feature, Grown, with_lines
-from .priors import LinePriors
+from .priors import LinePriors, penalty, square_of_penalty
 from .problem import AnchoredProblem
 from .solving import ALONE_TOLERANCE, LOOSE, LOOSE_TOLERANCE
 from .starting import LOOSE_ITERATIONS
@@ -137,26 +138,128 @@ def whose(
             continue
         clear = abs(price - cost) > DECISIVE
         one, rival = (rival, one) if price < cost else (one, rival)
-        decided.append(replace(one, verdict=one.component if clear else "undecided", rival=rival))
+        false = min(one.expected, rival.expected)  # whosever it is, it was found as the more significant of the two
+        decided.append(replace(one, verdict=one.component if clear else "undecided", expected=false, rival=rival))
     return decided
 
 
 def worth(
     problem: AnchoredProblem,
     larger: AnchoredProblem,
+    grown: Grown,
     features: list[Feature],
-    n: int,
+    which: list[int],
     max_iterations: int,
     report: Callable,
-) -> tuple[list[float], Tensor]:
-    """What the last n features are worth: the cost that it takes the old lines to do without them, less that with them.
+) -> tuple[list[float], list[Tensor]]:
+    """What some of the features are worth: the cost that it takes the old lines to do without each, less that with it.
 
-    From loose priors, as in a fit from the beginning, so that an old line finds the way to do the new one's work.
-    Also the old lines' parameters without them.
+    The old lines begin once from loose priors, as in a fit from the beginning, so that they find the way to do the
+    new one's work, and once with the cheapest of them where it does; the lower cost counts. All features of a trial are
+    taken out at once as far as they do not touch, and what all lines share is held: each is judged by what is near.
+
+    Parameters
+    ----------
+    problem : AnchoredProblem
+        Of the old lines, written where they are in the solution of `larger`.
+    larger, grown : AnchoredProblem, Grown
+        With all features in it, at its solution.
+    features : list of Feature
+        As they were when it was made.
+    which : list of int
+        Those to try.
+
+    Returns
+    -------
+    gains : list of float
+        Of each of `which`.
+    instead : list of Tensor, (n_parameter of problem,)
+        The old lines' parameters without it; only those nearby matter.
     """
-    doubtful = features[-n:]
-    costs = costs_nearby(larger, doubtful)
-    poorer, grown = enlarged(problem, features[:-n])
+    start, gains, instead = problem.read(), {}, {}
+    fitted, solved = as_fitted(features, larger.free.model, grown), larger.read()
+    with_it = dict(zip(which, costs_nearby(larger, [fitted[at] for at in which]), strict=True))
+    for group in _apart(fitted, which):
+        gone = [fitted[at] for at in group]
+        stay = [at for at in range(len(features)) if at not in group]
+        for begin in (_loosely, _taken_over):
+            problem.write(start)
+            poorer, less = enlarged(problem, [features[at] for at in stay])
+            vector, own = poorer.read(), _columns(features, grown)
+            for at, columns in zip(stay, _columns([features[at] for at in stay], less), strict=True):
+                vector[columns] = solved[own[at]]
+            poorer.write(vector)
+            shared = slice(poorer.free.n_line_parameter, None)
+            poorer.lower[shared] = poorer.upper[shared] = vector[shared]
+            begin(poorer, less, gone, max_iterations, report)
+            limit = min(TRIAL_ITERATIONS, max_iterations)
+            minimize(poorer, max_iterations=limit, absolute_tolerance=ALONE_TOLERANCE, from_afar=False, callback=report)
+            old = poorer.read()[less.old]
+            for at, cost in zip(group, costs_nearby(poorer, gone), strict=True):
+                if cost - with_it[at] < gains.get(at, math.inf):
+                    gains[at], instead[at] = cost - with_it[at], old
+    problem.write(start)
+    return [gains[at] for at in which], [instead[at] for at in which]
+
+
+def _columns(features: list[Feature], grown: Grown) -> list[Tensor]:
+    """Where the parameters of each feature's line stand."""
+    queues = {name: iter(columns) for name, columns in grown.columns.items()}
+    return [next(queues[one.component]) for one in features]
+
+
+def expected_false(gain: float, feature: Feature, expected: float, problem: AnchoredProblem, known: Tensor) -> float:
+    r"""Number of false lines worth at least as much that a whole fit brings.
+
+    Noise brings what Rice's formula says. But an old line that is in truth far out in the tail of its prior looks like
+    one at its place in the template with a new one beside it, which spares it the price of the tail. A parameter that
+    the data know with a precision q does so from the distance z (in widths s) on at which both its price and what the
+    data would lose reach the gain g,
+
+    .. math:: (ν + 1) \ln(1 + z^2 / ν) ≥ g, \quad q s^2 z^2 ≥ g,
+
+    which is as likely as the prior says.
+
+    Parameters
+    ----------
+    gain : float
+    feature : Feature
+    expected : float
+        Number of false lines at the feature's `level`.
+    problem : AnchoredProblem
+        Of the old lines.
+    known : Tensor, (n_parameter,)
+        q of their parameters.
+    """
+    gain = max(gain, 0.0)
+    noise = expected * math.exp(0.5 * (feature.level**2 - gain))
+    lines = slice(problem.free.n_line_parameter)
+    freedom = problem.freedom[lines]
+    seen = gain * problem.precision[lines] / known[lines].clamp(min=1e-300)
+    far = torch.maximum(square_of_penalty(gain, freedom), seen).sqrt()
+    return noise + float(2.0 * stdtr(freedom.numpy(), -far.numpy()).sum())
+
+
+def _apart(features: list[Feature], which: list[int]) -> list[list[int]]:
+    """These features in groups of such as do not touch each other."""
+    groups: list[list[int]] = []
+    for at in which:
+        for group in groups:
+            if not any(touching(features[at], features[other]) for other in group):
+                group.append(at)
+                break
+        else:
+            groups.append([at])
+    return groups
+
+
+def touching(one: Feature, other: Feature) -> bool:
+    """Whether what is near one feature is near the other too."""
+    return abs(one.wavelength - other.wavelength) < 2.0 * (observed_width(one) + observed_width(other))
+
+
+def _loosely(poorer: AnchoredProblem, grown: Grown, gone: list[Feature], max_iterations: int, report: Callable) -> None:
+    """Leave a problem where loose priors take its old lines."""
     poorer.loosen(LOOSE)
     new = torch.ones_like(poorer.slack, dtype=torch.bool)
     new[grown.old] = False
@@ -168,41 +271,57 @@ def worth(
         callback=report,
     )
     poorer.loosen(None)
-    minimize(
-        poorer,
-        max_iterations=min(TRIAL_ITERATIONS, max_iterations),
-        absolute_tolerance=ALONE_TOLERANCE * len(problem.free.orders),
-        from_afar=False,
-        callback=report,
-    )
-    gains = [price - cost for price, cost in zip(costs_nearby(poorer, doubtful), costs, strict=True)]
-    return gains, poorer.read()[grown.old]
+
+
+def _taken_over(
+    poorer: AnchoredProblem, grown: Grown, gone: list[Feature], max_iterations: int, report: Callable
+) -> None:
+    """Leave a problem with the line that does so most cheaply in the place of each feature that is gone."""
+    vector = poorer.read()
+    for one in gone:
+        cheapest = cheapest_move(one, poorer, poorer.freedom)
+        if cheapest is not None:
+            vector[cheapest.columns] = cheapest.values
+    poorer.write(poorer.project(vector))
+
+
+@dataclass(frozen=True)
+class Move:
+    """A line that does what a feature would besides its own.
+
+    Parameters
+    ----------
+    cost : float
+        Of its strength and place under the priors, those of its widths aside.
+    columns, values : Tensor, (2,)
+        Where its ln area and offset stand among the parameters, and what they become.
+    """
+
+    cost: float
+    columns: Tensor
+    values: Tensor
 
 
 @torch.no_grad()
-def least_cost(feature: Feature, problem: AnchoredProblem, freedom: Tensor) -> float:
-    """The least that it costs under the priors as they are that an old line does what the feature would."""
-    cheapest = math.inf
+def cheapest_move(feature: Feature, problem: AnchoredProblem, freedom: Tensor) -> Move | None:
+    """The least that it costs, with priors of these degrees of freedom, that a line does what the feature would."""
+    best = None
     for name, emulator in problem.free.model.components.items():
         kinds, chosen = problem.free.kinds[name], problem.free.lines[name]
         if not {"ln_area", "rv_offset"} <= set(kinds) or not chosen.numel():
             continue
-        columns = problem.free.columns(name)
+        columns = problem.free.columns(name)[:, [kinds.index("ln_area"), kinds.index("rv_offset")]]
         factor = problem.free.model.doppler.factor if name == "star" else 1.0
         distance = SPEED_OF_LIGHT * (feature.wavelength / (emulator.shifted_center[chosen] * factor) - 1.0)
         area = emulator.area[chosen].double()
-        moves = {
-            "ln_area": torch.log(area + feature.area) - problem.anchor[columns[:, kinds.index("ln_area")]],
-            "rv_offset": distance * feature.area / (area + feature.area),
-        }
-        total = torch.zeros_like(area)
-        for kind, move in moves.items():
-            own = columns[:, kinds.index(kind)]
-            square = problem.precision[own] * move.square()
-            heavy = freedom[own].isfinite()
-            tails = torch.where(heavy, freedom[own], 1.0)
-            total += torch.where(heavy, (tails + 1.0) * torch.log1p(square / tails), square)
-        near = (distance.abs() < feature.blur) & (emulator.sign[chosen] > 0)
-        if bool(near.any()):
-            cheapest = min(cheapest, float(total[near].min()))
-    return cheapest
+        offset = emulator.rv_offset[chosen].double()
+        values = torch.stack(
+            [torch.log(area + feature.area), offset + distance * feature.area / (area + feature.area)], dim=1
+        )
+        square = problem.precision[columns] * (values - problem.anchor[columns]).square()
+        cost = penalty(square, freedom[columns]).sum(1)
+        cost = cost.masked_fill((distance.abs() >= feature.blur) | (emulator.sign[chosen] <= 0), math.inf)
+        at = int(cost.argmin())
+        if float(cost[at]) < (math.inf if best is None else best.cost):
+            best = Move(float(cost[at]), columns[at], values[at])
+    return best

@@ -80,7 +80,8 @@ class Feature:
     significance : float
         z in that component.
     expected : float
-        Number of false features at least as significant that noise brings to the whole fit.
+        Number of false features at least as significant that noise brings to the whole fit; once it was tried, that
+        noise and old lines far from their places bring.
     center, area, sigma, gamma : float
         Of the line, in Å at rest.
     blur : float
@@ -94,6 +95,8 @@ class Feature:
         fitted, and by how much they scatter: "ln_sigma" and "ln_gamma" to pairs.
     rival : Feature, optional
         The same feature as a line of the other component.
+    tried : bool
+        Whether it has been shown that the old lines do not do without it.
     """
 
     wavelength: float
@@ -110,6 +113,7 @@ class Feature:
     level: float = 0.0
     usual: dict[str, tuple[float, float]] = field(default_factory=dict)
     rival: Feature | None = None
+    tried: bool = False
 
 
 @dataclass(frozen=True)

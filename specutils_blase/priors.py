@@ -1,4 +1,4 @@
-"""Widths of the Gaussian priors that anchor parameters, and the steps that each may take in one iteration.
+"""The priors that anchor parameters: widths, tails, and the steps that each may take in one iteration.
 
 Does not live here: which parameters are free by default (`fitting`, `cloning`), the cost itself (`problem`).
 """
@@ -6,6 +6,9 @@ Does not live here: which parameters are free by default (`fitting`, `cloning`),
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,23 @@ class LinePriors:
                 raise ValueError(
                     f"{name} of a prior must be positive, got {value}; to fix a parameter, hold it instead"
                 )
+
+
+def penalty(square: Tensor, freedom: Tensor) -> Tensor:
+    """-2 ln prior at a squared distance from its anchor in units of its width, over that at the anchor.
+
+    z² for a Gaussian, of infinite degrees of freedom, and (ν + 1) ln(1 + z²/ν) for Student's t.
+    """
+    heavy = freedom.isfinite()
+    tails = torch.where(heavy, freedom, 1.0)
+    return torch.where(heavy, (tails + 1.0) * torch.log1p(square / tails), square)
+
+
+def square_of_penalty(cost: float, freedom: Tensor) -> Tensor:
+    """The squared distance at which the `penalty` is this."""
+    heavy = freedom.isfinite()
+    tails = torch.where(heavy, freedom, 1.0)
+    return torch.where(heavy, tails * torch.expm1(cost / (tails + 1.0)), cost)
 
 
 GLOBAL_PRIORS = {

@@ -19,7 +19,7 @@ from .kernels import FWHM_PER_SIGMA
 from .model import Stages
 from .normal_equations import NormalEquations
 from .parameters import FreeParameters
-from .priors import GLOBAL_LIMITS, GLOBAL_PRIORS, LINE_LIMITS, LinePriors
+from .priors import GLOBAL_LIMITS, GLOBAL_PRIORS, LINE_LIMITS, LinePriors, penalty
 from .profiles import voigt_fwhm
 
 WIDEST, NARROWEST, FARTHEST, LEAST_WIDTH = 4.0, 1e-3, 2.0, 3.0
@@ -212,14 +212,8 @@ class AnchoredProblem:
         return (vector <= self.lower) & (pull < 0) | (vector >= self.upper) & (pull > 0)
 
     def prior_cost(self, vector: Tensor) -> Tensor:
-        """-2 ln prior of each parameter, up to a constant.
-
-        d²/s² for a Gaussian, (ν + 1) ln(1 + d²/(ν s²)) for Student's t.
-        """
-        square = self.precision * ((vector - self.anchor) / self.slack).square()
-        heavy = self.freedom.isfinite()
-        freedom = torch.where(heavy, self.freedom, 1.0)
-        return torch.where(heavy, (freedom + 1.0) * torch.log1p(square / freedom), square)
+        """-2 ln prior of each parameter, up to a constant."""
+        return penalty(self.precision * ((vector - self.anchor) / self.slack).square(), self.freedom)
 
     def prior_precision(self, vector: Tensor) -> Tensor:
         """Inverse variance of each prior at `vector`: for Student's t that of the Gaussian which bounds it there."""

@@ -3,15 +3,19 @@
 import astropy.units as u
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from astropy.table import QTable, Table, vstack
 from specutils import SpectrumList
 
 import specutils_blase as sb
 from specutils_blase.grids import SPEED_OF_LIGHT
-from specutils_blase.missing_lines import FREE, search, with_lines
+from specutils_blase.line_trials import expected_false
+from specutils_blase.missing_lines import FREE, Feature, search, with_lines
 from specutils_blase.missing_lines import _try as tried
 from specutils_blase.posterior import free_parameters, prior_precision
+from specutils_blase.priors import LinePriors, penalty, square_of_penalty
+from specutils_blase.problem import AnchoredProblem
 from specutils_blase.simulate import simulate
 
 WAVELENGTH = np.arange(10_500.0, 10_536.0, 0.06)
@@ -237,6 +241,39 @@ def test_false_alarms_come_at_the_rate_stated():
     allowed = n_seed * expected
     # Where star and sky respond nearly alike, what is expected of both counts the same noise twice.
     assert 0.3 * allowed < count < allowed + 3.0 * allowed**0.5
+
+
+@pytest.mark.parametrize("freedom", [2.5, 4.0, np.inf])
+def test_prices_of_tails(freedom):
+    """The penalty is -2 ln p of scipy's distributions, over that at the anchor, and its inverse leads back."""
+    distance = torch.linspace(0.0, 9.0, 50, dtype=torch.float64)
+    degrees = torch.full_like(distance, freedom)
+    law = scipy.stats.norm if np.isinf(freedom) else scipy.stats.t(freedom)
+    price = penalty(distance.square(), degrees)
+    np.testing.assert_allclose(price, -2.0 * (law.logpdf(distance) - law.logpdf(0.0)), rtol=1e-12, atol=1e-12)
+    back = [float(square_of_penalty(float(one), degrees[:1])) for one in price]
+    np.testing.assert_allclose(back, distance.square(), rtol=1e-10, atol=1e-12)
+
+
+def test_lines_in_the_tails_are_expected(without):
+    """The number of old parameters that are worth as much as a new line, against draws of true ones."""
+    rng, n_draw = np.random.default_rng(3), 4000
+    free = free_parameters(without.model, without.parameters, without.curvature)
+    problem = AnchoredProblem(
+        free, without.data.flux, without.curvature.weight[0], {"star": LinePriors(), "telluric": LinePriors()}
+    )
+    known = torch.as_tensor(10.0 ** rng.uniform(-1.0, 5.0, len(free)))  # from what data hardly see to what they fix
+    feature = Feature(10_514.0, "star", "star", 4.0, 0.1, 10_514.0, 0.1, 0.05, 0.02, 10.0, (0,), level=3.5)
+    n_line = free.n_line_parameter
+    distance = rng.standard_t(4.0, (n_draw, n_line))
+    data = known[:n_line].numpy() / problem.precision[:n_line].numpy() * distance**2
+    for gain in (4.0, 12.0, 20.0):
+        worth = (5.0 * np.log1p(distance**2 / 4.0) >= gain) & (data >= gain)
+        drawn = worth.sum() / n_draw
+        noise = 0.3 * np.exp(0.5 * (3.5**2 - gain))
+        told = expected_false(gain, feature, 0.3, problem, known)
+        assert told - noise == pytest.approx(drawn, abs=4.0 * np.sqrt(worth.sum() + 1.0) / n_draw)
+    assert expected_false(-5.0, feature, 0.3, problem, known) == expected_false(0.0, feature, 0.3, problem, known)
 
 
 def test_a_component_that_is_held_gets_no_lines(lacking):

@@ -232,14 +232,15 @@ def wrong_star(snr: float, vsini: float, name: str, jitter: bool, seed: int, par
 DELETED, DEEP, DETECTABLE = 0.05, 0.02, 5.0
 
 
-def missing(snr: float, vsini: float, seed: int, part: float = 1.0, expected: float = 0.1) -> dict:
+def missing(snr: float, vsini: float, truth: str, seed: int, part: float = 1.0, expected: float = 0.1) -> dict:
     """A twentieth of the lines deeper than 2 % taken out of the templates, and searched for (item 3).
 
+    The lines that stay are the clones' own, or scattered as `truth` says, and so are those taken out.
     How significant a line could be is what the fit that has it says of its strength, its own prior taken away.
     """
     star, sky = clones(part)
     rng = np.random.default_rng(3000 + seed)
-    lines = {"star": star.ledger[LINE_COLUMNS], "telluric": sky.ledger[LINE_COLUMNS]}
+    lines = {"star": true_lines(star, 2 * seed + 1, truth), "telluric": true_lines(sky, 2 * seed + 2, truth)}
     data = observe(lines["star"], lines["telluric"], seed=seed, snr=snr, vsini=vsini, part=part)
     complete = fitted(data, star, sky)
     pixels, n_deleted = region(part), 0

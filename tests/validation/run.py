@@ -36,8 +36,10 @@ class Item(NamedTuple):
 
 ITEMS = {
     "calibration": Item(200, 1.0, "1"),
+    "bound": Item(1, 1.0, "1"),
     "changed": Item(8, 0.3, "2"),
     "missing": Item(20, 1.0, "3"),
+    "scattered": Item(8, 1.0, "3"),
     "star": Item(8, 0.3, "4"),
     "flaws": Item(8, 0.3, "5"),
     "sampler": Item(3, None, "6"),
@@ -62,9 +64,9 @@ def tasks(item: str, seeds: range, truths: list[str], part: float) -> list[tuple
             for snr in SNRS
             for vsini in VSINIS
         ]
-    if item == "means":
+    if item in ("means", "bound"):
         return [
-            ("means", {"snr": snr, "vsini": vsini, "seed": seed, "part": part})
+            (item, {"snr": snr, "vsini": vsini, "seed": seed, "part": part})
             for seed in seeds
             for snr in SNRS
             for vsini in VSINIS
@@ -76,8 +78,13 @@ def tasks(item: str, seeds: range, truths: list[str], part: float) -> list[tuple
             for width in (None, cases.EXPECTED)
             for snr in SNRS
         ]
-    if item == "missing":
-        return [("missing", {"snr": snr, "vsini": 8.3, "seed": seed, "part": part}) for seed in seeds for snr in SNRS]
+    if item in ("missing", "scattered"):
+        return [
+            ("missing", {"snr": snr, "vsini": 8.3, "truth": truth, "seed": seed, "part": part})
+            for seed in seeds
+            for truth in (("clone",) if item == "missing" else truths)
+            for snr in SNRS
+        ]
     if item == "star":
         return [
             ("wrong_star", {"snr": snr, "vsini": 3.0, "name": name, "jitter": jitter, "seed": seed, "part": part})
@@ -105,11 +112,15 @@ def tasks(item: str, seeds: range, truths: list[str], part: float) -> list[tuple
 
 def one(task: tuple[str, dict]) -> dict:
     import cases
+    import cramer_rao
     import measured_priors
     import simulated_nights
 
     name, arguments = task
-    module = measured_priors if name in measured_priors.CASES else simulated_nights if name == "orders" else cases
+    elsewhere = {"orders": simulated_nights, "bound": cramer_rao} | dict.fromkeys(
+        measured_priors.CASES, measured_priors
+    )
+    module = elsewhere.get(name, cases)
     return {"case": name, "arguments": arguments, "result": getattr(module, name)(**arguments)}
 
 
@@ -214,7 +225,13 @@ def main() -> None:
     parser.add_argument("item", nargs="*", help=f"among {', '.join(ITEMS)}; all by default")
     parser.add_argument("--seeds", type=int, help=f"number of truths and noises of each case: {by_default('seeds')}")
     parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--truth", nargs="*", default=["prior"], choices=["prior", "gaussian", "clone"])
+    parser.add_argument(
+        "--truth",
+        nargs="*",
+        default=["prior"],
+        choices=["prior", "gaussian", "clone"],
+        help="how true lines scatter about the clones, of calibration and scattered",
+    )
     parser.add_argument("--part", type=float, help=f"fit only the first part of the order: {by_default('part')}")
     parser.add_argument("--records", type=Path, help="file of JSON lines to read and add to")
     parser.add_argument("--figure", type=Path, help="where to draw the comparison with the sampler")

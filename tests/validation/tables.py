@@ -112,16 +112,31 @@ def changed(records: list[dict]) -> str:
     return markdown(head, rows)
 
 
+def bound(records: list[dict]) -> str:
+    """Item 1: errors over what they cannot be below, by the Jacobian of the simulator."""
+    head = ["S/N", "v sin i"]
+    head += [f"{value} error / {whose}" for value in ("RV", "v sin i") for whose in ("its own bound", "van Trees'")]
+    rows = []
+    for (snr, vsini), results in grouped(records, "snr", "vsini").items():
+        ratios = [
+            (column(results, f"{value}_err") / column(results, f"{value}_{whose}")).mean()
+            for value in ("rv", "vsini")
+            for whose in ("own", "van_trees")
+        ]
+        rows.append([f"{snr:.0f}", f"{vsini:g}", *(f"{ratio:.4f}" for ratio in ratios)])
+    return markdown(head, rows)
+
+
 def missing(records: list[dict]) -> str:
     """Item 3. How significant a line taken out could be is what the fit that has it says, its prior taken away."""
     head = [
-        "S/N", "fits (converged)", "lines taken out above 5 σ", "found", "above 10 σ", "found ",
+        "truth", "S/N", "fits (converged)", "lines taken out above 5 σ", "found", "above 10 σ", "found ",
         "false per 1000 pixels", "of these beyond a resolution element", "RV pull, all lines in", "without search",
         "with search",
         "reduced χ², all lines in", "without search ", "with search ",
     ]  # fmt: skip
     rows = []
-    for (snr,), results in grouped(records, "snr").items():
+    for (truth, snr), results in grouped(records, "truth", "snr").items():
         possible, found = pooled(results, "possible"), pooled(results, "found").astype(bool)
         pixels = column(results, "pixels").sum() / 1000.0
         counts = []
@@ -135,12 +150,15 @@ def missing(records: list[dict]) -> str:
             squares.append(f"{np.median(column(results, f'chi2_{which}')):.2f}")
         rows.append(
             [
-                f"{snr:.0f}", f"{len(results)} ({int(column(results, 'success_with').sum())})", *counts,
+                truth, f"{snr:.0f}", f"{len(results)} ({int(column(results, 'success_with').sum())})", *counts,
                 f"{sum(len(result['false']) for result in results) / pixels:.2f}",
                 f"{sum(len(result['stray']) for result in results) / pixels:.2f}", *velocities, *squares,
             ]
         )  # fmt: skip
     return markdown(head, rows)
+
+
+scattered = missing
 
 
 def star(records: list[dict]) -> str:
