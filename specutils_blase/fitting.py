@@ -122,7 +122,8 @@ def fit(
     missing_lines : float, optional
         Search the residuals for lines that neither template has, add those that are significant, and fit again; given
         is the number of false ones that noise, and lines of the templates far from where these have them, may be
-        expected to bring, such as 0.1. `FitResult.missing_lines` lists them. Where the telluric lines are anchored stays as the fit before the search has found it.
+        expected to bring, such as 0.1. `FitResult.missing_lines` lists them. Where the telluric lines are anchored
+        stays as the fit before the search has found it.
     max_iterations : int
         Limit on iterations: of one order over all stages; in a list, of each stage, of which an order by itself gets at
         most 150; of the search for missing lines, of each of its rounds.

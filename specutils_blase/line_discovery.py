@@ -200,27 +200,40 @@ def _needed(
 
     Where some go, the problem is left with the old lines beside them where these do best without.
     """
-    fitted, start = as_fitted(features, larger.free.model, grown), problem.read()
+    fitted = as_fitted(features, larger.free.model, grown)
     strengths = _significance(larger, grown, final, features)
-    stays = [strength > STILL * one.level for strength, one in zip(strengths, features, strict=True)]
-    which = [at for at, one in enumerate(features) if stays[at] and not one.tried]
+    weak = [at for at, one in enumerate(features) if strengths[at] <= STILL * one.level]
+    if weak:
+        gone = _without_touching(fitted, sorted(weak, key=strengths.__getitem__))
+        return [one for at, one in enumerate(fitted) if at not in gone]
+    which = [at for at, one in enumerate(features) if not one.tried]
     if not which:
-        return [one for one, keep in zip(fitted, stays, strict=True) if keep]
+        return fitted
     known = (1.0 / final.normal.factor().variance() - final.normal.prior_precision)[grown.old]
-    gains, instead = worth(problem, larger, grown, features, which, max_iterations, report)
-    gone: list[Feature] = []
-    for at, gain, without in sorted(zip(which, gains, instead, strict=True), key=lambda trial: trial[1]):
-        one, false = fitted[at], expected_false(gain, fitted[at], expected, problem, known)
-        if false <= expected:
-            fitted[at] = replace(one, tried=True, expected=max(false, one.expected))
-        elif not any(touching(one, other) for other in gone):
-            # Beside one that goes it is tried again: either may have been without use for the other's sake.
-            stays[at] = False
-            gone.append(one)
-            there = nearby(problem, one)
-            start[there] = without[there]
+    start, trials = problem.read(), worth(problem, larger, grown, features, which, max_iterations, report)
+    false = {at: expected_false(trial.gain, fitted[at], expected, problem, known) for at, trial in trials.items()}
+    spared = [at for at in sorted(which, key=lambda at: trials[at].gain) if false[at] > expected]
+    gone = _without_touching(fitted, spared)
+    for at in which:
+        if at in gone:
+            there = nearby(problem, fitted[at])
+            start[there] = trials[at].without[there]
+        elif at not in spared:
+            fitted[at] = replace(fitted[at], tried=True, expected=max(false[at], fitted[at].expected))
     problem.write(start)
-    return [one for one, keep in zip(fitted, stays, strict=True) if keep]
+    return [one for at, one in enumerate(fitted) if at not in gone]
+
+
+def _without_touching(features: list[Feature], order: list[int]) -> list[int]:
+    """Those of some features that may go at once, the first first.
+
+    Of two that touch, either may have been without use for the other's sake: the second waits until the first is gone.
+    """
+    gone: list[int] = []
+    for at in order:
+        if not any(touching(features[at], features[other]) for other in gone):
+            gone.append(at)
+    return gone
 
 
 def _alone(features: list[Feature]) -> list[Feature]:

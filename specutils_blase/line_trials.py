@@ -28,6 +28,10 @@ component; `rv_offset` in thirds of the width with which the line is observed.""
 TRIAL_ITERATIONS = 20
 """Limit on the iterations of a trial."""
 
+NEAR = 2.0
+"""Distance in observed widths up to which something is near a feature: a line that comes to do its work may have been
+more than one away, and what it leaves behind there counts, too."""
+
 
 def enlarged(problem: AnchoredProblem, features: list[Feature]) -> tuple[AnchoredProblem, Grown]:
     """The problem with more lines: the old ones anchored where they were, the new ones under `NEW_LINES`."""
@@ -85,12 +89,12 @@ def observed_width(one: Feature) -> float:
 
 
 def nearby(problem: AnchoredProblem, one: Feature) -> Tensor:
-    """Parameters of the lines that a feature touches."""
+    """Parameters of the lines near a feature."""
     near = []
     for name, emulator in problem.free.model.components.items():
         factor = float(problem.free.model.doppler.factor.detach()) if name == "star" else 1.0
         far = emulator.center[problem.free.lines[name]] * factor - one.wavelength
-        near.append(problem.free.columns(name)[far.abs() < observed_width(one)].reshape(-1))
+        near.append(problem.free.columns(name)[far.abs() < NEAR * observed_width(one)].reshape(-1))
     return torch.cat(near)
 
 
@@ -103,7 +107,7 @@ def costs_nearby(problem: AnchoredProblem, features: list[Feature]) -> list[floa
         cost = float(priors[nearby(problem, one)].sum())
         for k in one.orders:
             far = problem.free.orders[k].pixels.edges.mean(1) - one.wavelength
-            cost += float(rows[k][far.abs() < observed_width(one)].sum())
+            cost += float(rows[k][far.abs() < NEAR * observed_width(one)].sum())
         total.append(cost)
     return total
 
@@ -143,6 +147,22 @@ def whose(
     return decided
 
 
+@dataclass(frozen=True)
+class Trial:
+    """A feature taken out again.
+
+    Parameters
+    ----------
+    gain : float
+        The cost nearby that it takes the other lines to do without it, less that with it.
+    without : Tensor, (n_parameter,)
+        The old lines' parameters without it; only those nearby matter.
+    """
+
+    gain: float
+    without: Tensor
+
+
 def worth(
     problem: AnchoredProblem,
     larger: AnchoredProblem,
@@ -151,11 +171,11 @@ def worth(
     which: list[int],
     max_iterations: int,
     report: Callable,
-) -> tuple[list[float], list[Tensor]]:
-    """What some of the features are worth: the cost that it takes the old lines to do without each, less that with it.
+) -> dict[int, Trial]:
+    """What some of the features are worth to a problem.
 
-    The old lines begin once from loose priors, as in a fit from the beginning, so that they find the way to do the
-    new one's work, and once with the cheapest of them where it does; the lower cost counts. All features of a trial are
+    The other lines begin once from loose priors, as in a fit from the beginning, so that they find the way to do its
+    work, and once with the cheapest of them where it does; the lower cost counts. All features of a trial are
     taken out at once as far as they do not touch, and what all lines share is held: each is judged by what is near.
 
     Parameters
@@ -171,12 +191,10 @@ def worth(
 
     Returns
     -------
-    gains : list of float
+    dict of int to Trial
         Of each of `which`.
-    instead : list of Tensor, (n_parameter of problem,)
-        The old lines' parameters without it; only those nearby matter.
     """
-    start, gains, instead = problem.read(), {}, {}
+    start, trials = problem.read(), {}
     fitted, solved = as_fitted(features, larger.free.model, grown), larger.read()
     with_it = dict(zip(which, costs_nearby(larger, [fitted[at] for at in which]), strict=True))
     for group in _apart(fitted, which):
@@ -196,10 +214,10 @@ def worth(
             minimize(poorer, max_iterations=limit, absolute_tolerance=ALONE_TOLERANCE, from_afar=False, callback=report)
             old = poorer.read()[less.old]
             for at, cost in zip(group, costs_nearby(poorer, gone), strict=True):
-                if cost - with_it[at] < gains.get(at, math.inf):
-                    gains[at], instead[at] = cost - with_it[at], old
+                if at not in trials or cost - with_it[at] < trials[at].gain:
+                    trials[at] = Trial(cost - with_it[at], old)
     problem.write(start)
-    return [gains[at] for at in which], [instead[at] for at in which]
+    return trials
 
 
 def _columns(features: list[Feature], grown: Grown) -> list[Tensor]:
@@ -255,7 +273,7 @@ def _apart(features: list[Feature], which: list[int]) -> list[list[int]]:
 
 def touching(one: Feature, other: Feature) -> bool:
     """Whether what is near one feature is near the other too."""
-    return abs(one.wavelength - other.wavelength) < 2.0 * (observed_width(one) + observed_width(other))
+    return abs(one.wavelength - other.wavelength) < NEAR * (observed_width(one) + observed_width(other))
 
 
 def _loosely(poorer: AnchoredProblem, grown: Grown, gone: list[Feature], max_iterations: int, report: Callable) -> None:
