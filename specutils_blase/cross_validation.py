@@ -30,8 +30,15 @@ COLUMNS = {
     "held_out_chi2": "Mean of (residual / uncertainty)^2 over the pixels held out; NaN where the data bring none",
     "held_out_typical": "Median |residual| / 0.6745 over them, in units of the uncertainty or else of the median flux",
     "best": "Whether these settings predict best, by held_out_typical",
+    "behind_best": "held_out_typical less that of the best, over pixels that both predict",
+    "behind_best_err": "Its error, of pairs: what makes pixels hard for both alike is not in it",
 }
 """Name → meaning of every column of the table that `cross_validate` returns."""
+
+BLOCK = 30
+"""Pixels of an order that are drawn together for errors: a line that is wrong is wrong in all of its pixels."""
+
+N_BOOTSTRAP = 400
 
 
 def cross_validate(
@@ -50,12 +57,18 @@ def cross_validate(
     have not seen. Neighbouring pixels share a line spread of some pixels, so that single pixels left out test what
     lines do between the others; jitter and Huber's weights do not enter the comparison.
 
+    All settings predict the same pixels with the same noise, so that they differ by much less than each is uncertain:
+    `behind_best_err` is the standard deviation of the difference over drawings of blocks of pixels with replacement
+    (bootstrap, Künsch 1989), the same for both. Within one such error of the best, settings predict alike, and the
+    simplest will do.
+
     Parameters
     ----------
     data, star : as for `fit`
     settings : dict
         Name to the arguments of `fit` that are to be compared, such as
         ``{"narrow": {"star_priors": LinePriors(ln_area=0.1)}, "default": {}}``; by default one fit as `options` say.
+        All but the data and `progress`, which are the same for all.
     every, folds : int
         One pixel in `every` is held out, another one in each of `folds` fits; 2 <= every, 1 <= folds <= every.
     progress : bool
@@ -79,15 +92,22 @@ def cross_validate(
     for name, number, low, high in (("every", every, 2, math.inf), ("folds", folds, 1, every)):
         if not isinstance(number, int) or isinstance(number, bool) or not low <= number <= high:
             raise ValueError(f"{name} must be a whole number from {low} to {high}, got {number!r}")
+    for name, chosen in settings.items():
+        if own := sorted({"data", "progress", "settings", "every", "folds"} & set(chosen)):
+            raise ValueError(
+                f"settings[{name!r}] has {', '.join(own)}, which all settings share: give it to cross_validate itself"
+            )
     many = isinstance(data, (list, tuple))
     reading = {name: options[name] for name in ("resolving_power", "medium") if name in options}
     orders = read_orders(data, **reading)[0] if many else [read_order(data, **reading)]
-    rows = []
+    sizes = [BLOCK * math.ceil(len(order.data) / BLOCK) for order in orders]
+    first = dict(zip([order.index for order in orders], np.cumsum([0, *sizes]), strict=False))
+    rows, predicted = [], {}
     with tqdm(
         total=len(settings) * folds, desc="cross-validation", disable=not progress, leave=False, delay=2.0
     ) as bar:
         for name, chosen in settings.items():
-            seen, unseen, noise, converged = [], [], [], 0
+            seen, unseen, noise, pixel, converged = [], [], [], [], 0
             for phase in range(folds):
                 masks = {order.index: _held_out(order, every, phase) for order in orders}
                 parts = [
@@ -96,7 +116,8 @@ def cross_validate(
                 ]
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", RuntimeWarning)  # convergence is counted, left-out orders are known
-                    result = fit(parts if many else parts[0], star, progress=False, **(options | dict(chosen)))
+                    given = {"star": star} | options | dict(chosen)
+                    result = fit(parts if many else parts[0], **given, progress=False)
                 converged += result.success
                 fitted = [int(k) for k in result.orders["index"][result.orders["fitted"]]] if many else [0]
                 spectra = result.evaluate() if many else [result.evaluate()]
@@ -110,19 +131,44 @@ def cross_validate(
                     known = order.data.noise_known
                     sigma = order.data.sigma.numpy()[out] / order.scale
                     noise.append(sigma if known else np.full(int(out.sum()), np.nan))
+                    pixel.append(first[index] + np.flatnonzero(out))
                 bar.update()
-            seen, unseen, noise = (np.concatenate(parts) for parts in (seen, unseen, noise))
+            seen, unseen, noise, pixel = (np.concatenate(parts) for parts in (seen, unseen, noise, pixel))
             in_noise = unseen / noise
             known = bool(np.isfinite(noise).all())
-            typical = float(np.median(np.abs(in_noise if known else unseen))) / 0.6745
+            predicted[name] = pixel, in_noise if known else unseen
             rms = [float(np.sqrt(np.mean(values**2))) for values in (unseen, seen)]
             chi2 = float(np.mean(in_noise**2)) if known else math.nan
-            rows.append((name, folds, converged, len(unseen), *rms, rms[0] / rms[1], chi2, typical, False))
+            typical = _typical(predicted[name][1])
+            rows.append((name, folds, converged, len(unseen), *rms, rms[0] / rms[1], chi2, typical))
+    best = min(rows, key=lambda row: row[-1])[0]
+    rows = [(*row, row[0] == best, *_behind(predicted[best], predicted[row[0]])) for row in rows]
     table = QTable(rows=rows, names=list(COLUMNS))
-    table["best"][int(np.argmin(table["held_out_typical"]))] = True
     for name, meaning in COLUMNS.items():
         table[name].info.description = meaning
     return table
+
+
+def _typical(values: np.ndarray) -> float:
+    """The standard deviation of a Gaussian of the same median |value|."""
+    return float(np.median(np.abs(values))) / 0.6745
+
+
+def _behind(best: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]) -> tuple[float, float]:
+    """By how much the typical residual of one setting is larger than that of the best, and its error.
+
+    Each has the places of its pixels, of which `BLOCK` are drawn together, and the residuals there.
+    """
+    pixel, *chosen = np.intersect1d(best[0], other[0], return_indices=True)
+    if not pixel.size:
+        return math.nan, math.nan
+    values = np.stack([residuals[at] for (_, residuals), at in zip((best, other), chosen, strict=True)])
+    blocks = np.split(np.arange(pixel.size), np.flatnonzero(np.diff(pixel // BLOCK)) + 1)
+    rng, drawn = np.random.default_rng(0), []
+    for _ in range(N_BOOTSTRAP):
+        at = np.concatenate([blocks[k] for k in rng.integers(len(blocks), size=len(blocks))])
+        drawn.append(_typical(values[1, at]) - _typical(values[0, at]))
+    return _typical(values[1]) - _typical(values[0]), float(np.std(drawn, ddof=1))
 
 
 def _held_out(order: ObservedOrder, every: int, phase: int) -> np.ndarray:

@@ -161,6 +161,7 @@ def fit(
             f"missing_lines must be the number of false lines that may be expected, such as 0.1, or None; got "
             f"{missing_lines!r}"
         )
+    priors = {"star": _priors(star_priors, "star_priors"), "telluric": _priors(telluric_priors, "telluric_priors")}
     many = isinstance(data, (list, tuple))
     reading = {
         "resolving_power": resolving_power,
@@ -226,7 +227,6 @@ def fit(
     layout = FreeParameters(model, {name: kinds[name] for name in present}, lines, free)
     if not len(layout):
         raise ValueError("nothing is free: name parameters in free=, or some of the lines' in star_lines=")
-    priors = {"star": star_priors or LinePriors(), "telluric": telluric_priors or LinePriors()}
     problem = AnchoredProblem(layout, layout.merge(fluxes), layout.merge(noise.weights()), priors)
     anchors = None if scale is None else TelluricAnchors(problem, scale)
     with tqdm(desc="fit", unit="it", disable=not progress, leave=False, delay=2.0) as bar:
@@ -332,6 +332,17 @@ def _noise(orders: list[ObservedOrder], jitter: bool, robust: bool) -> tuple[Noi
     known = [order.data.noise_known for order in orders]
     good = [order.data.good for order in orders]
     return NoiseModel(sigma, good, known, jitter=jitter, robust=robust), fluxes
+
+
+def _priors(given, argument: str) -> LinePriors:
+    """As given, or the default."""
+    if given is None:
+        return LinePriors()
+    if not isinstance(given, LinePriors):
+        raise TypeError(
+            f"{argument} must be LinePriors, such as priors.LinePriors(ln_area=0.5), or None; got {given!r}"
+        )
+    return given
 
 
 def _is_number(value) -> bool:

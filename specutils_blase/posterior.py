@@ -262,8 +262,8 @@ SPECTRA = ("model_spectrum", "star_spectrum", "telluric_transmission", "telluric
 
 def draw(result, n_draw: int, seed: int) -> Draws:
     """Draws from the posterior of a result; see `FitResult.draw`."""
-    if not n_draw > 0:
-        raise ValueError(f"the number of draws must be positive, got {n_draw}")
+    if not isinstance(n_draw, (int, np.integer)) or isinstance(n_draw, bool) or n_draw < 1:
+        raise ValueError(f"the number of draws must be a positive whole number, got {n_draw!r}")
     free = free_parameters(result.model, result.parameters, needed(result))
     factor = normal_equations(free, result.curvature).factor()
     vectors = free.read() + factor.draw(n_draw, torch.Generator().manual_seed(seed))

@@ -5,6 +5,7 @@ Does not live here: which parameters are free by default (`fitting`, `cloning`),
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -15,8 +16,9 @@ from torch import Tensor
 class LinePriors:
     """Widths of the priors on line parameters, anchored at their starting values.
 
-    `ln_area`, `ln_sigma`, `ln_gamma` are in natural logarithms, `rv_offset` in km/s. They say how far a line of a
-    good template is expected to be from the real one: that is the transfer of what the template knows.
+    `ln_area`, `ln_sigma`, `ln_gamma` are in natural logarithms, `rv_offset` in km/s, or a Quantity of velocity. They
+    say how far a line of a good template is expected to be from the real one: that is the transfer of what the template
+    knows.
 
     The priors are Student's t with `degrees_of_freedom`; infinity makes them Gaussian. Templates have many lines that
     are nearly right and some that are wrong altogether. A Gaussian must be wide enough for the latter and then holds
@@ -41,11 +43,25 @@ class LinePriors:
 
     def __post_init__(self):
         for name in ("ln_area", "ln_sigma", "ln_gamma", "rv_offset", "degrees_of_freedom"):
-            value = getattr(self, name)
-            if not value > 0.0:
+            given = getattr(self, name)
+            value = _as_number(given, "km/s" if name == "rv_offset" else "")
+            if not value > 0.0 or (math.isinf(value) and name != "degrees_of_freedom"):
+                unit = " in km/s, or a Quantity of velocity" if name == "rv_offset" else ""
                 raise ValueError(
-                    f"{name} of a prior must be positive, got {value}; to fix a parameter, hold it instead"
+                    f"{name} of a prior must be one positive{'' if name == 'degrees_of_freedom' else ' finite'} number"
+                    f"{unit}; got {given!r}. To fix a parameter, hold it instead; to let it go, give a wide prior"
                 )
+            object.__setattr__(self, name, value)
+
+
+def _as_number(given, unit: str) -> float:
+    """A number or Quantity as a float in this unit; NaN for what is none."""
+    if isinstance(given, (bool, str)):
+        return math.nan
+    try:
+        return float(given.to_value(unit) if hasattr(given, "to_value") else given)
+    except (TypeError, ValueError):  # astropy's UnitConversionError is both
+        return math.nan
 
 
 def penalty(square: Tensor, freedom: Tensor) -> Tensor:

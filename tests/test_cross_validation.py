@@ -10,6 +10,7 @@ from astropy.table import Table
 from specutils import SpectrumList
 
 import specutils_blase as sb
+from specutils_blase.cross_validation import BLOCK, _behind
 from specutils_blase.priors import LinePriors
 from specutils_blase.simulate import perturbed, simulate
 
@@ -52,6 +53,38 @@ def test_priors_are_told_apart():
     assert held["held_out_chi2"] > 5.0 and 0.8 < default["held_out_chi2"] < 1.8
     assert 0.8 < default["held_out_typical"] < 1.3
     assert 1.0 < default["ratio"] < 1.5
+    assert default["behind_best"] == 0.0 and default["behind_best_err"] == 0.0
+    assert held["behind_best"] == pytest.approx(held["held_out_typical"] - default["held_out_typical"], rel=1e-12)
+    assert held["behind_best"] > 2.0 * held["behind_best_err"] > 0.0
+
+
+def test_differences_are_of_pairs():
+    """Errors of differences of medians against those known for Gaussians: apart, together, and by blocks."""
+    rng, n = np.random.default_rng(1), 6000
+    pixel = np.arange(n)
+    one, two = rng.normal(size=(2, n))
+    alone = np.sqrt(np.pi / 2.0) * np.exp(0.5 * 0.6745**2) / (2.0 * 0.6745) / np.sqrt(n)  # of median |x| / 0.6745
+    difference, error = _behind((pixel, one), (pixel, two))
+    assert error == pytest.approx(np.sqrt(2.0) * alone, rel=0.15) and abs(difference) < 4.0 * error
+    # The same residuals, a tenth larger: the difference is known ten times better than either.
+    difference, error = _behind((pixel, one), (pixel, 1.1 * one))
+    assert difference == pytest.approx(0.1, abs=0.03) and error == pytest.approx(0.1 * alone, rel=0.15)
+    # Where whole blocks are alike, there are fewer of them.
+    one, two = (np.repeat(rng.normal(size=n // BLOCK), BLOCK) for _ in range(2))
+    assert _behind((pixel, one), (pixel, two))[1] == pytest.approx(np.sqrt(2.0 * BLOCK) * alone, rel=0.3)
+    # Only pixels that both have count.
+    assert _behind((pixel[:99], one[:99]), (pixel[50:], two[50:])) == _behind(
+        (pixel[50:99], one[50:99]), (pixel[50:99], two[50:99])
+    )
+    assert np.isnan(_behind((pixel[:9], one[:9]), (pixel[9:], two[9:]))).all()
+
+
+def test_templates_are_settings():
+    """What a setting gives takes the place of what all have in common, the star as well."""
+    other = STAR[::2]
+    other.meta.update(STAR.meta)
+    table = sb.cross_validate(observed(), STAR, settings={"half": {"star": other}, "all": {}}, folds=1, **OPTIONS)
+    assert list(table["best"]) == [False, True]
 
 
 def test_the_example_of_the_documentation():
@@ -106,6 +139,8 @@ def test_orders_masks_and_descending_axes():
         ({"settings": {}}, "settings must be a dictionary"),
         ({"settings": ["a"]}, "settings must be a dictionary"),
         ({"settings": {"a": 1}}, "settings must be a dictionary"),
+        ({"settings": {"a": {"progress": False}}}, "progress, which all settings share"),
+        ({"settings": {"a": {"every": 5, "data": 1}}}, "data, every, which all settings share"),
         ({"every": 1}, "every must be a whole number"),
         ({"folds": 0}, "folds must be a whole number"),
         ({"every": 3, "folds": 4}, "folds must be a whole number from 1 to 3"),

@@ -179,7 +179,8 @@ def test_draws_of_many_orders():
 
 
 def test_what_cannot_be_drawn(result):
-    with pytest.raises(ValueError, match="must be positive, got 0"):
-        result.draw(0)
+    for n_draw in (0, -1, 2.5, True, "3", None):
+        with pytest.raises(ValueError, match=f"must be a positive whole number, got {n_draw!r}"):
+            result.draw(n_draw)
     with pytest.raises(ValueError, match=r"name must be one of model_spectrum.*got 'flux'"):
         result.draw(1).spectra("flux")

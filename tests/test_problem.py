@@ -1,5 +1,6 @@
 """The cost that is minimised: χ², priors, their derivatives, bounds."""
 
+import astropy.units as u
 import numpy as np
 import pytest
 import torch
@@ -141,10 +142,21 @@ def test_loosened_priors():
 
 
 @pytest.mark.parametrize("name", ["ln_area", "ln_sigma", "ln_gamma", "rv_offset", "degrees_of_freedom"])
-@pytest.mark.parametrize("value", [0.0, -1.0, float("nan")])
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), None, "0.3", True, [0.1, 0.2], 3.0 * u.AA])
 def test_priors_must_be_positive(name, value):
-    with pytest.raises(ValueError, match=f"{name} of a prior must be positive"):
+    with pytest.raises(ValueError, match=f"{name} of a prior must be one positive"):
         LinePriors(**{name: value})
+
+
+def test_priors_with_units_and_without_end():
+    """Velocities in any unit; only degrees of freedom may be infinite, with which the priors are Gaussian."""
+    assert LinePriors(rv_offset=250.0 * u.m / u.s).rv_offset == pytest.approx(0.25, rel=1e-12)
+    assert LinePriors(ln_area=30.0 * u.percent).ln_area == pytest.approx(0.3, rel=1e-12)
+    assert LinePriors(ln_area=np.float32(0.5)) == LinePriors(ln_area=0.5)
+    assert np.isinf(LinePriors(degrees_of_freedom=np.inf).degrees_of_freedom)
+    for name in ("ln_area", "ln_sigma", "ln_gamma", "rv_offset"):
+        with pytest.raises(ValueError, match=rf"{name} .*finite number.*got inf"):
+            LinePriors(**{name: np.inf})
 
 
 # --- χ² ---------------------------------------------------------------------------------------------------------------
