@@ -13,7 +13,9 @@ the same widths, "clone" not at all.
 
 from __future__ import annotations
 
+import copy
 import warnings
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -24,7 +26,8 @@ from astropy import units as u
 import specutils_blase as sb
 from specutils_blase import simulate, templates
 from specutils_blase.grids import SPEED_OF_LIGHT
-from specutils_blase.ledger import equivalent_width
+from specutils_blase.ledger import equivalent_width, equivalent_width_with_gradient
+from specutils_blase.posterior import free_parameters, normal_equations
 from specutils_blase.priors import LinePriors
 
 ORDER = 24
@@ -34,8 +37,11 @@ LIMB_DARKENING = (0.4, 0.2)
 CONTINUUM = (1.0, -0.06, 0.02)
 MARGIN = 200.0 / SPEED_OF_LIGHT
 SIGNIFICANT = 10.0
-"""True equivalent width over its error from which on a line's pulls count: chosen by the width that is found, lines
-would come in for being found too strong, and their pulls would have a median of +0.1."""
+"""True equivalent width over the error that such data allow of it, at the truth, from which on a line's pulls count.
+
+Neither may be the fit's. Chosen by the width that is found, lines come in for being found too strong, and their pulls
+have a median of +0.1; by the error that is found, which is relative, lines of S/N 3 come in for being found too weak.
+"""
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 """Spectra and templates that are no part of the repository."""
@@ -86,20 +92,32 @@ def fitted(data, star, sky, **options):
         return sb.fit(data, star, telluric=sky, progress=False, **options)
 
 
+def in_clone(rows, clone) -> np.ndarray:
+    """Which lines of a clone these rows of a ledger are.
+
+    A fit keeps the lines that the order can see, and moves them: they are known by where they started.
+    """
+    start = rows["center"].to_value(u.AA) / (1.0 + rows["rv_offset"].to_value(u.km / u.s) / SPEED_OF_LIGHT)
+    return np.abs(clone.emulator.shifted_center.detach().numpy()[:, None] - start).argmin(axis=0)
+
+
+def values(truth, index: np.ndarray) -> dict[str, np.ndarray]:
+    """Centre, area, σ, γ [Å] of some of the true lines."""
+    return {name: np.asarray(u.Quantity(truth[name], u.AA).value)[index] for name in LINE_COLUMNS}
+
+
 def against_truth(fit, clone, truth, component: str) -> dict[str, np.ndarray]:
     """Lines of a component that were fitted, beside what they were made from."""
     rows = fit.ledger[(fit.ledger["component"] == component) & fit.ledger["free"] & ~fit.ledger["edge"]]
-    # A fit keeps the lines that the order can see, and moves them: they are known by where they started.
-    start = rows["center"].to_value(u.AA) / (1.0 + rows["rv_offset"].to_value(u.km / u.s) / SPEED_OF_LIGHT)
-    known = clone.emulator.shifted_center.detach().numpy()
-    index = np.abs(known[:, None] - start).argmin(axis=0)
-    true = {name: np.asarray(u.Quantity(truth[name], u.AA).value)[index] for name in LINE_COLUMNS}
+    index = in_clone(rows, clone)
+    true = values(truth, index)
     columns = {name: torch.as_tensor(values) for name, values in true.items()}
     with torch.no_grad():
         width = equivalent_width(clone.emulator.law, **columns).numpy()
     area, error = rows["area"].value, rows["area_err"].value
     return {
         "index": index,
+        "id": np.asarray(rows["id"]),
         "snr": rows["snr"].value,
         "ln_area": np.log(area / true["area"]),
         "ln_area_err": error / area,
@@ -109,12 +127,44 @@ def against_truth(fit, clone, truth, component: str) -> dict[str, np.ndarray]:
     }
 
 
-def line_pulls(fit, star, sky, true_star, true_sky) -> dict[str, list[float]]:
+@torch.no_grad()
+def errors_at_truth(fit, clones: dict, truths: dict, vsini: float) -> dict[str, np.ndarray]:
+    """Errors of all equivalent widths [Å] that the data of a fit allow with every line as it truly is.
+
+    With the mean information of Student's t, (ν + 1)/(ν + 3)/s², for the priors: nothing in it has seen the noise.
+    """
+    model, priors, precision = copy.deepcopy(fit.model), LinePriors(), {}
+    model.doppler.rv.fill_(RV)
+    model.rotation.vsini.fill_(vsini)
+    information = (priors.degrees_of_freedom + 1.0) / (priors.degrees_of_freedom + 3.0)
+    width = torch.tensor([getattr(priors, kind) for kind in ("ln_area", "ln_sigma", "ln_gamma", "rv_offset")])
+    for name, emulator in model.components.items():
+        true = values(truths[name], in_clone(fit.ledger[fit.ledger["component"] == name], clones[name]))
+        offset = SPEED_OF_LIGHT * (true["center"] / emulator.center.numpy() - 1.0)
+        logs = [np.log(true[kind]) for kind in ("area", "sigma", "gamma")]
+        emulator.set_line_parameters(torch.as_tensor(np.stack([*logs, offset], axis=1)))
+        precision[name] = torch.where(fit.curvature.prior_precision[name] > 0, information / width.double() ** 2, 0.0)
+    curvature = replace(fit.curvature, prior_precision=precision)
+    free = free_parameters(model, fit.parameters, curvature)
+    factor, found = normal_equations(free, curvature).factor(), {}
+    for name, emulator in model.components.items():
+        chosen = free.lines[name]
+        covariance = factor.covariance_blocks(free.columns(name))[:, :3, :3]
+        line = (emulator.shifted_center, emulator.area, emulator.sigma, emulator.gamma)
+        _, slope = equivalent_width_with_gradient(emulator.law, *(each[chosen] for each in line))
+        found[name] = np.full(len(emulator), np.inf)
+        found[name][chosen] = torch.einsum("ni,nij,nj->n", slope, covariance, slope).sqrt().numpy()
+    return found
+
+
+def line_pulls(fit, star, sky, true_star, true_sky, vsini: float) -> dict[str, list[float]]:
     """Pulls of ln area and equivalent width of all lines above `SIGNIFICANT`, star and sky."""
     found = {"ln_area": [], "equivalent_width": [], "relative_width": []}
-    for name, clone, truth in (("star", star, true_star), ("telluric", sky, true_sky)):
-        lines = against_truth(fit, clone, truth, name)
-        use = lines["true_width"] > SIGNIFICANT * lines["equivalent_width_err"]
+    clones, truths = {"star": star, "telluric": sky}, {"star": true_star, "telluric": true_sky}
+    allowed = errors_at_truth(fit, clones, truths, vsini)
+    for name, clone in clones.items():
+        lines = against_truth(fit, clone, truths[name], name)
+        use = lines["true_width"] > SIGNIFICANT * allowed[name][lines["id"]]
         for kind in ("ln_area", "equivalent_width"):
             found[kind] += (lines[kind] / lines[f"{kind}_err"])[use].tolist()
         found["relative_width"] += (lines["equivalent_width"] / lines["true_width"])[use].tolist()
@@ -146,7 +196,7 @@ def scattered(snr: float, vsini: float, truth: str, seed: int, part: float, **op
 def calibration(snr: float, vsini: float, truth: str, seed: int, part: float = 1.0, **options) -> dict:
     """Pulls of everything (item 1)."""
     fit, components, true = scattered(snr, vsini, truth, seed, part, **options)
-    return velocities(fit, vsini) | line_pulls(fit, *components, *true)
+    return velocities(fit, vsini) | line_pulls(fit, *components, *true, vsini)
 
 
 def means(snr: float, vsini: float, seed: int, part: float = 1.0) -> dict:
@@ -309,4 +359,4 @@ def flaw(name: str, snr: float, vsini: float, seed: int, part: float = 1.0) -> d
     simulation, options = FLAWS[name]
     data = observe(true_star, true_sky, seed=seed, snr=snr, vsini=vsini, part=part, **simulation)
     fit = fitted(data, star, sky, **options)
-    return velocities(fit, vsini) | line_pulls(fit, star, sky, true_star, true_sky)
+    return velocities(fit, vsini) | line_pulls(fit, star, sky, true_star, true_sky, vsini)
