@@ -31,7 +31,7 @@ COLUMNS = {
     "held_out_typical": "Median |residual| / 0.6745 over them, in units of the uncertainty or else of the median flux",
     "best": "Whether these settings predict best, by held_out_typical",
     "behind_best": "held_out_typical less that of the best, over pixels that both predict",
-    "behind_best_err": "Its error, of pairs: what makes pixels hard for both alike is not in it",
+    "behind_best_err": "Its error, of pairs: what makes pixels hard for both alike is not in it; NaN from one block",
 }
 """Name → meaning of every column of the table that `cross_validate` returns."""
 
@@ -60,7 +60,7 @@ def cross_validate(
     All settings predict the same pixels with the same noise, so that they differ by much less than each is uncertain:
     `behind_best_err` is the standard deviation of the difference over drawings of blocks of pixels with replacement
     (bootstrap, Künsch 1989), the same for both. Within one such error of the best, settings predict alike, and the
-    simplest will do.
+    simplest will do. Compare settings of the same `held_out`: one that leaves out orders is judged by the others only.
 
     Parameters
     ----------
@@ -98,11 +98,17 @@ def cross_validate(
                 f"settings[{name!r}] has {', '.join(own)}, which all settings share: give it to cross_validate itself"
             )
     many = isinstance(data, (list, tuple))
-    reading = {name: options[name] for name in ("resolving_power", "medium") if name in options}
+    # What is read here are fluxes and errors, for which any setting's will do if it is not common to all.
+    reading = {
+        name: given[name]
+        for given in (*settings.values(), options)
+        for name in ("resolving_power", "medium")
+        if name in given
+    }
     orders = read_orders(data, **reading)[0] if many else [read_order(data, **reading)]
     sizes = [BLOCK * math.ceil(len(order.data) / BLOCK) for order in orders]
     first = dict(zip([order.index for order in orders], np.cumsum([0, *sizes]), strict=False))
-    rows, predicted = [], {}
+    predicted = {}
     with tqdm(
         total=len(settings) * folds, desc="cross-validation", disable=not progress, leave=False, delay=2.0
     ) as bar:
@@ -133,16 +139,22 @@ def cross_validate(
                     noise.append(sigma if known else np.full(int(out.sum()), np.nan))
                     pixel.append(first[index] + np.flatnonzero(out))
                 bar.update()
-            seen, unseen, noise, pixel = (np.concatenate(parts) for parts in (seen, unseen, noise, pixel))
-            in_noise = unseen / noise
-            known = bool(np.isfinite(noise).all())
-            predicted[name] = pixel, in_noise if known else unseen
-            rms = [float(np.sqrt(np.mean(values**2))) for values in (unseen, seen)]
-            chi2 = float(np.mean(in_noise**2)) if known else math.nan
-            typical = _typical(predicted[name][1])
-            rows.append((name, folds, converged, len(unseen), *rms, rms[0] / rms[1], chi2, typical))
-    best = min(rows, key=lambda row: row[-1])[0]
-    rows = [(*row, row[0] == best, *_behind(predicted[best], predicted[row[0]])) for row in rows]
+            predicted[name] = converged, *(np.concatenate(parts) for parts in (seen, unseen, noise, pixel))
+    # One unit for all settings: some may have left out the order that brings no uncertainties, others not.
+    known = all(np.isfinite(noise).all() for *_, noise, _ in predicted.values())
+    residuals = {
+        name: (pixel, unseen / noise if known else unseen) for name, (*_, unseen, noise, pixel) in predicted.items()
+    }
+    typical = {name: _typical(values) for name, (_, values) in residuals.items()}
+    best = min(typical, key=typical.get)
+    rows = []
+    for name, (converged, seen, unseen, noise, _) in predicted.items():
+        rms = [float(np.sqrt(np.mean(values**2))) for values in (unseen, seen)]
+        chi2 = float(np.mean((unseen / noise) ** 2))
+        behind = _behind(residuals[best], residuals[name])
+        rows.append(
+            (name, folds, converged, len(unseen), *rms, rms[0] / rms[1], chi2, typical[name], name == best, *behind)
+        )
     table = QTable(rows=rows, names=list(COLUMNS))
     for name, meaning in COLUMNS.items():
         table[name].info.description = meaning
@@ -157,18 +169,22 @@ def _typical(values: np.ndarray) -> float:
 def _behind(best: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]) -> tuple[float, float]:
     """By how much the typical residual of one setting is larger than that of the best, and its error.
 
-    Each has the places of its pixels, of which `BLOCK` are drawn together, and the residuals there.
+    Each has the places of its pixels, of which `BLOCK` are drawn together, and the residuals there. One block by itself
+    does not tell how blocks scatter: NaN, but for the best's own residuals, which are behind by nothing.
     """
     pixel, *chosen = np.intersect1d(best[0], other[0], return_indices=True)
     if not pixel.size:
         return math.nan, math.nan
     values = np.stack([residuals[at] for (_, residuals), at in zip((best, other), chosen, strict=True)])
+    behind = _typical(values[1]) - _typical(values[0])
     blocks = np.split(np.arange(pixel.size), np.flatnonzero(np.diff(pixel // BLOCK)) + 1)
+    if len(blocks) == 1:
+        return behind, 0.0 if np.array_equal(*values) else math.nan
     rng, drawn = np.random.default_rng(0), []
     for _ in range(N_BOOTSTRAP):
         at = np.concatenate([blocks[k] for k in rng.integers(len(blocks), size=len(blocks))])
         drawn.append(_typical(values[1, at]) - _typical(values[0, at]))
-    return _typical(values[1]) - _typical(values[0]), float(np.std(drawn, ddof=1))
+    return behind, float(np.std(drawn, ddof=1))
 
 
 def _held_out(order: ObservedOrder, every: int, phase: int) -> np.ndarray:

@@ -79,12 +79,41 @@ def test_differences_are_of_pairs():
     assert np.isnan(_behind((pixel[:9], one[:9]), (pixel[9:], two[9:]))).all()
 
 
+def test_one_block_tells_no_error():
+    """How blocks scatter cannot be seen from one; that the best is behind itself by nothing can."""
+    pixel, (one, two) = np.arange(BLOCK), np.random.default_rng(2).normal(size=(2, BLOCK))
+    difference, error = _behind((pixel, one), (pixel, two))
+    expected = (np.median(np.abs(two)) - np.median(np.abs(one))) / 0.6745
+    assert difference == pytest.approx(expected, rel=1e-9) and np.isnan(error)
+    assert _behind((pixel, one), (pixel, one)) == (0.0, 0.0)
+    assert _behind((pixel + 1, one), (pixel + 1, two))[1] > 0.0  # two, of which one has a single pixel
+
+
 def test_templates_are_settings():
     """What a setting gives takes the place of what all have in common, the star as well."""
     other = STAR[::2]
     other.meta.update(STAR.meta)
     table = sb.cross_validate(observed(), STAR, settings={"half": {"star": other}, "all": {}}, folds=1, **OPTIONS)
     assert list(table["best"]) == [False, True]
+
+
+def test_settings_that_leave_out_an_order():
+    """The order without uncertainties is not in the one, and gives the other's unit: both are in that of the flux."""
+    spectrum, half = observed(), len(WAVELENGTH) // 2
+    first, second = spectrum[:half], spectrum[half:]
+    second.uncertainty = None
+    narrow = STAR.copy()
+    narrow.meta["wavelength_range"] = (10_470.0, 10_518.0)
+    options = {name: given for name, given in OPTIONS.items() if name != "resolving_power"}
+    settings = {name: {"star": star, "resolving_power": POWER} for name, star in (("all", STAR), ("narrow", narrow))}
+    table = sb.cross_validate(SpectrumList([first, second]), settings=settings, folds=1, **options)
+    assert list(table["held_out"]) == [half // 5, half // 10]  # of both halves, and of one
+    assert np.isnan(table["held_out_chi2"][0]) and 0.5 < table["held_out_chi2"][1] < 2.5
+    # Noise of 1/150 of the continuum, both; in units of the uncertainty it would be near one.
+    assert np.all(table["held_out_typical"] < 2.0 / 150.0)
+    assert np.all(np.abs(table["behind_best"]) < 1.0 / 150.0)
+    (best,) = np.flatnonzero(table["best"])
+    assert table["behind_best"][best] == table["behind_best_err"][best] == 0.0
 
 
 def test_the_example_of_the_documentation():
