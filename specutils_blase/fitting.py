@@ -139,6 +139,8 @@ def fit(
     ------
     ValueError
         For input that cannot be fitted; the message says what was expected, what came, and what to do.
+    TypeError
+        Likewise for arguments of another kind, such as priors that are no `LinePriors`.
     """
     free = _names(free, GLOBALS, "free")
     kinds = {

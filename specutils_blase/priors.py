@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -46,21 +47,26 @@ class LinePriors:
             given = getattr(self, name)
             value = _as_number(given, "km/s" if name == "rv_offset" else "")
             if not value > 0.0 or (math.isinf(value) and name != "degrees_of_freedom"):
-                unit = " in km/s, or a Quantity of velocity" if name == "rv_offset" else ""
+                finite, unit = " finite", ""
+                remedy = "To fix a parameter, hold it instead; to let it go, give a wide prior"
+                if name == "rv_offset":
+                    unit = " in km/s, or a Quantity of velocity"
+                elif name == "degrees_of_freedom":
+                    finite, remedy = "", "Infinity makes the priors Gaussian; the smaller, the heavier their tails"
                 raise ValueError(
-                    f"{name} of a prior must be one positive{'' if name == 'degrees_of_freedom' else ' finite'} number"
-                    f"{unit}; got {given!r}. To fix a parameter, hold it instead; to let it go, give a wide prior"
+                    f"{name} of a prior must be one positive{finite} number{unit}; got {given!r}. {remedy}"
                 )
             object.__setattr__(self, name, value)
 
 
 def _as_number(given, unit: str) -> float:
     """A number or Quantity as a float in this unit; NaN for what is none."""
-    if isinstance(given, (bool, str)):
-        return math.nan
     try:
-        return float(given.to_value(unit) if hasattr(given, "to_value") else given)
-    except (TypeError, ValueError):  # astropy's UnitConversionError is both
+        value = given.to_value(unit) if hasattr(given, "to_value") else given
+        if hasattr(value, "item") and value.ndim == 0:  # of numpy or torch, which have truth values of their own
+            value = value.item()
+        return float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    except (TypeError, ValueError, OverflowError):  # astropy's UnitConversionError is the first two
         return math.nan
 
 

@@ -148,7 +148,7 @@ class FitResult:
         Raises
         ------
         ValueError
-            If the result does not hold its `curvature`.
+            If the result does not hold its `curvature`, or `n_draw` is no positive whole number.
         """
         return draw(self, n_draw, seed)
 
