@@ -110,7 +110,7 @@ def argument_parser() -> argparse.ArgumentParser:
         "--missing-lines",
         type=float,
         metavar="EXPECTED",
-        help="find and fit lines that no template has; how many false ones noise may bring, such as 0.1",
+        help="find and fit lines that no template has; how many false ones may be among them, such as 0.1",
     )
     work.add_argument("--out", metavar="ASDF", help="write the whole result")
 

@@ -20,6 +20,7 @@ from astropy import units as u
 from astropy.table import QTable
 from torch import Tensor
 
+from .factor import Factor
 from .least_squares import Solution, minimize
 from .ledger import equivalent_width, equivalent_width_with_gradient
 from .line_trials import (
@@ -30,8 +31,8 @@ from .line_trials import (
     nearby,
     observed_width,
     places,
-    touching,
     whose,
+    without_touching,
     worth,
 )
 from .missing_lines import EXPECTED, HELD, LINE, Feature, Grown, search
@@ -201,19 +202,20 @@ def _needed(
     Where some go, the problem is left with the old lines beside them where these do best without.
     """
     fitted = as_fitted(features, larger.free.model, grown)
-    strengths = _significance(larger, grown, final, features)
+    factor = final.normal.factor()
+    strengths = _significance(larger, grown, factor, features)
     weak = [at for at, one in enumerate(features) if strengths[at] <= STILL * one.level]
     if weak:
-        gone = _without_touching(fitted, sorted(weak, key=strengths.__getitem__))
+        gone = without_touching(fitted, sorted(weak, key=strengths.__getitem__))
         return [one for at, one in enumerate(fitted) if at not in gone]
     which = [at for at, one in enumerate(features) if not one.tried]
     if not which:
         return fitted
-    known = (1.0 / final.normal.factor().variance() - final.normal.prior_precision)[grown.old]
+    known = (1.0 / factor.variance() - final.normal.prior_precision)[grown.old]
     start, trials = problem.read(), worth(problem, larger, grown, features, which, max_iterations, report)
     false = {at: expected_false(trial.gain, fitted[at], expected, problem, known) for at, trial in trials.items()}
     spared = [at for at in sorted(which, key=lambda at: trials[at].gain) if false[at] > expected]
-    gone = _without_touching(fitted, spared)
+    gone = without_touching(fitted, spared)  # the rest may have been spared for these: it is tried again
     for at in which:
         if at in gone:
             there = nearby(problem, fitted[at])
@@ -222,18 +224,6 @@ def _needed(
             fitted[at] = replace(fitted[at], tried=True, expected=max(false[at], fitted[at].expected))
     problem.write(start)
     return [one for at, one in enumerate(fitted) if at not in gone]
-
-
-def _without_touching(features: list[Feature], order: list[int]) -> list[int]:
-    """Those of some features that may go at once, the first first.
-
-    Of two that touch, either may have been without use for the other's sake: the second waits until the first is gone.
-    """
-    gone: list[int] = []
-    for at in order:
-        if not any(touching(features[at], features[other]) for other in gone):
-            gone.append(at)
-    return gone
 
 
 def _alone(features: list[Feature]) -> list[Feature]:
@@ -245,9 +235,9 @@ def _alone(features: list[Feature]) -> list[Feature]:
     return kept
 
 
-def _significance(larger: AnchoredProblem, grown: Grown, solution: Solution, features: list[Feature]) -> list[float]:
+def _significance(larger: AnchoredProblem, grown: Grown, factor: Factor, features: list[Feature]) -> list[float]:
     """Equivalent width of each new line over its error."""
-    factor, strengths = solution.normal.factor(), {}
+    strengths = {}
     for name, columns in grown.columns.items():
         if not columns.numel():
             continue

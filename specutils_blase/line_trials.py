@@ -197,7 +197,10 @@ def worth(
     start, trials = problem.read(), {}
     fitted, solved = as_fitted(features, larger.free.model, grown), larger.read()
     with_it = dict(zip(which, costs_nearby(larger, [fitted[at] for at in which]), strict=True))
-    for group in _apart(fitted, which):
+    left = list(which)
+    while left:
+        group = without_touching(fitted, left)
+        left = [at for at in left if at not in group]
         gone = [fitted[at] for at in group]
         stay = [at for at in range(len(features)) if at not in group]
         for begin in (_loosely, _taken_over):
@@ -258,20 +261,19 @@ def expected_false(gain: float, feature: Feature, expected: float, problem: Anch
     return noise + float(2.0 * stdtr(freedom.numpy(), -far.numpy()).sum())
 
 
-def _apart(features: list[Feature], which: list[int]) -> list[list[int]]:
-    """These features in groups of such as do not touch each other."""
-    groups: list[list[int]] = []
-    for at in which:
-        for group in groups:
-            if not any(touching(features[at], features[other]) for other in group):
-                group.append(at)
-                break
-        else:
-            groups.append([at])
-    return groups
+def without_touching(features: list[Feature], order: list[int]) -> list[int]:
+    """Those of some features that can be taken out at once, the first first: what is near one is not near another.
+
+    Of two that touch, either may be without use for the other's sake.
+    """
+    chosen: list[int] = []
+    for at in order:
+        if not any(_touching(features[at], features[other]) for other in chosen):
+            chosen.append(at)
+    return chosen
 
 
-def touching(one: Feature, other: Feature) -> bool:
+def _touching(one: Feature, other: Feature) -> bool:
     """Whether what is near one feature is near the other too."""
     return abs(one.wavelength - other.wavelength) < NEAR * (observed_width(one) + observed_width(other))
 

@@ -27,6 +27,7 @@ import specutils_blase as sb
 from specutils_blase import simulate, templates
 from specutils_blase.grids import SPEED_OF_LIGHT
 from specutils_blase.ledger import equivalent_width, equivalent_width_with_gradient
+from specutils_blase.parameters import KINDS
 from specutils_blase.posterior import free_parameters, normal_equations
 from specutils_blase.priors import LinePriors
 
@@ -46,7 +47,7 @@ have a median of +0.1; by the error that is found, which is relative, lines of S
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 """Spectra and templates that are no part of the repository."""
 
-WIDTHS = {f"scatter_{name}": getattr(LinePriors(), name) for name in ("ln_area", "ln_sigma", "ln_gamma", "rv_offset")}
+WIDTHS = {f"scatter_{name}": getattr(LinePriors(), name) for name in KINDS}
 LINE_COLUMNS = ["center", "area", "sigma", "gamma"]
 
 
@@ -127,23 +128,28 @@ def against_truth(fit, clone, truth, component: str) -> dict[str, np.ndarray]:
     }
 
 
+def mean_information(priors: LinePriors) -> np.ndarray:
+    """Of Student's t of each of `KINDS`, over truths drawn from it: (ν + 1)/(ν + 3)/s²."""
+    width = np.array([getattr(priors, kind) for kind in KINDS])
+    return (priors.degrees_of_freedom + 1.0) / (priors.degrees_of_freedom + 3.0) / width**2
+
+
 @torch.no_grad()
 def errors_at_truth(fit, clones: dict, truths: dict, vsini: float) -> dict[str, np.ndarray]:
     """Errors of all equivalent widths [Å] that the data of a fit allow with every line as it truly is.
 
-    With the mean information of Student's t, (ν + 1)/(ν + 3)/s², for the priors: nothing in it has seen the noise.
+    With the mean information of the priors: nothing in it has seen the noise.
     """
-    model, priors, precision = copy.deepcopy(fit.model), LinePriors(), {}
+    model, precision = copy.deepcopy(fit.model), {}
     model.doppler.rv.fill_(RV)
     model.rotation.vsini.fill_(vsini)
-    information = (priors.degrees_of_freedom + 1.0) / (priors.degrees_of_freedom + 3.0)
-    width = torch.tensor([getattr(priors, kind) for kind in ("ln_area", "ln_sigma", "ln_gamma", "rv_offset")])
+    information = torch.as_tensor(mean_information(LinePriors()))
     for name, emulator in model.components.items():
         true = values(truths[name], in_clone(fit.ledger[fit.ledger["component"] == name], clones[name]))
         offset = SPEED_OF_LIGHT * (true["center"] / emulator.center.numpy() - 1.0)
         logs = [np.log(true[kind]) for kind in ("area", "sigma", "gamma")]
         emulator.set_line_parameters(torch.as_tensor(np.stack([*logs, offset], axis=1)))
-        precision[name] = torch.where(fit.curvature.prior_precision[name] > 0, information / width.double() ** 2, 0.0)
+        precision[name] = torch.where(fit.curvature.prior_precision[name] > 0, information, 0.0)
     curvature = replace(fit.curvature, prior_precision=precision)
     free = free_parameters(model, fit.parameters, curvature)
     factor, found = normal_equations(free, curvature).factor(), {}

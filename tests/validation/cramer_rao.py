@@ -23,11 +23,11 @@ from dataclasses import dataclass, replace
 import cases
 import numpy as np
 
+from specutils_blase.grids import SPEED_OF_LIGHT
+from specutils_blase.parameters import KINDS
 from specutils_blase.priors import LinePriors
 from specutils_blase.simulate.flux import legendre_continuum, simulate_flux
 
-C_KMS = 299_792.458
-KINDS = ("ln_area", "ln_sigma", "ln_gamma", "rv_offset")
 CHANGE = {"ln_area": 1e-3, "ln_sigma": 1e-3, "ln_gamma": 1e-3, "rv_offset": 1e-2, "rv": 1e-2, "vsini": 1e-2}
 """Steps h of the differences: they truncate by 1e-6, and the simulator's own error, 1e-10, does not show."""
 
@@ -84,7 +84,7 @@ class Place:
         tables = {}
         for name, (center, *logs, offset) in ((name, lines.T) for name, lines in self.lines.items()):
             widths = dict(zip(("area", "sigma", "gamma"), np.exp(logs), strict=True))
-            tables[name] = {"center": center * (1.0 + offset / C_KMS)} | widths
+            tables[name] = {"center": center * (1.0 + offset / SPEED_OF_LIGHT)} | widths
         return simulate_flux(
             self.edges[pixels], **tables, rv=self.rv, vsini=self.vsini, limb_darkening=cases.LIMB_DARKENING,
             resolving_power=cases.RESOLVING_POWER, step=STEP,
@@ -96,8 +96,8 @@ class Place:
         core = 6.0 * np.exp(ln_sigma)
         wing = np.exp(0.5 * (ln_area + ln_gamma)) / np.sqrt(np.pi * UNSEEN)
         velocity, rotation = (self.rv, self.vsini) if name == "star" else (0.0, 0.0)
-        place = center * (1.0 + (offset + velocity) / C_KMS)
-        spread = place * (rotation / C_KMS + 2.5 / cases.RESOLVING_POWER)
+        place = center * (1.0 + (offset + velocity) / SPEED_OF_LIGHT)
+        spread = place * (rotation / SPEED_OF_LIGHT + 2.5 / cases.RESOLVING_POWER)
         half = core + wing + spread
         first, last = np.searchsorted(self.edges.mean(axis=1), (place - half, place + half))
         return slice(max(first - 1, 0), last + 1)
@@ -137,14 +137,13 @@ def errors(curvature: np.ndarray, place: Place, rows: int) -> tuple[float, float
 
 def bounds(fit) -> dict[str, tuple[float, float]]:
     """Errors of the radial velocity and v sin i [km/s], by the name of what stands for the priors."""
-    place, priors = Place.of(fit), LinePriors()
+    place = Place.of(fit)
     columns = jacobian(place)
     data = columns.T @ (columns / fit.data.sigma.numpy()[:, None] ** 2)
     own = [fit.curvature.prior_precision[name].numpy()[free].ravel() for name, free in place.free.items()]
     n_line = sum(map(len, own))
-    width = np.tile([getattr(priors, kind) for kind in KINDS], n_line // len(KINDS))
-    freedom = priors.degrees_of_freedom
-    precisions = {"own": np.concatenate(own), "van_trees": (freedom + 1.0) / (freedom + 3.0) / width**2}
+    information = np.tile(cases.mean_information(LinePriors()), n_line // len(KINDS))
+    precisions = {"own": np.concatenate(own), "van_trees": information}
     found = {}
     for name, precision in precisions.items():
         curvature = data.copy()

@@ -201,7 +201,8 @@ def test_the_command_explains_itself(tmp_path):
     assert told.returncode == 0
     text = " ".join(told.stdout.split())
     assert ", ".join(ITEMS) in text
-    assert "changed 8, missing 20" in text and "changed 0.3, missing 1" in text
+    assert "calibration 200, bound 1, changed 8, missing 20, scattered 8" in text
+    assert "calibration 1, bound 1, changed 0.3, missing 1, scattered 1" in text
     assert "no item spectra" in command("spectra").stderr
     assert list(tmp_path.iterdir()) == []
 
