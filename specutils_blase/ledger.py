@@ -77,12 +77,15 @@ class LineErrors:
         ln area at the start.
     prior_ln_area : float
         Prior width of ln area.
+    at_limit : Tensor, (n_line,), optional
+        Whether the fit has taken the line as far from its start as it lets it go.
     """
 
     free: Tensor
     covariance: Tensor
     reference_ln_area: Tensor
     prior_ln_area: float
+    at_limit: Tensor | None = None
 
 
 def build_ledger(
@@ -173,6 +176,7 @@ def _component_columns(name, emulator, errors, ranges, orders) -> dict[str, np.n
         "saturated": saturated & ~emission,
         "edge": edge,
         "unconstrained": ~errors.free | (error[:, 0] > FLAG_LIMITS["unconstrained"] * errors.prior_ln_area),
+        "at_limit": torch.zeros_like(errors.free) if errors.at_limit is None else errors.at_limit,
         "free": errors.free,
     }
     result = {key: value.detach().cpu().numpy() for key, value in columns.items()}

@@ -102,6 +102,11 @@ COLUMNS: dict[str, Column] = {
         "The data say little of the line's strength, or it was not fitted",
         f"error of ln(area) > {FLAG_LIMITS['unconstrained']} of its prior's width",
     ),
+    "at_limit": Column(
+        None,
+        "Strength, width or place stands at the farthest from the start that a fit lets a line go: the data ask for a "
+        "line that the template does not have, and the errors hold only for one that stays what it is",
+    ),
     "free": Column(None, "Whether any parameter of the line was free"),
     "orders": Column(None, "Orders that contributed, separated by commas"),
 }

@@ -17,7 +17,7 @@ from .ledger_columns import KMS
 from .line_lists import normalise_species
 from .spectrum import to_kms, vacuum_wavelength
 
-FLAGS = ("blended", "saturated", "edge", "unconstrained")
+FLAGS = ("blended", "saturated", "edge", "unconstrained", "at_limit")
 """Columns of a ledger that speak against a line."""
 
 
@@ -54,7 +54,8 @@ def select_lines(
     changed : float, optional
         Least significance `change_significance` of a line's change against the clone.
     without : str or iterable of str
-        Flags that a line must not have, among "blended", "saturated", "edge" and "unconstrained"; "any" for all four.
+        Flags that a line must not have, among "blended", "saturated", "edge", "unconstrained" and "at_limit"; "any" for
+        all five, or those of them that a ledger of an older version has.
 
     Returns
     -------
@@ -82,7 +83,9 @@ def select_lines(
     if changed is not None:
         with np.errstate(invalid="ignore"):  # NaN: never fitted
             keep &= change_significance(ledger)["total"] >= changed
-    flags = FLAGS if without == "any" else [without] if isinstance(without, str) else list(without)
+    older = "unconstrained" in ledger.colnames and "at_limit" not in ledger.colnames
+    every = FLAGS[:-1] if older else FLAGS
+    flags = every if without == "any" else [without] if isinstance(without, str) else list(without)
     for flag in flags:
         if flag not in FLAGS:
             raise ValueError(f"without must be among {', '.join(FLAGS)}, or 'any', got {flag!r}")

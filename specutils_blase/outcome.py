@@ -91,8 +91,9 @@ def build_result(problem: AnchoredProblem, solution: Solution, given: Given) -> 
             picked = torch.tensor(kinds)
             block = inflation * factor.covariance_blocks(problem.free.columns(name))
             covariance[lines.view(-1, 1, 1), picked.view(1, -1, 1), picked.view(1, 1, -1)] = block
-        prior = prior_error(problem.line_priors[name], "ln_area")
-        components[name] = (emulator, LineErrors(free, covariance, given.start_area[name], prior))
+        prior, at_limit = prior_error(problem.line_priors[name], "ln_area"), problem.at_limit(name)
+        errors = LineErrors(free, covariance, given.start_area[name], prior, at_limit)
+        components[name] = (emulator, errors)
         shift = 1.0 + (model.doppler.rv.item() / SPEED_OF_LIGHT if name == "star" else 0.0)
         ranges[name] = [(low / shift, high / shift) for low, high in (order.fitted_span for order in orders)]
     message = solution.message

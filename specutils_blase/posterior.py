@@ -264,9 +264,11 @@ def draw(result, n_draw: int, seed: int) -> Draws:
     """Draws from the posterior of a result; see `FitResult.draw`."""
     if not isinstance(n_draw, (int, np.integer)) or isinstance(n_draw, bool) or n_draw < 1:
         raise ValueError(f"the number of draws must be a positive whole number, got {n_draw!r}")
+    if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool) or not 0 <= seed < 2**63:
+        raise ValueError(f"seed must be a whole number from 0 on, so that draws can be made again; got {seed!r}")
     free = free_parameters(result.model, result.parameters, needed(result))
     factor = normal_equations(free, result.curvature).factor()
-    vectors = free.read() + factor.draw(n_draw, torch.Generator().manual_seed(seed))
+    vectors = free.read() + factor.draw(n_draw, torch.Generator().manual_seed(int(seed)))
     for key, columns in free.global_slices.items():
         if key == "vsini":  # of its square, which the data cannot tell from a little less than nothing
             vectors[:, columns] = vectors[:, columns].clamp(min=0.0)

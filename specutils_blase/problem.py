@@ -16,6 +16,7 @@ from .grids import SPEED_OF_LIGHT
 from .jacobian import linearize
 from .jacobian_windows import Layout, covariance_cut
 from .kernels import FWHM_PER_SIGMA
+from .lines import LineEmulator
 from .model import Stages
 from .normal_equations import NormalEquations
 from .parameters import FreeParameters
@@ -31,6 +32,9 @@ MOST_OPACITY, STRONGER = 100.0, 10.0
 
 Lines of the flux (linear law) and lines of the opacity are alike black long before.
 """
+
+AT_BOUND = 1e-6
+"""Distance from a bound within which a parameter stands at it, single precision being what a model may hold."""
 
 
 @dataclass
@@ -48,6 +52,34 @@ class _Evaluation:
     stages: list[Stages]
     pull: Callable[[Tensor], Tensor] | None
     pulled: Tensor | None = None
+
+
+@torch.no_grad()
+def line_bounds(emulator: LineEmulator) -> dict[str, tuple[Tensor, Tensor]]:
+    """Between what each parameter of each line must stay that is anchored where the emulator has it.
+
+    A line stays the line that it is: `WIDEST` times as broad by σ or γ alone at most, `FARTHEST` widths away. Where a
+    model lacks something, or a continuum is too stiff, the heavy tails of the priors would else let single lines spread
+    over whole orders and beyond, or wander off to what has nothing to do with them. A line that is centred where
+    nothing counts would grow without end, until all its neighbours see is the steep end of a box.
+
+    Returns
+    -------
+    dict
+        Each of `KINDS` to lower and upper bounds, (n_line,) float64.
+    """
+    ln_area, ln_sigma, ln_gamma, rv_offset = emulator.line_parameters().detach().double().unbind(1)
+    center = emulator.center.double()
+    fwhm = voigt_fwhm(ln_sigma.exp(), ln_gamma.exp())
+    width = torch.maximum(fwhm, center * (LEAST_WIDTH / SPEED_OF_LIGHT))
+    unbounded = torch.full_like(ln_area, -torch.inf)
+    bounds = {"ln_area": (unbounded, torch.maximum((MOST_OPACITY * width).log(), ln_area + math.log(STRONGER)))}
+    for kind, anchor, per_width in (("ln_sigma", ln_sigma, FWHM_PER_SIGMA), ("ln_gamma", ln_gamma, 2.0)):
+        narrowest, widest = (NARROWEST * width / per_width).log(), (WIDEST * width / per_width).log()
+        bounds[kind] = torch.minimum(narrowest, anchor), torch.maximum(widest, anchor)
+    reach = FARTHEST * width / center * SPEED_OF_LIGHT
+    bounds["rv_offset"] = rv_offset - reach, rv_offset + reach
+    return bounds
 
 
 class AnchoredProblem:
@@ -100,30 +132,24 @@ class AnchoredProblem:
             else:
                 self.limit[columns] = GLOBAL_LIMITS[name]
 
-    @torch.no_grad()
     def _bound_lines(self) -> None:
-        """A line stays the line that it is: `WIDEST` times as broad by σ or γ alone at most, `FARTHEST` widths away.
-
-        Where a model lacks something, or a continuum is too stiff, the heavy tails of the priors would else let single
-        lines spread over whole orders and beyond, or wander off to what has nothing to do with them. A line that is
-        centred where nothing counts would grow without end, until all its neighbours see is the steep end of a box.
-        """
-        per_width = {"ln_sigma": FWHM_PER_SIGMA, "ln_gamma": 2.0}
         for name, emulator in self.free.model.components.items():
             columns, lines = self.free.columns(name), self.free.lines[name]
-            center = emulator.center[lines]
-            fwhm = voigt_fwhm(emulator.sigma[lines].double(), emulator.gamma[lines].double())
-            width = torch.maximum(fwhm, center * (LEAST_WIDTH / SPEED_OF_LIGHT))
+            bounds = line_bounds(emulator)
             for position, kind in enumerate(self.free.kinds[name]):
-                own = columns[:, position]
-                if kind == "ln_area":
-                    self.upper[own] = torch.maximum((MOST_OPACITY * width).log(), self.anchor[own] + math.log(STRONGER))
-                if kind in per_width:
-                    self.upper[own] = torch.maximum((WIDEST * width / per_width[kind]).log(), self.anchor[own])
-                    self.lower[own] = torch.minimum((NARROWEST * width / per_width[kind]).log(), self.anchor[own])
-                if kind == "rv_offset":
-                    reach = FARTHEST * width / center * SPEED_OF_LIGHT
-                    self.lower[own], self.upper[own] = self.anchor[own] - reach, self.anchor[own] + reach
+                for bound, values in zip((self.lower, self.upper), bounds[kind], strict=True):
+                    bound[columns[:, position]] = values[lines]
+
+    def at_limit(self, component: str) -> Tensor:
+        """Lines of a component, (n_line,), with a parameter at a bound; σ or γ of next to nothing are none."""
+        vector, columns = self.read(), self.free.columns(component)
+        found = torch.zeros(len(self.free.model.components[component]), dtype=torch.bool, device=vector.device)
+        for kind, own in zip(self.free.kinds[component], columns.T, strict=True):
+            at = vector[own] >= self.upper[own] - AT_BOUND
+            if kind == "rv_offset":
+                at |= vector[own] <= self.lower[own] + AT_BOUND
+            found[self.free.lines[component][at]] = True
+        return found
 
     def loosen(self, factors: dict[str, float] | None) -> None:
         """Widen the line priors by a factor for each kind of parameter; None puts them back."""

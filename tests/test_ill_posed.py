@@ -77,6 +77,22 @@ def test_two_lines_on_top_of_each_other_share(result):
     assert (error > 2.0 * alone).all() and (error < 1.2 * LinePriors().ln_area).all()
 
 
+def test_a_line_that_the_template_does_not_have_is_at_its_limit():
+    """Where the data have a trough ten times as broad as the template's line, that line says so, and no other does."""
+    table = {name: values[:-1].copy() for name, values in lines().items()}
+    third = int(np.argmin(np.abs(table["center"] - 10_502.0)))
+    true = {name: values.copy() for name, values in table.items()}
+    true["sigma"][third] *= 10.0
+    true["area"][third] *= 10.0
+    data = simulate(PIXELS, true, rv=12.0, vsini=4.0, resolving_power=55_000, snr=SNR, seed=6)
+    columns = (table[name] for name in ("center", "area", "sigma", "gamma"))
+    emulator = LineEmulator(*columns, wavelength_range=(10_480.0, 10_525.0))
+    fit = sb.fit(data, emulator, rv=12.0, vsini=4.0, resolving_power=55_000, progress=False)
+    flagged = fit.ledger["center"][fit.ledger["at_limit"]].value
+    assert np.abs(flagged - table["center"][third]).tolist() == [pytest.approx(0.0, abs=0.3)]
+    assert len(sb.select_lines(fit.ledger, without="at_limit")) == len(fit.ledger) - 1
+
+
 @pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.LBFGS])
 def test_your_own_loss_and_optimiser(optimizer):
     """The model is a module like any other: Adam and L-BFGS bring a robust loss down to where the data are."""

@@ -102,7 +102,11 @@ def test_conditions(ledger, options, expected):
         ({"region": SpectralRegion(10 * u.pix, 20 * u.pix)}, u.UnitsError, "spectral axis in wavelength"),
         ({"region": 10500.0}, ValueError, r"region as a SpectralRegion or \(low, high\), got 10500.0"),
         ({"region": (10490, 10500), "rv": 3 * u.AA}, u.UnitsError, "expected rv as one finite number of km"),
-        ({"without": "ugly"}, ValueError, "without must be among blended, saturated, edge, unconstrained, or 'any'"),
+        (
+            {"without": "ugly"},
+            ValueError,
+            "without must be among blended, saturated, edge, unconstrained, at_limit, or 'any'",
+        ),
         ({"species": "Xyz"}, ValueError, "expected a species such as"),
         ({"medium": "water", "region": (10490, 10500)}, ValueError, "medium 'vacuum' or 'air'"),
     ],
@@ -119,6 +123,16 @@ def test_what_a_condition_needs_is_named(ledger):
         sb.select_lines(bare, species="Fe I")
     with pytest.raises(ValueError, match=r"delta_ln_area, area_err, rv_offset, rv_offset_err missing"):
         sb.select_lines(bare, changed=3.0)
+
+
+def test_ledgers_of_older_versions_do_not_tell_all(ledger):
+    """They have no column at_limit: "any" is of the others, and who asks for it is told."""
+    older = ledger[[name for name in ledger.colnames if name != "at_limit"]]
+    older["unconstrained"] = False
+    older["edge"][2] = True
+    assert centers(sb.select_lines(older, without="any", component="star")) == np.delete(CENTER, 2).tolist()
+    with pytest.raises(ValueError, match="at_limit missing"):
+        sb.select_lines(older, without="at_limit")
 
 
 # --- significance of change -------------------------------------------------------------------------------------------

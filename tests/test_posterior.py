@@ -182,5 +182,9 @@ def test_what_cannot_be_drawn(result):
     for n_draw in (0, -1, 2.5, True, "3", None):
         with pytest.raises(ValueError, match=f"must be a positive whole number, got {n_draw!r}"):
             result.draw(n_draw)
+    for seed in (-1, 1.0, True, "3", None, 2**63):
+        with pytest.raises(ValueError, match=rf"seed must be a whole number from 0 on.*got {seed!r}"):
+            result.draw(1, seed=seed)
+    assert (result.draw(1, seed=np.int64(3)).vectors == result.draw(1, seed=3).vectors).all()
     with pytest.raises(ValueError, match=r"name must be one of model_spectrum.*got 'flux'"):
         result.draw(1).spectra("flux")

@@ -275,6 +275,20 @@ def test_no_line_becomes_a_continuum():
     assert bool((p.anchor <= p.upper).all()) and bool((p.anchor >= p.lower).all())
 
 
+def test_lines_at_their_limit():
+    """At the upper end of strength or width, or at either end of the place; σ and γ of next to nothing are none."""
+    p = problem()
+    assert not p.at_limit("star").any() and not p.at_limit("telluric").any()
+    vector, star, sky = p.read(), p.free.columns("star"), p.free.columns("telluric")
+    for line, kind in ((1, "ln_area"), (3, "ln_sigma"), (4, "ln_gamma"), (6, "rv_offset")):
+        vector[star[line, KINDS.index(kind)]] = p.upper[star[line, KINDS.index(kind)]]
+    vector[sky[2, 1]] = p.lower[sky[2, 1]] + 1e-9  # as single precision may hold it
+    vector[star[8, 1]], vector[star[9, 2]] = p.lower[star[8, 1]], p.lower[star[9, 2]]
+    p.write(vector)
+    assert p.at_limit("star").nonzero().squeeze(-1).tolist() == [1, 3, 4, 6]
+    assert p.at_limit("telluric").nonzero().squeeze(-1).tolist() == [2]
+
+
 def test_a_long_step_is_cut_line_by_line():
     """Each line's part, and that of all else, keeps its direction and ends at the limits."""
     p = problem()

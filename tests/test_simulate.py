@@ -615,6 +615,33 @@ def test_emulators_and_clones_are_their_lines_and_law(law):
         assert_allclose(sim.simulate_flux(edges, form, vsini=4.0, resolving_power=6e4), expected, atol=1e-12)
 
 
+def test_the_truth_tells_how_lines_add_up():
+    """Given again as tables with the laws that the truth tells, lines make the same flux."""
+    from specutils_blase.lines import LineEmulator
+    from specutils_blase.saturation import Minnaert
+
+    star, sky = many_lines(5), many_lines(6, n=4)
+    law = Minnaert((9_980.0, 10_020.0), degree=1)
+    law.coefficients.data[1] += 0.3
+    columns = ("center", "area", "sigma", "gamma")
+    emulators = [
+        LineEmulator(*(lines[name] for name in columns), law=each, wavelength_range=(9_980.0, 10_020.0))
+        for lines, each in ((star, law), (sky, "linear"))
+    ]
+    pixels = np.linspace(9_992.0, 10_008.0, 300)
+    options = {"rv": 12.0, "resolving_power": 6e4, "snr": None}
+    found = sim.simulate(pixels, *emulators, **options)
+    truth = found.meta["truth"]
+    assert (truth["flux_scale"], truth["telluric_flux_scale"]) == ("minnaert", "linear")
+    assert truth["limiting_depth"].shape == (300,) and np.ptp(truth["limiting_depth"]) > 0.01
+    laws = {name: truth[name] for name in ("flux_scale", "telluric_flux_scale")}
+    laws["limiting_depth"] = lambda wavelength: np.interp(wavelength, pixels, truth["limiting_depth"])
+    again = sim.simulate(pixels, truth["star"], truth["telluric"], **laws, **options)
+    assert_allclose(again.flux.value, found.flux.value, atol=2e-5)
+    plain = sim.simulate(pixels, star, sky, flux_scale="linear", **options).meta["truth"]
+    assert (plain["flux_scale"], plain["telluric_flux_scale"], plain["limiting_depth"]) == ("linear", "linear", 0.82)
+
+
 def test_templates_are_taken_as_they_are():
     """Lines sampled finely, given as a Spectrum, are the lines."""
     from specutils import Spectrum

@@ -118,17 +118,17 @@ def simulate_flux(
         raise ValueError(f"veiling={veiling}: expected zero or a positive fraction of the stellar continuum")
     star, own = component(star, "star", resolving_power)
     telluric, sky = component(telluric, "telluric", resolving_power)
-    flux_scale = flux_scale or own.get("flux_scale", "log")
-    limiting_depth = own.get("limiting_depth", 0.82) if limiting_depth is None else limiting_depth
-    telluric_flux_scale = telluric_flux_scale or sky.get("flux_scale", flux_scale)
-    if telluric_limiting_depth is None:
-        telluric_limiting_depth = sky.get("limiting_depth", limiting_depth)
-    for scale in (flux_scale, telluric_flux_scale):
-        if scale not in FLUX_SCALES:
-            raise ValueError(f"flux_scale={scale!r}: expected one of {', '.join(FLUX_SCALES)}")
+    laws = saturation_laws(
+        own,
+        sky,
+        flux_scale=flux_scale,
+        limiting_depth=limiting_depth,
+        telluric_flux_scale=telluric_flux_scale,
+        telluric_limiting_depth=telluric_limiting_depth,
+    )
     components = [
-        ("star", star, flux_scale, limiting_depth, 1.0 + rv / C_KMS, vsini, veiling),
-        ("telluric", telluric, telluric_flux_scale, telluric_limiting_depth, 1.0, 0.0, 0.0),
+        ("star", star, laws["flux_scale"], laws["limiting_depth"], 1.0 + rv / C_KMS, vsini, veiling),
+        ("telluric", telluric, laws["telluric_flux_scale"], laws["telluric_limiting_depth"], 1.0, 0.0, 0.0),
     ]
     components = [
         (name, given if isinstance(given, Template) else line_columns(given, name), *rest)
@@ -170,6 +170,32 @@ def simulate_flux(
             product = _broaden(product, lsf_sigma(wavelength) / step, lsf_cells)
         flux[pixels] = _pixel_means(product, wavelength, cells[0], low, step, edges[pixels])
     return flux * legendre_continuum(centers, continuum)
+
+
+def saturation_laws(
+    own, sky, *, flux_scale=None, limiting_depth=None, telluric_flux_scale=None, telluric_limiting_depth=None
+):
+    """The laws of star and sky, as options of `simulate_flux`: those given, or those that emulators bring.
+
+    Parameters
+    ----------
+    own, sky : dict
+        What star and sky bring; see `component`.
+    """
+    flux_scale = flux_scale or own.get("flux_scale", "log")
+    limiting_depth = own.get("limiting_depth", 0.82) if limiting_depth is None else limiting_depth
+    telluric_flux_scale = telluric_flux_scale or sky.get("flux_scale", flux_scale)
+    if telluric_limiting_depth is None:
+        telluric_limiting_depth = sky.get("limiting_depth", limiting_depth)
+    for scale in (flux_scale, telluric_flux_scale):
+        if scale not in FLUX_SCALES:
+            raise ValueError(f"flux_scale={scale!r}: expected one of {', '.join(FLUX_SCALES)}")
+    return {
+        "flux_scale": flux_scale,
+        "limiting_depth": limiting_depth,
+        "telluric_flux_scale": telluric_flux_scale,
+        "telluric_limiting_depth": telluric_limiting_depth,
+    }
 
 
 def voigt(offset, sigma, gamma):

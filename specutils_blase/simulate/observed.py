@@ -8,9 +8,12 @@ import numpy as np
 from astropy.nddata import StdDevUncertainty
 from specutils import Spectrum, SpectrumList
 
-from .flux import legendre_continuum, simulate_flux
+from .flux import legendre_continuum, saturation_laws, simulate_flux
 from .inputs import C_KMS, Template, checked_edges, component, in_unit, line_table, number, pixel_edges
 from .pixels import instrument, order_wavelengths
+
+LAWS = ("flux_scale", "limiting_depth", "telluric_flux_scale", "telluric_limiting_depth")
+"""Options that say how lines add up."""
 
 
 def simulate(
@@ -74,8 +77,9 @@ def simulate(
         Dimensionless flux with `~astropy.nddata.StdDevUncertainty`. ``meta["truth"]`` is a plain dictionary: the
         options given and ``rv``, ``vsini``, ``resolving_power``, ``continuum``, ``snr``, ``seed``, ``read_floor``,
         ``wavelength_drift``, ``scattered_light``, ``uncertainty_factor``, the lines ``star`` and ``telluric``
-        (`~astropy.table.QTable`, the source of a template in words, or None), and the noise-free ``flux``,
-        shape (n_pix,).
+        (`~astropy.table.QTable`, the source of a template in words, or None) with their laws ``flux_scale``,
+        ``limiting_depth``, ``telluric_flux_scale``, ``telluric_limiting_depth``, and the noise-free ``flux``, shape
+        (n_pix,). What may depend on wavelength has one value a pixel.
     """
     if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool):
         raise ValueError(f"seed must be an integer, so that the noise can be made again; got {seed!r}")
@@ -134,7 +138,12 @@ def _observed(wavelength, star, telluric, edges, random, seed, observing, option
         seen = edges * (1.0 + 0.5 * drift * x / C_KMS)
     flux = simulate_flux(seen, star, telluric, continuum=continuum, **options)
     flux = flux + scattered_light * legendre_continuum(seen.mean(axis=1), continuum)
-    truth = {"rv": 0.0, "vsini": 0.0, "resolving_power": None, **options}
+    (star_truth, own), (sky_truth, sky) = (
+        component(given, name, options.get("resolving_power"))
+        for given, name in ((star, "star"), (telluric, "telluric"))
+    )
+    laws = saturation_laws(own, sky, **{name: value for name, value in options.items() if name in LAWS})
+    truth = {"rv": 0.0, "vsini": 0.0, "resolving_power": None, **options, **laws}
     truth = {key: value(wavelength) if callable(value) else value for key, value in truth.items()}
     truth |= {"continuum": [float(term) for term in continuum], "snr": snr, "seed": seed, "read_floor": read_floor}
     truth |= {
@@ -142,7 +151,7 @@ def _observed(wavelength, star, telluric, edges, random, seed, observing, option
         "scattered_light": float(scattered_light),
         "uncertainty_factor": float(uncertainty_factor),
     }
-    truth |= {"star": _of(star, "star", options), "flux": flux, "telluric": _of(telluric, "telluric", options)}
+    truth |= {"star": _of(star_truth), "flux": flux, "telluric": _of(sky_truth)}
     observed, uncertainty = flux, None
     if snr is not None:
         level = float(continuum[0])
@@ -162,10 +171,9 @@ def _observed(wavelength, star, telluric, edges, random, seed, observing, option
     )
 
 
-def _of(given, name, options):
+def _of(component):
     """What a component is, for the truth: its lines, or where a template is from."""
-    found, _ = component(given, name, options.get("resolving_power"))
-    return found.source if isinstance(found, Template) else found
+    return component.source if isinstance(component, Template) else component
 
 
 def perturbed(

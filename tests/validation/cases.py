@@ -30,6 +30,7 @@ from specutils_blase.ledger import equivalent_width, equivalent_width_with_gradi
 from specutils_blase.parameters import KINDS
 from specutils_blase.posterior import free_parameters, normal_equations
 from specutils_blase.priors import LinePriors
+from specutils_blase.problem import line_bounds
 
 ORDER = 24
 RESOLVING_POWER = 55_000.0
@@ -69,12 +70,35 @@ def clones(part: float = 1.0):
 
 
 def true_lines(clone, seed: int, truth: str):
-    """A clone's lines, scattered as `truth` says."""
+    """A clone's lines, scattered as `truth` says, within the bounds that a fit sets to them.
+
+    The bounds are part of the fit's prior, which is nothing beyond them. Student's t has one line in a thousand there,
+    with σ of ångströms or an area 10⁴ times the clone's: these values are drawn again.
+    """
     lines = clone.ledger[LINE_COLUMNS]
     if truth == "clone":
         return lines
-    freedom = LinePriors().degrees_of_freedom if truth == "prior" else np.inf
-    return simulate.perturbed(lines, seed=seed, degrees_of_freedom=freedom, **WIDTHS)
+    scatter = {"degrees_of_freedom": LinePriors().degrees_of_freedom if truth == "prior" else np.inf} | WIDTHS
+    drawn = simulate.perturbed(lines, seed=seed, **scatter)
+    again = np.random.default_rng([seed, 1])
+    while any((beyond := beyond_bounds(clone, drawn)).values()):
+        other = simulate.perturbed(lines, seed=int(again.integers(2**32)), **scatter)
+        for name, which in beyond.items():
+            drawn[name][which] = other[name][which]
+    return drawn
+
+
+def beyond_bounds(clone, lines) -> dict[str, list[int]]:
+    """Of each of `LINE_COLUMNS` the lines that have it where a fit that starts from the clone does not let it go."""
+    true, center = values(lines, np.arange(len(lines))), clone.emulator.center.numpy()
+    found = {name: np.log(true[name]) for name in ("area", "sigma", "gamma")}
+    found["center"] = SPEED_OF_LIGHT * (true["center"] / center - 1.0)
+    bounds = line_bounds(clone.emulator)
+    beyond = {}
+    for kind, name in zip(KINDS, ("area", "sigma", "gamma", "center"), strict=True):
+        lower, upper = (bound.numpy() for bound in bounds[kind])
+        beyond[name] = np.flatnonzero((found[name] < lower) | (found[name] > upper)).tolist()
+    return beyond
 
 
 def observe(star, sky, *, seed: int, part: float = 1.0, vsini: float = 8.3, resolving_power=RESOLVING_POWER, **options):

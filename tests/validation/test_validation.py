@@ -50,6 +50,24 @@ def calibrated():
     return records("calibration", snr=100.0, vsini=8.3, truth="prior")
 
 
+def test_truths_lie_where_a_fit_may_follow():
+    """Values of Student's t beyond the bounds of the fit are drawn again; all others stay what the seed says."""
+    n_moved = 0
+    for seed in range(200):
+        for clone in cases.clones(PART):
+            drawn = cases.true_lines(clone, seed, "prior")
+            assert not any(cases.beyond_bounds(clone, drawn).values())
+            plain = simulate.perturbed(
+                clone.ledger[cases.LINE_COLUMNS], seed=seed, degrees_of_freedom=4.0, **cases.WIDTHS
+            )
+            beyond = cases.beyond_bounds(clone, plain)
+            for name in cases.LINE_COLUMNS:
+                moved = np.flatnonzero(np.asarray(drawn[name]) != np.asarray(plain[name]))
+                assert moved.tolist() == beyond[name]
+            n_moved += len(beyond["area"]) + len(beyond["sigma"])
+    assert n_moved > 0
+
+
 def test_errors_are_calibrated(calibrated):
     """Truths from the priors: velocities within 3 of their errors, pulls of strong lines of width 1 and about 0."""
     results = [record["result"] for record in calibrated]
