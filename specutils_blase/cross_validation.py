@@ -6,6 +6,7 @@ Does not live here: the fit (`fitting`).
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -90,12 +91,20 @@ def cross_validate(
     if not isinstance(settings, Mapping) or not settings or not all(isinstance(v, Mapping) for v in settings.values()):
         raise ValueError(f"settings must be a dictionary of names to arguments of fit, got {settings!r}")
     for name, number, low, high in (("every", every, 2, math.inf), ("folds", folds, 1, every)):
-        if not isinstance(number, int) or isinstance(number, bool) or not low <= number <= high:
+        if not isinstance(number, (int, np.integer)) or isinstance(number, bool) or not low <= number <= high:
             raise ValueError(f"{name} must be a whole number from {low} to {high}, got {number!r}")
     for name, chosen in settings.items():
         if own := sorted({"data", "progress", "settings", "every", "folds"} & set(chosen)):
             raise ValueError(
                 f"settings[{name!r}] has {', '.join(own)}, which all settings share: give it to cross_validate itself"
+            )
+    known = set(inspect.signature(fit).parameters)
+    for name, chosen in [*settings.items(), (None, options)]:
+        if unknown := sorted(set(chosen) - known):
+            where = "options" if name is None else f"settings[{name!r}]"
+            raise ValueError(
+                f"{where} must be arguments of fit, which has none called {', '.join(unknown)}; it has "
+                f"{', '.join(sorted(known - {'data', 'progress'}))}"
             )
     many = isinstance(data, (list, tuple))
     # What is read here are fluxes and errors, for which any setting's will do if it is not common to all.

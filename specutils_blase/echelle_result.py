@@ -71,12 +71,14 @@ class EchelleFitResult(FitResult):
         parameters = self.parameters[mine]
         parameters.remove_column("order")
         kept = [here for here, is_free in zip(mine, self.parameters["free"], strict=True) if is_free]
+        ledger = self.ledger[[str(row["order"]) in orders.split(",") for orders in self.ledger["orders"]]]
         return FitResult(
             model=self.model.orders[k],
             data=self.data[k],
             frame=self.frame[k],
             parameters=parameters,
-            ledger=self.ledger[[str(row["order"]) in orders.split(",") for orders in self.ledger["orders"]]],
+            ledger=ledger,
+            found=None if self.found is None else _lines_of(ledger, self.found),
             covariance=self.covariance[np.ix_(kept, kept)],
             line_covariance={
                 name: self.line_covariance[name][view.index.numpy()]
@@ -159,3 +161,9 @@ class EchelleFitResult(FitResult):
         from .plotting_orders import plot_orders
 
         return plot_orders(self, **options) if order is None else self.order(order).plot(**options)
+
+
+def _lines_of(ledger: QTable, found: QTable) -> QTable:
+    """The lines found that a part of the ledger has."""
+    kept = set(zip(ledger["component"].tolist(), ledger["id"].tolist(), strict=True))
+    return found[[line in kept for line in zip(found["added_to"].tolist(), found["id"].tolist(), strict=True)]]

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
+import numpy as np
 import torch
 from specutils import Spectrum
 from torch import Tensor
@@ -122,8 +123,9 @@ def fit(
     missing_lines : float, optional
         Search the residuals for lines that neither template has, add those that are significant, and fit again; given
         is the number of false ones that noise, and lines of the templates far from where these have them, may be
-        expected to bring, such as 0.1. `FitResult.missing_lines` lists them. Where the telluric lines are anchored
-        stays as the fit before the search has found it.
+        expected to bring, such as 0.1. `FitResult.missing_lines` lists them. A component gets new lines only where the
+        ln_area of its own are free; what it lacks looks like lines of the other otherwise, and one has to be free.
+        Where the telluric lines are anchored stays as the fit before the search has found it.
     max_iterations : int
         Limit on iterations: of one order over all stages; in a list, of each stage, of which an order by itself gets at
         most 150; of the search for missing lines, of each of its rounds.
@@ -348,7 +350,7 @@ def _priors(given, argument: str) -> LinePriors:
 
 
 def _is_number(value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
 
 
 def _names(given, allowed: tuple[str, ...], argument: str) -> tuple[str, ...]:

@@ -61,6 +61,8 @@ LINE = ("center", "area", "sigma", "gamma", "blur")
 SEEN = 3.0
 """Distance beyond an order's ends, in widths of the response, up to which the order sees a line."""
 
+NOTHING_FREE = "a search for missing lines needs ln_area among star_lines or telluric_lines; all are held: free one"
+
 MOST_PIXELS = 400
 """Largest half width of a response, in pixels."""
 
@@ -207,7 +209,8 @@ def search(
     Parameters
     ----------
     free : FreeParameters
-        The solved model, and what was free in it. Only components whose areas were free can have lacked lines.
+        The solved model, and what was free in it. Only components whose areas were free can have lacked lines;
+        what another lacks looks like theirs.
     residual, weight : sequence of Tensor
         Of each order: data minus model, and inverse variances, zero where a pixel does not count. Where residuals
         scatter more than these say, as the median of their sizes tells, the latter are lowered.
@@ -215,8 +218,12 @@ def search(
         Of the priors at the solution.
     expected : float
         Number of false lines that noise may be expected to bring to the whole fit.
+
+    Raises `ValueError` if no component's areas were free.
     """
     names = [name for name in free.model.components if "ln_area" in free.kinds[name]]
+    if not names:
+        raise ValueError(NOTHING_FREE)
     scaled = [one / _excess(left, one) for left, one in zip(residual, weight, strict=True)]
     places, constant = [], 0.0
     for k, order in enumerate(free.orders):

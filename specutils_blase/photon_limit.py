@@ -103,12 +103,16 @@ class RVPhotonLimit:
         absent = () if self.sky else ("with_sky", "star_known")
         if math.isnan(self.fit_noise) or math.isclose(self.fit_noise, self.with_sky, rel_tol=1e-6):
             absent = (*absent, "fit_noise")
-        lines = ["RVPhotonLimit"]
-        for row in self.table:
+        lines, told = ["RVPhotonLimit"], self.table[np.isfinite(self.table["error"])]
+        for row in told:
             if row["step"] not in absent:
                 lost = f", {round(100 * row['lost'])} % of the information lost" if math.isfinite(row["lost"]) else ""
                 unknown = row["unknown"] if self.sky else row["unknown"].removesuffix(" without the sky")
                 lines.append(f"  {row['error'].to_value('m/s'):8.2f} m/s  {unknown}{lost}")
+        if len(told) < len(STEPS):
+            lines.append(
+                "  other steps cannot be told: the fit held the velocity, or its weights are not in this result"
+            )
         return "\n".join(lines)
 
 

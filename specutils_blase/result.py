@@ -123,8 +123,16 @@ class FitResult:
     def missing_lines(self) -> QTable:
         """Lines that no template has, with the probability that each is noise; see `line_discovery.COLUMNS`.
 
-        Those that the fit found and added where it was asked to (``fit(..., missing_lines=0.1)``); otherwise the
-        features of its residuals that would have been, with 0.1 false ones to be expected, searched for now.
+        Those that the fit found and added where it was asked to (``fit(..., missing_lines=0.1)``); otherwise what is
+        significant in its residuals, with 0.1 false ones to be expected, searched for now. That is a hint, not what
+        the search would find: in a fit without it the other lines have moved to do the work of what is missing, under
+        Student's t by as much as it takes, so that some features are gone from the residuals and others are beside
+        their places, or look like the other component's.
+
+        Raises
+        ------
+        ValueError
+            Where a search is needed and no component's ln_area was free, or the result does not hold its `curvature`.
         """
         from .line_discovery import search_result
 
@@ -148,7 +156,8 @@ class FitResult:
         Raises
         ------
         ValueError
-            If the result does not hold its `curvature`, or `n_draw` is no positive whole number.
+            If the result does not hold its `curvature`, `n_draw` is no positive whole number, or `seed` is no whole
+            number from 0 on.
         """
         return draw(self, n_draw, seed)
 

@@ -33,11 +33,17 @@ NEARBY = 40.0
 DECISIVE, NEARLY = 10.0, 0.9
 """Gain of ln L for which a faster rotation is taken, and the part of the slower one's that it must correlate with."""
 
-CANDIDATES, WORTH = 10, 0.1
+CANDIDATES, WORTH = 10, 0.05
 """Highest maxima of the correlation that are compared, and the part of the highest ln L of all that they must reach.
 
 Next to nothing in common with most pixels is no agreement with the few that are left.
 """
+
+CLIP = 1.5
+"""Typical sizes of what stands above and below the trend, at which deep features are cut for a second correlation."""
+
+AROUND = torch.arange(-12, 13, 2)
+"""Steps about the maximum that is taken, among which the velocity is where most pixels agree."""
 
 TAILS, REWEIGHTINGS = 2.0, 8
 """Degrees of freedom of the residuals' Student's t in that comparison, and steps to its maximum."""
@@ -59,14 +65,15 @@ def cross_correlate(
     r"""Radial velocity and v sin i [km/s] at which the star's clone correlates best with the data of all orders.
 
     The likelihood of Zucker (2003), :math:`\ln L(v) = -\frac12 \sum_k N_k \ln(1 - C_k(v)^2)`, with C_k the weighted
-    correlation coefficient of order k with the template after a parabola is taken off both; on a grid of 0.5 km/s,
-    refined by a parabola. Orders with little in common with the template hardly vote.
+    correlation coefficient of order k with the template after a parabola is taken off both; on a grid of 0.5 km/s.
+    Orders with little in common with the template hardly vote.
 
-    A deep line that neither clone has correlates with any deep line of the template. Of the highest maxima the one is
-    taken with which most pixels agree: where the residuals, of unknown size, are most likely under Student's t, which
-    a deep line left over costs little. Rotations are compared likewise, one after the other near the velocity of the
-    slowest; a faster one has to be better by `DECISIVE`, and to correlate nearly as well: a template so broad that
-    hardly a line is left in it agrees with anything that bends.
+    A deep line that neither clone has correlates with any deep line of the template. The same correlation is therefore
+    asked of the data with all that is deep cut off as well, and of the highest maxima of both the one is taken with
+    which most pixels agree: where the residuals, of unknown size, are most likely under Student's t, which a deep line
+    left over costs little. By the same measure the velocity is refined. Rotations are compared likewise, one after the
+    other near the velocity of the slowest; a faster one has to be better by `DECISIVE`, and to correlate nearly as
+    well: a template so broad that hardly a line is left in it agrees with anything that bends.
 
     Parameters
     ----------
@@ -94,7 +101,7 @@ def cross_correlate(
     seen = [_Template.of(*each, star, telluric, most) for each in zip(orders, resolving_power, strict=True)]
 
     def correlated(rotation: float, shifts: Tensor) -> Tensor:
-        return torch.stack(each(lambda template: template.log_likelihood(rotation, shifts), seen)).sum(0)
+        return torch.stack(each(lambda template: template.log_likelihoods(rotation, shifts), seen)).sum(0)
 
     def agreed(rotation: float, shifts: Tensor) -> Tensor:
         return torch.stack(each(lambda template: template.robust_log_likelihood(rotation, shifts), seen)).sum(0)
@@ -107,41 +114,46 @@ def cross_correlate(
         everywhere = torch.tensor([min(max(at, -most), most)])
     else:
         everywhere = torch.arange(-most, most + 1)
-    best, highest = None, 0.0
+    best, highest = None, torch.zeros(2, dtype=torch.float64)
     for rotation in tried:
         near = everywhere
         if best is not None:
             near = near[(near - best[1]).abs() <= (NEARBY + rotation) / STEP]
-        score = correlated(rotation, near)
-        highest = max(highest, float(score.max()))
-        maxima = _maxima(score)
-        worthy = maxima[score[maxima] >= WORTH * highest]
-        maxima = worthy if worthy.numel() else maxima[:1]
+        scores = correlated(rotation, near)
+        highest = torch.maximum(highest, scores.amax(1))
+        maxima = torch.cat([_maxima(score, WORTH * float(top)) for score, top in zip(scores, highest, strict=True)])
+        maxima = maxima.unique() if maxima.numel() else scores[0].argmax().view(1)
         found = agreed(rotation, near[maxima])
         at = int(maxima[found.argmax()])
+        cut = scores[1]
         faster = best is not None
-        if not faster or (float(found.max()) > best[0] + DECISIVE and float(score[at]) > NEARLY * best[2]):
+        if not faster or (float(found.max()) > best[0] + DECISIVE and float(cut[at]) > NEARLY * best[2]):
             centre = best[1] if faster else int(near[at])
-            best = float(found.max()), centre, float(score[at]), rotation, (near, score, at)
-    *_, chosen, where = best
-    return (_peak(*where) if rv is None else rv), chosen
+            best = float(found.max()), centre, float(cut[at]), rotation, int(near[at])
+    *_, chosen, at = best
+    if rv is not None:
+        return rv, chosen
+    around = at + AROUND
+    around = around[(around >= -most) & (around <= most)]
+    return _peak(around, agreed(chosen, around)), chosen
 
 
-def _maxima(score: Tensor) -> Tensor:
-    """Places of the highest maxima."""
+def _maxima(score: Tensor, least: float) -> Tensor:
+    """Places of the highest maxima, of those that reach the least that is worth looking at."""
     outside = score.new_full((1,), -math.inf)
     padded = torch.cat([outside, score, outside])
-    places = ((score >= padded[:-2]) & (score >= padded[2:])).nonzero().squeeze(1)
+    places = ((score >= padded[:-2]) & (score >= padded[2:]) & (score >= least)).nonzero().squeeze(1)
     return places[score[places].argsort(descending=True)[:CANDIDATES]]
 
 
-def _peak(shifts: Tensor, score: Tensor, best: int) -> float:
-    """Velocity of a maximum, between the grid's by a parabola."""
-    fraction = 0.0
+def _peak(shifts: Tensor, score: Tensor) -> float:
+    """Velocity of the highest, between those of the shifts by a parabola."""
+    fraction, best = 0.0, int(score.argmax())
     if 0 < best < score.numel() - 1:
         left, middle, right = score[best - 1 : best + 2].tolist()
         bend = left - 2.0 * middle + right
         fraction = 0.5 * (left - right) / bend if bend < 0 else 0.0
+        fraction *= float(shifts[best + 1] - shifts[best])
     return math.expm1((float(shifts[best]) + fraction) * STEP / SPEED_OF_LIGHT) * SPEED_OF_LIGHT
 
 
@@ -155,6 +167,7 @@ class _Template:
     weight: Tensor
     trend: Tensor
     observed: Tensor
+    cut: Tensor
 
     @classmethod
     def of(cls, data: SpectralData, resolving_power: float, star, telluric, most: int) -> _Template:
@@ -178,19 +191,23 @@ class _Template:
         x = torch.linspace(-1.0, 1.0, flux.numel(), dtype=torch.float64)
         trend = torch.stack([torch.ones_like(x), x, x**2], dim=1)
         observed = _flatten(flux.unsqueeze(1), trend, weight).squeeze(1)
-        return cls(template, spread, position, weight, trend, observed)
+        typical = observed - observed.median()
+        most_seen = CLIP * typical.abs().median()
+        cut = _flatten(typical.clamp(-most_seen, most_seen).unsqueeze(1), trend, weight).squeeze(1)
+        return cls(template, spread, position, weight, trend, observed, cut)
 
-    def log_likelihood(self, vsini: float, shifts: Tensor) -> Tensor:
-        """Zucker's ln L at shifts by `STEP`."""
+    def log_likelihoods(self, vsini: float, shifts: Tensor) -> Tensor:
+        """Zucker's ln L at shifts by `STEP`, of the data and of the data with what is deep cut off, (2, n_shift)."""
         template = self._rotating(vsini)
-        power = (self.weight * self.observed.square()).sum()
+        data = torch.stack([self.observed, self.cut])
+        power = (self.weight * data.square()).sum(1, keepdim=True).clamp(min=1e-30)
         scores = []
         for part in shifts.split(128):
             at = (self.position.unsqueeze(1) - part).clamp(0, template.numel() - 1)
             shifted = _flatten(template[at], self.trend, self.weight)
-            overlap = ((self.weight * self.observed) @ shifted).clamp(min=0.0)  # an emission spectrum is no match
+            overlap = ((self.weight * data) @ shifted).clamp(min=0.0)  # an emission spectrum is no match
             scores.append(overlap.square() / ((self.weight @ shifted.square()) * power).clamp(min=1e-30))
-        return -0.5 * self.observed.numel() * torch.log1p(-torch.cat(scores).clamp(max=1.0 - 1e-12))
+        return -0.5 * self.observed.numel() * torch.log1p(-torch.cat(scores, dim=1).clamp(max=1.0 - 1e-12))
 
     def robust_log_likelihood(self, vsini: float, shifts: Tensor) -> Tensor:
         """ln L of what template and trend leave at each shift, under Student's t of whatever width is best."""

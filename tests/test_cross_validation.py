@@ -173,6 +173,11 @@ def test_orders_masks_and_descending_axes():
         ({"every": 1}, "every must be a whole number"),
         ({"folds": 0}, "folds must be a whole number"),
         ({"every": 3, "folds": 4}, "folds must be a whole number from 1 to 3"),
+        (
+            {"settings": {"a": {"star_prior": None}}},
+            r"settings\['a'\] must be arguments of fit.*none called star_prior",
+        ),
+        ({"missing_line": 0.1}, "options must be arguments of fit, which has none called missing_line; it has"),
         ({"settings": {"a": {"continuum": -1}}}, "continuum must be"),
     ],
 )

@@ -195,6 +195,10 @@ def test_a_line_in_the_overlap_of_two_orders_is_one():
     row = table[np.abs(where - NEW_STAR["center"][0] * FACTOR) < 0.05][0]
     line = result.ledger[(result.ledger["component"] == row["added_to"]) & (result.ledger["id"] == row["id"])][0]
     assert line["orders"] == "0,1"
+    for k, ends in enumerate(((0, 359), (150, len(WAVELENGTH) - 1))):  # each order alone has those that it saw
+        own = result.order(k).missing_lines
+        seen = (where > WAVELENGTH[ends[0]]) & (where < WAVELENGTH[ends[1]])
+        assert own["wavelength"].to_value(u.AA).tolist() == where[seen].tolist() and len(own) > 0
     assert not np.any(result.orders["jitter"])
 
 
@@ -279,7 +283,11 @@ def test_lines_in_the_tails_are_expected(without):
 def test_a_component_that_is_held_gets_no_lines(lacking):
     table = fitted(lacking, telluric_lines=(), missing_lines=0.1).missing_lines
     assert set(table["added_to"]) == {"star"} and set(table["component"]) == {"undecided"}
-    assert len(fitted(lacking, telluric_lines=(), star_lines=(), missing_lines=0.1).missing_lines) == 0
+    with pytest.raises(ValueError, match="needs ln_area among star_lines or telluric_lines; all are held"):
+        fitted(lacking, telluric_lines=(), star_lines=(), missing_lines=0.1)
+    held = fitted(lacking, telluric_lines=(), star_lines=("rv_offset",))
+    with pytest.raises(ValueError, match="needs ln_area among star_lines"):
+        _ = held.missing_lines
 
 
 def test_sky_alone():

@@ -202,7 +202,8 @@ def test_a_result_without_its_weights_tells_the_photons_still(everything):
     assert bare.with_sky == pytest.approx(limit.with_sky) and bare.star_only == pytest.approx(limit.star_only)
     assert math.isnan(bare.lines_known) and math.isnan(bare.star_known)
     assert bare.marginal == limit.marginal
-    assert "nan" in repr(bare)
+    assert "nan" not in repr(bare) and "other steps cannot be told" in repr(bare)
+    assert "cannot be told" not in repr(everything.rv_photon_limit)
     assert math.isnan(bare.fit_noise)
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.integrate import quad
 from scipy.special import voigt_profile
+from specutils import Spectrum
 
 from specutils_blase import simulate as sim
 
@@ -454,6 +455,7 @@ def test_observed_spectrum_and_its_truth():
     spectrum = sim.simulate(wavelength * u.AA, star, sky, snr=80, seed=3, continuum=(1.1, 0.02), **options)
     truth = spectrum.meta["truth"]
     assert type(truth) is dict
+    assert (truth["limb_darkening"], truth["veiling"]) == ((0.0, 0.0), 0.0)
     assert {name: truth[name] for name in options} == options
     assert (truth["snr"], truth["seed"], truth["continuum"]) == (80, 3, [1.1, 0.02])
     assert truth["star"].colnames == ["center", "area", "sigma", "gamma", "sign", "rv_offset"]
@@ -644,8 +646,6 @@ def test_the_truth_tells_how_lines_add_up():
 
 def test_templates_are_taken_as_they_are():
     """Lines sampled finely, given as a Spectrum, are the lines."""
-    from specutils import Spectrum
-
     lines = many_lines(5)
     wavelength = np.arange(9_980.0, 10_020.0, 0.004)
     template = Spectrum(
@@ -685,7 +685,16 @@ def test_components_of_a_ledger():
         ({"orders": (1,)}, "needs the name of an instrument"),
         ({"continuum": 1.0}, "sequence of Legendre coefficients"),
         ({"snr": [100.0, 50.0]}, "snr must be one number"),
+        ({"snr": "high"}, "snr must be numbers in no unit or a Quantity, got 'high'"),
+        ({"snr": np.inf}, "snr=inf: expected one finite number"),
         ({"seed": None}, "seed must be an integer"),
+        ({"seed": -1}, "seed must be an integer from 0 on"),
+        ({"limb_darkening": 0.4}, r"limb_darkening must be two coefficients \(u1, u2\), got 0.4"),
+        ({"resolving_power": "R"}, "resolving_power must be numbers in no unit"),
+        (
+            {"wavelength": Spectrum(flux=np.ones(9) * u.one, spectral_axis=np.arange(1.0, 10.0) * u.AA)},
+            "its spectral_axis",
+        ),
         ({"star": 3.0}, "an emulator, a clone or a template Spectrum, got float"),
     ],
 )

@@ -189,6 +189,8 @@ def in_unit(values, unit, name):
         return np.array(u.Quantity(values, unit, dtype=float).value)
     except u.UnitConversionError as error:
         raise ValueError(f"{name} has the wrong unit, expected {unit}: {error}") from error
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be numbers in {str(unit) or 'no unit'} or a Quantity, got {values!r}") from error
 
 
 def number(value, unit, name):

@@ -8,7 +8,7 @@ import numpy as np
 from astropy.nddata import StdDevUncertainty
 from specutils import Spectrum, SpectrumList
 
-from .flux import legendre_continuum, saturation_laws, simulate_flux
+from .flux import LIMB_DARKENING, legendre_continuum, saturation_laws, simulate_flux
 from .inputs import C_KMS, Template, checked_edges, component, in_unit, line_table, number, pixel_edges
 from .pixels import instrument, order_wavelengths
 
@@ -75,14 +75,25 @@ def simulate(
     -------
     specutils.Spectrum, or specutils.SpectrumList of many orders
         Dimensionless flux with `~astropy.nddata.StdDevUncertainty`. ``meta["truth"]`` is a plain dictionary: the
-        options given and ``rv``, ``vsini``, ``resolving_power``, ``continuum``, ``snr``, ``seed``, ``read_floor``,
-        ``wavelength_drift``, ``scattered_light``, ``uncertainty_factor``, the lines ``star`` and ``telluric``
-        (`~astropy.table.QTable`, the source of a template in words, or None) with their laws ``flux_scale``,
-        ``limiting_depth``, ``telluric_flux_scale``, ``telluric_limiting_depth``, and the noise-free ``flux``, shape
-        (n_pix,). What may depend on wavelength has one value a pixel.
+        options given and ``rv``, ``vsini``, ``limb_darkening``, ``resolving_power``, ``veiling``, ``continuum``,
+        ``snr``, ``seed``, ``read_floor``, ``wavelength_drift``, ``scattered_light``, ``uncertainty_factor``, the lines
+        ``star`` and ``telluric`` (`~astropy.table.QTable`, the source of a template in words, or None) with their laws
+        ``flux_scale``, ``limiting_depth``, ``telluric_flux_scale``, ``telluric_limiting_depth``, and the noise-free
+        ``flux``, shape (n_pix,). What may depend on wavelength has one value a pixel.
     """
-    if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool):
-        raise ValueError(f"seed must be an integer, so that the noise can be made again; got {seed!r}")
+    if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool) or seed < 0:
+        raise ValueError(f"seed must be an integer from 0 on, so that the noise can be made again; got {seed!r}")
+    if snr is not None:
+        if np.ndim(snr) != 0:
+            raise ValueError(f"snr must be one number, that at the continuum, or None; got shape {np.shape(snr)}")
+        snr = number(snr, u.one, "snr")
+    if hasattr(wavelength, "spectral_axis"):
+        raise ValueError(
+            "wavelength must be pixel centres, a list of such, or the name of an instrument; got a spectrum: give its "
+            "spectral_axis"
+        )
+    if isinstance(orders, (int, np.integer)):
+        orders = [orders]
     observing = {"snr": snr, "read_floor": read_floor, "continuum": continuum, "wavelength_drift": wavelength_drift}
     observing |= {"scattered_light": scattered_light, "uncertainty_factor": uncertainty_factor}
     if isinstance(wavelength, str):
@@ -119,8 +130,6 @@ def _observed(wavelength, star, telluric, edges, random, seed, observing, option
     scattered_light, uncertainty_factor = observing["scattered_light"], observing["uncertainty_factor"]
     if np.ndim(continuum) != 1 or len(continuum) == 0:
         raise ValueError(f"continuum must be a sequence of Legendre coefficients such as (1.0, 0.1), got {continuum!r}")
-    if snr is not None and np.ndim(snr) != 0:
-        raise ValueError(f"snr must be one number, that at the continuum, or None; got shape {np.shape(snr)}")
     wavelength = in_unit(wavelength, u.AA, "wavelength")
     edges = pixel_edges(wavelength) if edges is None else checked_edges(edges)
     if edges.shape != (wavelength.size, 2):
@@ -143,7 +152,8 @@ def _observed(wavelength, star, telluric, edges, random, seed, observing, option
         for given, name in ((star, "star"), (telluric, "telluric"))
     )
     laws = saturation_laws(own, sky, **{name: value for name, value in options.items() if name in LAWS})
-    truth = {"rv": 0.0, "vsini": 0.0, "resolving_power": None, **options, **laws}
+    truth = {"rv": 0.0, "vsini": 0.0, "limb_darkening": LIMB_DARKENING, "resolving_power": None, "veiling": 0.0}
+    truth |= options | laws
     truth = {key: value(wavelength) if callable(value) else value for key, value in truth.items()}
     truth |= {"continuum": [float(term) for term in continuum], "snr": snr, "seed": seed, "read_floor": read_floor}
     truth |= {

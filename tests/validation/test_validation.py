@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from astropy.table import Table
 
 from specutils_blase import simulate
@@ -98,6 +99,19 @@ def test_tables_are_markdown(calibrated):
     assert len(table) == 3
     assert {line.count("|") for line in table} == {17}
     assert table[2].startswith("| prior | 100 | 8.3 | 3 (3) |")
+
+
+@pytest.mark.parametrize("vsini", [8.3, 15.0])
+def test_velocities_start_right_without_the_deepest_line(vsini):
+    """A black telluric line at the end of a third of the order, which the sky's clone lacks, had led 100 km/s away."""
+    star, sky = cases.clones(PART)
+    lines = [clone.ledger[cases.LINE_COLUMNS] for clone in (star, sky)]
+    data = cases.observe(*lines, seed=11, snr=300.0, vsini=vsini, part=PART)
+    deepest = int(np.argmin(np.abs(sky.ledger["center"].value - 11_881.96)))
+    assert sky.ledger["depth"][deepest] > 0.9
+    rest = np.delete(np.arange(len(sky.ledger)), deepest)
+    fit = cases.fitted(data, star, sky.emulator.subset(torch.as_tensor(rest)), max_iterations=1)
+    assert fit.settings["start_rv"] == pytest.approx(cases.RV, abs=2.0)
 
 
 def test_changed_lines_come_back_and_others_stay():
