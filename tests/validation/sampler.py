@@ -107,7 +107,7 @@ class _Potential(torch.autograd.Function):
 def sample(
     problem: AnchoredProblem, solution: torch.Tensor, root: torch.Tensor, n_warmup: int, n_sample: int, seed: int
 ):
-    """Samples of the whitened parameters, (n_sample, n)."""
+    """Samples of the whitened parameters, (n_sample, n); the model is left at the solution, where the fit stands."""
     import pyro
     from pyro.infer.mcmc import MCMC, NUTS
 
@@ -119,7 +119,10 @@ def sample(
     )
     start = {"z": torch.zeros_like(solution)}
     chain = MCMC(kernel, n_sample, warmup_steps=n_warmup, initial_params=start, disable_progbar=True)
-    chain.run()
+    try:
+        chain.run()
+    finally:
+        problem.evaluate(solution)
     return chain.get_samples()["z"].reshape(n_sample, -1)
 
 
