@@ -28,12 +28,12 @@ class LinePriors:
     of freedom it is 0.48 %, at the published radial velocity.
 
     Measured (docs/validation.md, section 8) is how far secure lines of clones must move to become real: those of TelFit
-    on HR 3039 by 0.09, 0.26, 0.14 and 0.10 km/s in the order above; those of poor stellar templates by 0.65 to 0.85 in
+    on HR 3039 by 0.07, 0.23, 0.14 and 0.10 km/s in the order above; those of poor stellar templates by 0.65 to 0.85 in
     ln area, 0.5 to 0.7 in ln gamma and 1.0 to 1.2 km/s, ln sigma untold (PHOENIX 4700 K lines on WASP-69, LTE 3500 K on
     GJ 699); all with tails of four degrees of freedom or fewer. The defaults, older than the measurement, stand between
-    these: for ln area and ln gamma near the geometric means of sky and stars, 0.26 and 0.29, for centres at the sky's
-    width, for ln sigma at half the sky's. Where you know how good a template is, say so: on WASP-69 the measured widths
-    predict held-out pixels better (RMS 0.61 instead of 0.81 %), on HR 3039 there is no difference.
+    these: for ln area and ln gamma near the geometric means of sky and stars, 0.23 and 0.28, for centres at the sky's
+    width, for ln sigma at two thirds of the sky's. Where you know how good a template is, say so: on WASP-69 the
+    measured widths predict held-out pixels better (RMS 0.61 instead of 0.80 %), on HR 3039 there is no difference.
     """
 
     ln_area: float = 0.3
