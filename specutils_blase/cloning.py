@@ -24,6 +24,7 @@ from .ledger import build_ledger, held_errors
 from .line_finding import find_lines, own_widths, share_out_areas
 from .lines import LineEmulator
 from .model import ForwardModel
+from .numeric import is_number, is_whole
 from .parameters import KINDS, FreeParameters
 from .priors import LinePriors
 from .problem import AnchoredProblem
@@ -166,7 +167,7 @@ def clone(
     unknown = set(free) - set(KINDS)
     if unknown:
         raise ValueError(f"free must be among {', '.join(KINDS)}; got {', '.join(sorted(unknown))}")
-    if not (isinstance(prominence, (int, float)) and 0.0 < prominence < 1.0):
+    if not (is_number(prominence) and 0.0 < prominence < 1.0):
         raise ValueError(f"prominence must lie between 0 and 1 (in units of the continuum), got {prominence!r}")
     resolving_power = None if resolving_power is None else to_resolving_power(resolving_power)
     data, frame = read_spectrum(template, medium=medium)
@@ -212,7 +213,7 @@ def clone(
         law=law,
         wavelength_range=covered,
     )
-    if rms_target is not None and not (isinstance(rms_target, (int, float)) and 0.0 < rms_target < 1.0):
+    if rms_target is not None and not (is_number(rms_target) and 0.0 < rms_target < 1.0):
         raise ValueError(f"rms_target must lie between 0 and 1 (in units of the continuum), got {rms_target!r}")
     start_area = emulator.ln_area.detach().clone()
     rounds, history = [], []
@@ -328,7 +329,7 @@ def _continuum(wavelength, flux, good, continuum, teff) -> np.ndarray:
                 "divide it out first, or give continuum=<polynomial degree>"
             )
         return level
-    if not isinstance(continuum, int) or isinstance(continuum, bool) or continuum < 0:
+    if not is_whole(continuum) or continuum < 0:
         raise ValueError(f'continuum must be "none" or a polynomial degree (0, 1, 2, ...), got {continuum!r}')
     x = np.interp(wavelength, [wavelength[0], wavelength[-1]], [-1.0, 1.0])
     ratio = flux / level

@@ -18,6 +18,7 @@ from specutils import Spectrum
 from tqdm.auto import tqdm
 
 from .fitting import fit
+from .numeric import is_whole
 from .observed_orders import ObservedOrder, read_order, read_orders
 
 COLUMNS = {
@@ -91,7 +92,7 @@ def cross_validate(
     if not isinstance(settings, Mapping) or not settings or not all(isinstance(v, Mapping) for v in settings.values()):
         raise ValueError(f"settings must be a dictionary of names to arguments of fit, got {settings!r}")
     for name, number, low, high in (("every", every, 2, math.inf), ("folds", folds, 1, every)):
-        if not isinstance(number, (int, np.integer)) or isinstance(number, bool) or not low <= number <= high:
+        if not is_whole(number) or not low <= number <= high:
             raise ValueError(f"{name} must be a whole number from {low} to {high}, got {number!r}")
     for name, chosen in settings.items():
         if own := sorted({"data", "progress", "settings", "every", "folds"} & set(chosen)):

@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
-import numpy as np
 import torch
 from specutils import Spectrum
 from torch import Tensor
@@ -25,6 +24,7 @@ from .line_discovery import discover
 from .lines import LineEmulator
 from .model import ForwardModel
 from .noise import NoiseModel
+from .numeric import is_number, is_whole
 from .observed_orders import ObservedOrder, read_order, read_orders, warn_excluded
 from .outcome import Given, build_result
 from .parameters import GLOBALS, KINDS, FreeParameters
@@ -158,9 +158,9 @@ def fit(
         raise ValueError(f"vsini must not be negative, got {vsini} km/s")
     rv = None if rv is None else to_kms(rv, "rv")
     velocity_step = None if velocity_step is None else to_kms(velocity_step, "velocity_step")
-    if isinstance(continuum, bool) or not isinstance(continuum, int) or continuum < 0:
+    if not is_whole(continuum) or continuum < 0:
         raise ValueError(f"continuum must be a polynomial degree (0, 1, 2, ...), got {continuum!r}")
-    if missing_lines is not None and not (_is_number(missing_lines) and 0.0 < missing_lines < math.inf):
+    if missing_lines is not None and not (is_number(missing_lines) and 0.0 < missing_lines < math.inf):
         raise ValueError(
             f"missing_lines must be the number of false lines that may be expected, such as 0.1, or None; got "
             f"{missing_lines!r}"
@@ -347,10 +347,6 @@ def _priors(given, argument: str) -> LinePriors:
             f"{argument} must be LinePriors, such as priors.LinePriors(ln_area=0.5), or None; got {given!r}"
         )
     return given
-
-
-def _is_number(value) -> bool:
-    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
 
 
 def _names(given, allowed: tuple[str, ...], argument: str) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from .grids import SPEED_OF_LIGHT
+from .numeric import is_whole
 from .spectrum import air_wavelength
 
 if TYPE_CHECKING:
@@ -228,9 +229,8 @@ def _rows(wavelength: np.ndarray, region, rows: int | None, unit: u.UnitBase) ->
     """Range of wavelengths of each row."""
     low, high = wavelength[0], wavelength[-1]
     if region is not None:
-        asked = sorted(u.Quantity(end, u.AA if not hasattr(end, "unit") else None) for end in region)
-        low, high = (end.to_value(unit, u.spectral()) for end in asked)
-        low, high = min(low, high), max(low, high)
+        asked = (u.Quantity(end, u.AA if not hasattr(end, "unit") else None) for end in region)
+        low, high = sorted(end.to_value(unit, u.spectral()) for end in asked)
     inside = int(np.sum((wavelength >= low) & (wavelength <= high)))
     if inside < 2:
         raise ValueError(
@@ -239,7 +239,7 @@ def _rows(wavelength: np.ndarray, region, rows: int | None, unit: u.UnitBase) ->
         )
     if rows is None:
         rows = min(max(round(inside / PIXELS_PER_ROW), 1), MOST_ROWS)
-    if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
+    if not is_whole(rows) or rows < 1:
         raise ValueError(f"rows must be a positive number of rows, got {rows!r}")
     ends = np.linspace(low, high, rows + 1)
     return list(pairwise(ends))

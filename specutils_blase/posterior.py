@@ -26,6 +26,7 @@ from .ledger import equivalent_width
 from .ledger_columns import COLUMNS
 from .model import ForwardModel
 from .normal_equations import NormalEquations
+from .numeric import is_whole
 from .parameters import GLOBALS, KINDS, FreeParameters
 from .priors import GLOBAL_PRIORS
 
@@ -262,9 +263,9 @@ SPECTRA = ("model_spectrum", "star_spectrum", "telluric_transmission", "telluric
 
 def draw(result, n_draw: int, seed: int) -> Draws:
     """Draws from the posterior of a result; see `FitResult.draw`."""
-    if not isinstance(n_draw, (int, np.integer)) or isinstance(n_draw, bool) or n_draw < 1:
+    if not is_whole(n_draw) or n_draw < 1:
         raise ValueError(f"the number of draws must be a positive whole number, got {n_draw!r}")
-    if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool) or not 0 <= seed < 2**63:
+    if not is_whole(seed) or not 0 <= seed < 2**63:
         raise ValueError(f"seed must be a whole number from 0 on, so that draws can be made again; got {seed!r}")
     free = free_parameters(result.model, result.parameters, needed(result))
     factor = normal_equations(free, result.curvature).factor()

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from numbers import Real
 
 import torch
 from torch import Tensor
+
+from .numeric import is_number
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def _as_number(given, unit: str) -> float:
         value = given.to_value(unit) if hasattr(given, "to_value") else given
         if hasattr(value, "item") and value.ndim == 0:  # of numpy or torch, which have truth values of their own
             value = value.item()
-        return float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+        return float(value) if is_number(value) else math.nan
     except (TypeError, ValueError, OverflowError):  # astropy's UnitConversionError is the first two
         return math.nan
 

@@ -17,7 +17,7 @@ NAME = "specutils_blase"
 # The rooms of docs/architecture.md, from the bottom up. A module or subpackage may import those of the rows below its
 # own. A new one needs a place here and in that picture.
 LAYERS = (
-    {"profiles", "saturation", "kernels", "parallel"},
+    {"profiles", "saturation", "kernels", "parallel", "numeric"},
     {"grids", "line_sum"},
     {"lines", "extrinsic", "instrument"},
     {"line_view", "model", "data"},
