@@ -79,6 +79,7 @@ class EchelleFitResult(FitResult):
             parameters=parameters,
             ledger=ledger,
             found=None if self.found is None else _lines_of(ledger, self.found),
+            rejected=None if self.rejected is None else self.rejected[self.rejected["order"] == str(row["order"])],
             covariance=self.covariance[np.ix_(kept, kept)],
             line_covariance={
                 name: self.line_covariance[name][view.index.numpy()]

@@ -10,13 +10,14 @@ import logging
 import math
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 from specutils import Spectrum
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from .common_changes import JointChanges
 from .components import component_emulator, lines_inside, lines_reaching, not_covered, provenance_of, source_of
 from .echelle import EchelleModel, orders_of
 from .echelle_result import EchelleFitResult
@@ -30,9 +31,11 @@ from .outcome import Given, build_result
 from .parameters import GLOBALS, KINDS, FreeParameters
 from .priors import LinePriors
 from .problem import AnchoredProblem
+from .rejection import impossible
 from .result import FitResult
-from .solving import solve, solve_orders
+from .solving import reject_pixels, solve, solve_orders
 from .spectrum import to_kms
+from .star_anchors import StarAnchors
 from .starting import implausible, scatter, start_continuum, start_velocities
 from .telluric_anchors import TelluricAnchors
 from .telluric_scaling import scale_telluric
@@ -63,8 +66,8 @@ def fit(
     medium: str = "vacuum",
     barycentric_velocity=None,
     scale_tellurics: bool = True,
-    jitter: bool | None = None,
-    robust: bool | None = None,
+    jitter: bool = True,
+    robust: bool = True,
     velocity_step=None,
     missing_lines: float | None = None,
     max_iterations: int = 400,
@@ -114,10 +117,13 @@ def fit(
         Bring the telluric clone to this night's amounts: one optical-depth factor a species, and a small shift. Before
         any line is free they are a start (`specutils_blase.telluric_scaling`), then they are where the priors of the
         lines stand, and follow from them (`specutils_blase.telluric_anchors`).
-    jitter, robust : bool, optional
-        Where the reduced χ² of an order exceeds 1.5, because the model lacks something: add noise until it is 1, and
-        lower the weight of outliers. By default in lists of orders, where one order that is not understood would
-        otherwise outweigh all others; the result's table `orders` tells what was done.
+    jitter : bool
+        Where the reduced χ² of an order exceeds 1.5, because the model lacks something: add noise until it is 1. The
+        result's table `orders` tells how much.
+    robust : bool
+        Leave out negative pixels, spikes, and features sharper than the line spread, which the result's table
+        `rejected` lists; and lower the weight of outliers where the reduced χ² of an order exceeds 1.5. With
+        ``jitter=False, robust=False`` every pixel counts with the noise that the data bring.
     velocity_step : Quantity or float, optional
         Step [km/s] of the model's grid; a quarter pixel or less by default.
     missing_lines : float, optional
@@ -181,6 +187,9 @@ def fit(
         name: component_emulator(each, name, span, flux_scale, finest, progress) for name, each in given.items()
     }
     orders = _covered(orders, components, rv, excluded, many)
+    if robust:
+        emission = any(emulator.has_emission for emulator in components.values())
+        orders = [_without_impossible(order, emission) for order in orders]
     if "star" in components:
         powers = [order.resolving_power for order in orders]
         rv, vsini = cross_correlate(
@@ -209,13 +218,15 @@ def fit(
                 "with a higher prominence, or drop the weakest lines"
             )
         model = _model(orders, present, seen, many, build)
-        noise, fluxes = _noise(orders, *(many if choice is None else choice for choice in (jitter, robust)))
+        noise, fluxes = _noise(orders, jitter, robust)
         parts = orders_of(model)
         for each in zip(parts, fluxes, noise.weights(), strict=True):
             start_continuum(*each)
         scale = scale_telluric(model, fluxes, noise.weights()) if scale_tellurics and "telluric" in present else None
         free = tuple(name for name in free if _exists(model, name))
         start_velocities(model, free, fluxes, noise.weights())
+        if noise.may_doubt and reject_pixels(parts, fluxes, noise):
+            start_velocities(model, free, fluxes, noise.weights())
         wrong = implausible(parts, fluxes, noise.weights()) if many else {}
         if not wrong:
             break
@@ -232,7 +243,10 @@ def fit(
     if not len(layout):
         raise ValueError("nothing is free: name parameters in free=, or some of the lines' in star_lines=")
     problem = AnchoredProblem(layout, layout.merge(fluxes), layout.merge(noise.weights()), priors)
-    anchors = None if scale is None else TelluricAnchors(problem, scale)
+    star_anchors = StarAnchors(problem) if "star" in present else None
+    telluric_anchors = None if scale is None else TelluricAnchors(problem, scale)
+    parts = [part for part in (star_anchors, telluric_anchors) if part is not None]
+    anchors = JointChanges(parts) if parts else None
     with tqdm(desc="fit", unit="it", disable=not progress, leave=False, delay=2.0) as bar:
 
         def report(entry: dict[str, float]) -> None:
@@ -264,12 +278,13 @@ def fit(
         "jitter": noise.may_add_jitter,
         "robust": noise.may_doubt,
         "missing_lines": missing_lines,
-        "telluric_scale": None if anchors is None else asdict(anchors.scale()),
+        "star_scale": None if star_anchors is None else asdict(star_anchors.scale()),
+        "telluric_scale": None if telluric_anchors is None else asdict(telluric_anchors.scale()),
         "star": source_of(star),
         "telluric": source_of(telluric),
         "templates": {name: provenance_of(each, components[name]) for name, each in given.items()},
     }
-    return build_result(problem, solution, Given(orders, excluded, lines, start_area, noise, settings, found))
+    return build_result(problem, solution, Given(orders, excluded, lines, start_area, noise, settings, found, anchors))
 
 
 def _covered(
@@ -328,14 +343,24 @@ def _model(orders: list[ObservedOrder], present, seen, many: bool, options: dict
 
 def _noise(orders: list[ObservedOrder], jitter: bool, robust: bool) -> tuple[NoiseModel, list[Tensor]]:
     """Noise and flux of each order, in units of its median flux."""
-    fluxes = [order.data.flux.double() / order.scale for order in orders]
-    sigma = [
-        order.data.sigma.double() / order.scale if order.data.noise_known else scatter(flux, order.data.good)
-        for order, flux in zip(orders, fluxes, strict=True)
-    ]
+    fluxes, sigma = zip(*map(_scaled, orders), strict=True)
     known = [order.data.noise_known for order in orders]
     good = [order.data.good for order in orders]
-    return NoiseModel(sigma, good, known, jitter=jitter, robust=robust), fluxes
+    return NoiseModel(sigma, good, known, jitter=jitter, robust=robust), list(fluxes)
+
+
+def _scaled(order: ObservedOrder) -> tuple[Tensor, Tensor]:
+    """Flux of an order and its noise, in units of the median flux."""
+    flux = order.data.flux.double() / order.scale
+    known = order.data.noise_known
+    return flux, order.data.sigma.double() / order.scale if known else scatter(flux, order.data.good)
+
+
+def _without_impossible(order: ObservedOrder, emission: bool) -> ObservedOrder:
+    """An order without the pixels that no spectrum can show; their fluxes stay, to be told."""
+    codes = impossible(*_scaled(order), order.data.good, emission=emission)
+    data = replace(order.data, good=order.data.good & (codes == 0))
+    return replace(order, data=data, rejected=codes)
 
 
 def _priors(given, argument: str) -> LinePriors:

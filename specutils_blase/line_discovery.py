@@ -100,7 +100,7 @@ def discover(
     """
     before = problem.weight, noise
     noise = noise.anew()  # jitter may stand for what is missing
-    problem.weight = problem.free.merge(noise.weights())
+    problem.set_weight(problem.free.merge(noise.weights()))
     features, doubtful, history = _gather(problem, noise, expected, max_iterations, report)
     features = features + doubtful
     while features:
@@ -108,7 +108,7 @@ def discover(
         final = solve_near(larger, noise, max_iterations, report)
         history += final.history
         problem.write(final.vector[grown.old])
-        problem.weight = larger.weight
+        problem.set_weight(larger.weight)
         fitted = _needed(problem, larger, grown, final, features, expected, max_iterations, report)
         if len(fitted) == len(features):
             larger.write(final.vector)

@@ -47,6 +47,8 @@ class NoiseModel:
         self.factor = [1.0] * len(self.sigma)
         self.jitter = [0.0] * len(self.sigma)
         self.huber = [torch.ones_like(each) for each in self.sigma]
+        self.rejected = [torch.zeros(each.shape, dtype=torch.int8) for each in self.sigma]
+        """Why each pixel was left out while fitting: an index into `rejection.REASONS`."""
 
     @property
     def adapts(self) -> bool:
@@ -56,7 +58,7 @@ class NoiseModel:
     def anew(self) -> NoiseModel:
         """The same noise with neither jitter nor doubt: for a model that lacks less than the one they came from."""
         fresh = NoiseModel(self.sigma, self.good, self.known, jitter=self.may_add_jitter, robust=self.may_doubt)
-        fresh.factor = list(self.factor)
+        fresh.factor, fresh.rejected = list(self.factor), list(self.rejected)
         return fresh
 
     def part(self, k: int) -> NoiseModel:
@@ -73,6 +75,21 @@ class NoiseModel:
     def doubted(self, k: int) -> int:
         """Number of pixels of order k whose weight Huber's rule has lowered."""
         return int((self.huber[k][self.good[k]] < 1.0).sum())
+
+    def reject(self, k: int, codes: Tensor) -> bool:
+        """Leave pixels of order k out from now on; True if there are new ones.
+
+        Parameters
+        ----------
+        codes : Tensor, (n,) int8
+            As of `rejection`: not 0 where a pixel goes.
+        """
+        new = self.good[k] & (codes > 0)
+        if not bool(new.any()):
+            return False
+        self.good[k] = self.good[k] & ~new
+        self.rejected[k] = torch.where(new, codes, self.rejected[k])
+        return True
 
     def update(self, residuals: Sequence[Tensor], used: Sequence[float]) -> bool:
         """Learn from residuals; True if that changed the noise enough for another fit.
@@ -92,7 +109,7 @@ class NoiseModel:
         if not square.numel():
             return False
         freedom = max(float(square.numel()) - used, 1.0)
-        before = self.variance(k)[good]
+        before, trusted = self.variance(k)[good], self.huber[k][good]
         if not self.known[k]:
             self.factor[k] = math.sqrt(max(float((square / variance).sum()) / freedom, 1e-12))
         else:
@@ -102,8 +119,12 @@ class NoiseModel:
                 self.huber[k] = (limit / residual.abs().clamp(min=1e-300)).clamp(max=1.0)
             if incomplete and self.may_add_jitter:
                 self.jitter[k] = _jitter(square * self.huber[k][good], variance, freedom)
-        change = (self.variance(k)[good] / before).log().abs().median()
-        return float(change) > 2.0 * SETTLED
+        change = float((self.variance(k)[good] / before).log().abs().median())
+        if self.may_doubt and not self.may_add_jitter:
+            # Without jitter the variance stays: the noise has settled once χ² no longer follows the weights.
+            now, was = (float((weight * square / before).sum()) for weight in (self.huber[k][good], trusted))
+            change = max(change, abs(now - was) / max(now, 1e-300))
+        return change > 2.0 * SETTLED
 
 
 class _Part(NoiseModel):
@@ -119,6 +140,11 @@ class _Part(NoiseModel):
         changed = super().update(residuals, used)
         self.whole.factor[self.k], self.whole.jitter[self.k] = self.factor[0], self.jitter[0]
         self.whole.huber[self.k] = self.huber[0]
+        return changed
+
+    def reject(self, k: int, codes: Tensor) -> bool:
+        changed = super().reject(k, codes)
+        self.whole.good[self.k], self.whole.rejected[self.k] = self.good[0], self.rejected[0]
         return changed
 
 

@@ -41,6 +41,8 @@ class ObservedOrder:
         Median flux of the good pixels, which the fit divides by.
     barycentric_velocity : float or None
         km/s to be added to velocities measured as observed.
+    rejected : Tensor, (n,) int8, optional
+        Why each pixel was left out before the fit: an index into `rejection.REASONS`. Their fluxes stay in `data`.
     """
 
     index: int
@@ -50,6 +52,7 @@ class ObservedOrder:
     resolving_power: float
     scale: float
     barycentric_velocity: float | None
+    rejected: torch.Tensor | None = None
 
     @property
     def span(self) -> tuple[float, float]:

@@ -6,16 +6,16 @@ Does not live here: the fit (`fitting`), what a ledger column means (`ledger`), 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from astropy.table import QTable
 from torch import Tensor
 
+from .common_changes import CommonChanges
 from .echelle import EchelleModel
 from .echelle_result import EchelleFitResult
-from .factor import Factor
 from .grids import SPEED_OF_LIGHT
 from .least_squares import Solution
 from .ledger import LineErrors, build_ledger, held_errors
@@ -26,6 +26,7 @@ from .parallel import each
 from .parameters import KINDS
 from .posterior import Curvature
 from .problem import AnchoredProblem
+from .rejection import rejected_table
 from .result import FitResult, model_spectra
 from .solving import degrees_of_freedom_used, reduced_chi_square
 from .stand_in import mean_pull, posterior_mean, prior_error
@@ -54,6 +55,8 @@ class Given:
         Everything asked for.
     found : Discovery, optional
         Lines that the fit has found and added.
+    anchors : CommonChanges, optional
+        What the lines have in common against their templates.
     """
 
     orders: list[ObservedOrder]
@@ -63,6 +66,7 @@ class Given:
     noise: NoiseModel
     settings: dict
     found: Discovery | None = None
+    anchors: CommonChanges | None = None
 
 
 def build_result(problem: AnchoredProblem, solution: Solution, given: Given) -> FitResult | EchelleFitResult:
@@ -110,13 +114,18 @@ def build_result(problem: AnchoredProblem, solution: Solution, given: Given) -> 
         message += _doubtful_sky(given.settings["telluric_scale"]["factors"])
     if model.doppler is not None:
         message += _barycentric_velocity(orders)[1]
+    rejected = _rejected(problem, given)
     # Those of the errors: what the noise has learnt since, too little for another fit, is not in them.
     weights = [w / order.scale**2 for w, order in zip(problem.free.split(problem.weight), orders, strict=True)]
     with torch.no_grad():
         for order, one in zip(orders, problem.free.orders, strict=True):
             one.continuum.coefficients.mul_(order.scale)
-    table = _order_table(problem, given, used)
-    parameters, covariance = _parameters(problem, factor, orders, inflation)
+    orders = [replace(o, data=o.data.select(good)) for o, good in zip(orders, noise.good, strict=True)]
+    table = _order_table(problem, replace(given, orders=orders), used)
+    border = factor.border_covariance()
+    if given.anchors is not None:
+        border = border + given.anchors.added_covariance(normal)
+    parameters, covariance = _parameters(problem, factor.normal.border, inflation * border, orders)
     many = isinstance(model, EchelleModel)
     names = [order.name if many or order.frame.meta.get("m") is not None else "" for order in orders]
     if given.found is not None:
@@ -137,6 +146,7 @@ def build_result(problem: AnchoredProblem, solution: Solution, given: Given) -> 
         "message": message,
         "history": solution.history,
         "settings": given.settings,
+        "rejected": rejected,
         "curvature": Curvature.of(problem.free, weights, normal.prior_precision, pull, inflation),
     }
     if not many:
@@ -144,6 +154,19 @@ def build_result(problem: AnchoredProblem, solution: Solution, given: Given) -> 
     return EchelleFitResult(
         data=[order.data for order in orders], frame=[order.frame for order in orders], orders=table, **common
     )
+
+
+@torch.no_grad()
+def _rejected(problem: AnchoredProblem, given: Given) -> QTable:
+    """The pixels left out before and during the fit."""
+    codes, deviations = [], []
+    residuals = problem.free.split(problem.flux - problem.free.flux())
+    for k, (order, residual) in enumerate(zip(given.orders, residuals, strict=True)):
+        code = given.noise.rejected[k]
+        codes.append(code if order.rejected is None else torch.maximum(code, order.rejected))
+        deviations.append(residual / given.noise.variance(k).sqrt())
+    names, wavelengths = zip(*((order.name, order.data.wavelength) for order in given.orders), strict=True)
+    return rejected_table(names, wavelengths, codes, deviations)
 
 
 def _at_bound(model, free: dict) -> str:
@@ -239,12 +262,14 @@ ORDER_COLUMNS = {
 
 
 def _parameters(
-    problem: AnchoredProblem, factor: Factor, orders: list[ObservedOrder], inflation: float
+    problem: AnchoredProblem, border: Tensor, covariance: Tensor, orders: list[ObservedOrder]
 ) -> tuple[QTable, np.ndarray]:
-    """Table of the global parameters, and the covariance of the free ones in its order."""
+    """Table of the global parameters, and the covariance of the free ones in its order.
+
+    `covariance` is that of the parameters whose places in the vector are `border`.
+    """
     model, free = problem.free.model, problem.free
-    border = {int(column): position for position, column in enumerate(factor.normal.border)}
-    covariance = inflation * factor.border_covariance()
+    border = {int(column): position for position, column in enumerate(border)}
     rows, picked, per_value = [], [], []
 
     def add(

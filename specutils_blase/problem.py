@@ -6,7 +6,8 @@ Does not live here: the solver (`least_squares`), prior widths (`priors`), units
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -98,7 +99,7 @@ class AnchoredProblem:
 
     def __init__(self, free: FreeParameters, flux: Tensor, weight: Tensor, line_priors: dict[str, LinePriors]):
         self.free, self.flux, self.weight = free, flux, weight
-        self.line_priors = line_priors
+        self.line_priors = dict(line_priors)
         self.n_datum = int((weight > 0).sum())
         self.anchor = free.read()
         self._last: _Evaluation | None = None
@@ -107,11 +108,9 @@ class AnchoredProblem:
         self.freedom = torch.full_like(self.anchor, torch.inf)
         self.limit = torch.zeros_like(self.anchor)
         for name in free.model.components:
-            columns = free.columns(name)
+            self.set_line_priors(name, line_priors[name])
             for position, kind in enumerate(free.kinds[name]):
-                self.precision[columns[:, position]] = getattr(line_priors[name], kind) ** -2
-                self.limit[columns[:, position]] = LINE_LIMITS[kind]
-            self.freedom[columns] = line_priors[name].degrees_of_freedom
+                self.limit[free.columns(name)[:, position]] = LINE_LIMITS[kind]
         self.loosen(None)
         self.lower = torch.full_like(self.anchor, -torch.inf)
         self.upper = torch.full_like(self.anchor, torch.inf)
@@ -140,6 +139,19 @@ class AnchoredProblem:
                 for bound, values in zip((self.lower, self.upper), bounds[kind], strict=True):
                     bound[columns[:, position]] = values[lines]
 
+    @contextmanager
+    def held(self, names: tuple[str, ...]) -> Iterator[None]:
+        """Hold global parameters at their present values while the block runs."""
+        lower, upper, now = self.lower, self.upper, self.read()
+        self.lower, self.upper = lower.clone(), upper.clone()
+        for name, columns in self.free.global_slices.items():
+            if name in names:
+                self.lower[columns] = self.upper[columns] = now[columns]
+        try:
+            yield
+        finally:
+            self.lower, self.upper = lower, upper
+
     def at_limit(self, component: str) -> Tensor:
         """Lines of a component, (n_line,), with a parameter at a bound; σ or γ of next to nothing are none."""
         vector, columns = self.read(), self.free.columns(component)
@@ -150,6 +162,18 @@ class AnchoredProblem:
                 at |= vector[own] <= self.lower[own] + AT_BOUND
             found[self.free.lines[component][at]] = True
         return found
+
+    def set_line_priors(self, component: str, priors: LinePriors) -> None:
+        """Give the lines of a component priors of other widths or tails, about the same prior means."""
+        self.line_priors[component] = priors
+        columns = self.free.columns(component)
+        for position, kind in enumerate(self.free.kinds[component]):
+            self.precision[columns[:, position]] = getattr(priors, kind) ** -2
+        self.freedom[columns] = priors.degrees_of_freedom
+
+    def set_weight(self, weight: Tensor) -> None:
+        """Other inverse variances, zero where a pixel does not count, (n,)."""
+        self.weight, self.n_datum = weight, int((weight > 0).sum())
 
     def loosen(self, factors: dict[str, float] | None) -> None:
         """Widen the line priors by a factor for each kind of parameter; None puts them back."""

@@ -71,6 +71,8 @@ class FitResult:
         What draws, the steps of `rv_photon_limit` and `missing_lines` need beside the model.
     found : QTable, optional
         Lines that the fit found and added, where it was asked to.
+    rejected : QTable, optional
+        One row a pixel that was left out because no spectrum can show it; see `rejection.COLUMNS`.
     """
 
     model: ForwardModel
@@ -89,6 +91,7 @@ class FitResult:
     orders: QTable | None = None
     curvature: Curvature | None = None
     found: QTable | None = None
+    rejected: QTable | None = None
 
     def __repr__(self) -> str:
         lines = [f"FitResult: {self.message}"]

@@ -12,6 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from .common_changes import CommonChanges
 from .echelle import EchelleModel
 from .factor import Factor
 from .least_squares import MESSAGES, Solution, minimize
@@ -20,8 +21,8 @@ from .noise import NoiseModel
 from .parallel import each
 from .parameters import FreeParameters
 from .problem import AnchoredProblem
+from .rejection import unlike_lines
 from .starting import LOOSE_ITERATIONS
-from .telluric_anchors import TelluricAnchors
 
 LOOSE = {"ln_area": 3.0, "ln_sigma": 3.0, "ln_gamma": 3.0, "rv_offset": 2.0}
 """Factors on the prior widths in the first stage of a fit."""
@@ -31,6 +32,9 @@ LOOSE_TOLERANCE = 0.0005
 
 TOLERANCE = 0.0025
 """Promised decrease of χ² below which a fit has converged: no parameter is then 0.05 of its error from the minimum."""
+
+SHARED = ("rv", "vsini", "limb_darkening", "star_law", "telluric_law")
+"""What all lines share, and loose lines could imitate; orders of a list that are solved alone hold the same."""
 
 EARLY_ROUNDS, LATE_ROUNDS, ROUND_ITERATIONS = 8, 6, 15
 """How often the noise and the anchors are asked anew: under way, where residuals tell the noise, after so many
@@ -89,7 +93,7 @@ def solve(
     max_iterations: int,
     report: Callable,
     tolerance: float | None = None,
-    anchors: TelluricAnchors | None = None,
+    anchors: CommonChanges | None = None,
 ) -> Solution:
     """Minimise first with loose priors, then with the true ones, then with the noise that the residuals show.
 
@@ -108,10 +112,14 @@ def solve(
     if not from_afar:
         problem.loosen(LOOSE)
         limit = LOOSE_TOLERANCE * problem.n_datum
-        first = minimize(problem, max_iterations=loose_iterations, absolute_tolerance=limit, callback=report)
+        # Loose lines can take a velocity anywhere: what all share stays until the lines are where the data want them.
+        with problem.held(SHARED):
+            first = minimize(problem, max_iterations=loose_iterations, absolute_tolerance=limit, callback=report)
         history += first.history
         if noise.may_add_jitter or noise.may_doubt:
             _learn(problem, noise, first)
+        if anchors is not None:
+            anchors.learn(first.vector)  # while the priors hold the lines least
         problem.loosen(None)
         if anchors is not None:
             anchors.settle(first.vector)
@@ -132,7 +140,7 @@ def _settle(
     tolerance: float,
     report: Callable,
     from_afar: bool = False,
-    anchors: TelluricAnchors | None = None,
+    anchors: CommonChanges | None = None,
 ) -> Solution:
     """Minimise, find the noise that the residuals show and where the anchors stand, in turn, until none changes."""
     history: list[dict[str, float]] = []
@@ -155,10 +163,16 @@ def _settle(
                 solution.success, solution.message = False, UNSETTLED
             break
         learnt = noise.adapts and _learn(problem, noise, solution)
-        moved = anchors is not None and anchors.settle(solution.vector) is not None
+        moved = anchors is not None and _follow(anchors, solution.vector)
         if not (learnt or moved or (early and cut_off)):
             break
     return _with_history(solution, [], history)
+
+
+def _follow(anchors: CommonChanges, vector: Tensor) -> bool:
+    """Let the widths of priors and what lines have in common follow the lines; True if anything changes."""
+    learnt = anchors.learn(vector)
+    return anchors.settle(vector) is not None or learnt
 
 
 def _with_history(solution: Solution, before: list[dict[str, float]], own: list | None = None) -> Solution:
@@ -174,7 +188,7 @@ def solve_orders(
     names: Sequence[str],
     max_iterations: int,
     report: Callable,
-    anchors: TelluricAnchors | None = None,
+    anchors: CommonChanges | None = None,
 ) -> Solution:
     """Solve every order by itself with what they share held, then all together.
 
@@ -193,16 +207,16 @@ def solve_orders(
             for (k, _, _, alone, copies), vector in zip(made, each(go, made), strict=True):
                 alone.write(vector)
                 _take_over(problem.free.model.orders[k], k, copies, owners)
-            problem.weight = problem.free.merge(noise.weights())
+            problem.set_weight(problem.free.merge(noise.weights()))
     coarse, fine = ALONE_TOLERANCE * len(names), TOLERANCE * len(names)
     limit = min(TOGETHER_AT_FIRST, max_iterations)
     if anchors is not None:
-        anchors.settle(problem.read())
+        _follow(anchors, problem.read())
     first = minimize(problem, max_iterations=limit, absolute_tolerance=coarse, callback=report)
     if noise.adapts:
         _learn(problem, noise, first)
     if anchors is not None:
-        anchors.settle(first.vector)
+        _follow(anchors, first.vector)
     solution = _settle(problem, noise, max_iterations, fine, report, anchors=anchors)
     solution = _with_history(solution, first.history)
     if not solution.success:
@@ -289,7 +303,33 @@ def _alone(problem: AnchoredProblem, k: int, owners: dict[str, Tensor]) -> tuple
 def _learn(problem: AnchoredProblem, noise: NoiseModel, solution: Solution) -> bool:
     """Let the noise learn from the residuals; True if the fit has to be repeated."""
     used = degrees_of_freedom_used(problem.free, solution.normal.factor())
-    if not noise.update(residuals(problem), used):
+    rejected = noise.may_doubt and reject_pixels(problem.free.orders, problem.free.split(problem.flux), noise)
+    if not (noise.update(residuals(problem), used) or rejected):
         return False
-    problem.weight = problem.free.merge(noise.weights())
+    problem.set_weight(problem.free.merge(noise.weights()))
     return True
+
+
+@torch.no_grad()
+def reject_pixels(orders: Sequence[ForwardModel], fluxes: Sequence[Tensor], noise: NoiseModel) -> bool:
+    """Leave out what stands out of the model of each order and cannot be a line; True if that is anything new."""
+    new = [False] * len(orders)
+    for k, (order, flux) in enumerate(zip(orders, fluxes, strict=True)):
+        codes = unlike_lines(
+            flux.double(),
+            order().double(),
+            order.continuum.value().double(),
+            noise.variance(k).sqrt(),
+            noise.good[k],
+            element=_element(order),
+            emission=any(bool((emulator.sign < 0).any()) for emulator in order.components.values()),
+        )
+        new[k] = noise.reject(k, codes)
+    return any(new)
+
+
+def _element(order: ForwardModel) -> float:
+    """Full width at half maximum of the line spread, in pixels."""
+    edges = order.pixels.edges
+    pixel = float(((edges[:, 1] - edges[:, 0]) / edges.mean(1)).median())
+    return 1.0 / (float(order.line_spread.ln_resolving_power[0].exp()) * pixel)

@@ -158,6 +158,34 @@ def _mixture(pull: Tensor, precision: Tensor, scale: Tensor, freedom: Tensor, ln
     return ln_weight, narrow, total, pull
 
 
+def without_prior(
+    problem: AnchoredProblem, normal: NormalEquations, vector: Tensor, variance: Tensor, balance: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Gradient h and precision q that all but its own prior leave each parameter, as of `student_moments`.
+
+    Parameters
+    ----------
+    problem : AnchoredProblem
+    normal : NormalEquations
+    vector : Tensor, (n_parameter,)
+        Where data and priors balance.
+    variance : Tensor, (n_parameter,)
+        Of each parameter, from `normal`.
+    balance : Tensor, (n_parameter,), optional
+        Precisions of the Gaussian priors that balance there, if not those of `normal`.
+
+    Returns
+    -------
+    pull, precision : Tensor, (n_parameter,)
+    """
+    known = (1.0 / variance - normal.prior_precision).clamp(min=0.0)
+    offset = vector - problem.anchor
+    # The prior itself pulls towards its mean there: what pulls the parameter away is all else.
+    strongest = STRONGEST_PULL * known.sqrt()
+    away = ((normal.prior_precision if balance is None else balance) * offset).clamp(-strongest, strongest)
+    return known * offset + away, known
+
+
 def prior_error(priors: LinePriors, kind: str) -> float:
     """Standard deviation of the Gaussian that stands for a prior of which the data know nothing."""
     width, freedom = getattr(priors, kind), priors.degrees_of_freedom
@@ -215,13 +243,9 @@ class _Heavy:
     def of(cls, problem: AnchoredProblem, normal: NormalEquations, vector: Tensor, variance: Tensor) -> _Heavy:
         """At a vector where prior and data balance, with the variance of each parameter."""
         which = problem.freedom.isfinite()
-        known = (1.0 / variance - normal.prior_precision)[which].clamp(min=0.0)
-        offset = (vector - problem.anchor)[which]
-        # The prior itself pulls towards its anchor there: what pulls the parameter away is all else.
-        away = problem.prior_precision(vector)[which] * offset
-        strongest = STRONGEST_PULL * known.sqrt()
-        pull = known * offset + away.clamp(-strongest, strongest)
-        return cls(which, pull, known, offset, problem.precision[which] ** -0.5, problem.freedom[which])
+        pull, known = without_prior(problem, normal, vector, variance, problem.prior_precision(vector))
+        offset, width = vector - problem.anchor, problem.precision**-0.5
+        return cls(which, *(values[which] for values in (pull, known, offset, width, problem.freedom)))
 
     def matched(self, precision: Tensor) -> Tensor:
         """Precisions with those of the Gaussians that leave each parameter the variance it has with Student's t."""

@@ -6,6 +6,7 @@ import torch
 from scipy.optimize import minimize_scalar
 
 from specutils_blase import solving
+from specutils_blase.common_changes import STILL
 from specutils_blase.grids import SPEED_OF_LIGHT
 from specutils_blase.least_squares import MESSAGES, minimize
 from specutils_blase.lines import LineEmulator
@@ -15,7 +16,7 @@ from specutils_blase.parameters import FreeParameters
 from specutils_blase.priors import LinePriors
 from specutils_blase.problem import AnchoredProblem
 from specutils_blase.simulate import pixel_edges
-from specutils_blase.telluric_anchors import STILL, TelluricAnchors
+from specutils_blase.telluric_anchors import TelluricAnchors
 from specutils_blase.telluric_scaling import FACTOR_PRIOR, SHIFT_PRIOR, TelluricScale, scale_telluric
 
 F64 = torch.float64

@@ -100,8 +100,8 @@ BUGS = {
     "prior-precision": Bug(
         "prior precision 1/s where 1/s² is meant",
         "problem.py",
-        "getattr(line_priors[name], kind) ** -2",
-        "getattr(line_priors[name], kind) ** -1",
+        "getattr(priors, kind) ** -2",
+        "getattr(priors, kind) ** -1",
         ("test_problem.py", "test_posterior.py"),
     ),
     "student-t": Bug(

@@ -1,0 +1,183 @@
+r"""What the lines of a star's template have in common against it: strength, width, and how far they scatter.
+
+A template of another star is not only wrong line by line. All its lines may be too strong or too broad, which the means
+of their priors follow; and they scatter about these means by more than the priors expect, which the widths follow. The
+width of a kind of parameter is where the evidence of all lines,
+
+.. math:: \sum_k \ln \int c_k(x)\, t_ν(x / s w)\, dx - \tfrac{1}{2} \ln^2 s,
+
+is highest, c_k being what is known of line k without its prior (see `stand_in`), w the width that was given and
+s ≥ 1 the inflation. A common shift is the radial velocity itself.
+
+Does not live here: the equations of common changes (`common_changes`), when they settle (`solving`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .common_changes import CommonChanges
+from .factor import Factor
+from .priors import LinePriors
+from .problem import AnchoredProblem
+from .stand_in import ROUNDING, student_evidence, without_prior
+
+STRENGTH_PRIOR = 1.0
+"""Standard deviation of ln(strength factor)."""
+
+LARGEST_WIDTH_PRIOR, LEAST_WIDTH_PRIOR = 0.2, 1e-4
+"""Bounds on the standard deviation of ln(width factor)."""
+
+MOST_INFLATION = {"ln_area": 4.0, "ln_sigma": 4.0, "ln_gamma": 4.0, "rv_offset": 15.0}
+"""Largest factor on the width of a prior. Lines of LTE 3500 K are off by 0.65, 0.6, 0.7 and 1.1 km/s on GJ 699."""
+
+DECISIVE = 6.0
+"""Gain of ln evidence from which on priors are inflated: lines of a right template scatter as the priors say."""
+
+UNCHANGED = 0.1
+"""Change of ln inflation below which another fit would change nothing."""
+
+N_TRIAL = 16
+"""Inflations that are compared, in equal steps of the logarithm, before a parabola finds the best between them."""
+
+TOLD = 0.1
+"""Information of the data on a parameter, in units of its prior's, from which on it tells of the scatter."""
+
+
+@dataclass(frozen=True)
+class StarScale:
+    """A star's lines against their template.
+
+    Parameters
+    ----------
+    strength, strength_error : float
+        Factor on all areas, and its 1-sigma error.
+    width, width_error : float
+        Factor on all σ and γ, and its 1-sigma error. It is held at 1 until the lines scatter more than their priors.
+    inflation : dict
+        Kind of line parameter to the factor by which its prior is wider than it was given.
+    """
+
+    strength: float
+    strength_error: float
+    width: float
+    width_error: float
+    inflation: dict[str, float]
+
+
+class StarAnchors(CommonChanges):
+    """Strength, width and scatter of the star's lines of a problem against their template.
+
+    Parameters
+    ----------
+    problem : AnchoredProblem
+    ln_strength, error : float
+        ln of the factor by which the star's areas have been scaled already, and its error.
+    """
+
+    def __init__(self, problem: AnchoredProblem, ln_strength: float = 0.0, error: float = STRENGTH_PRIOR):
+        free = problem.free
+        columns, self.kinds = free.columns("star"), free.kinds["star"]
+        self.given: LinePriors = problem.line_priors["star"]
+        self.inflation = dict.fromkeys(self.kinds, 1.0)
+        like = problem.anchor
+        state, errors = like.new_tensor([ln_strength, 0.0]), like.new_tensor([error, LEAST_WIDTH_PRIOR])
+        precision = like.new_tensor([STRENGTH_PRIOR**-2, LEAST_WIDTH_PRIOR**-2])
+        design = like.new_zeros(len(free), 2)
+        for position, kind in enumerate(self.kinds):
+            if kind != "rv_offset":
+                design[columns[:, position], int(kind != "ln_area")] = 1.0
+        super().__init__(problem, state, errors, precision, design)
+
+    def _change(self, step: Tensor, vector: Tensor) -> Tensor:
+        """Lines that are held change with the others."""
+        problem, emulator = self.problem, self.problem.free.model.star
+        self.state += step
+        for kind in self.kinds:
+            if kind != "rv_offset":
+                change = step[int(kind != "ln_area")]
+                getattr(emulator, kind).data += change.to(getattr(emulator, kind).dtype)
+        problem.anchor += self.design @ step
+        return vector
+
+    @torch.no_grad()
+    def learn(self, vector: Tensor) -> bool:
+        """Find how much wider than given the priors must be; True if that changes the fit.
+
+        Parameters
+        ----------
+        vector : Tensor, (n_parameter,)
+            The lines as they are. What is left to go is taken from the quadratic model there.
+        """
+        problem = self.problem
+        columns = problem.free.columns("star")
+        if not columns.numel():
+            return False
+        normal = problem.linearize(vector)
+        factor = normal.factor()
+        step = factor.solve(normal.gradient).clamp(-problem.limit, problem.limit)
+        variance = self._variance_beside_shared(factor)
+        known = without_prior(problem, normal, problem.project(vector + step), variance)
+        changed, priors = False, self.given
+        for kind, own in zip(self.kinds, columns.T, strict=True):
+            best = self._best(kind, known[0][own], known[1][own], problem.freedom[own])
+            changed |= abs(math.log(best / self.inflation[kind])) > UNCHANGED
+            self.inflation[kind] = best
+            priors = replace(priors, **{kind: best * getattr(self.given, kind)})
+        if changed:
+            problem.set_line_priors("star", priors)
+            # Once free the common width stays so: what it takes on no longer shows as scatter.
+            self.precision[1] = min(float(self.precision[1]), self._width_prior() ** -2)
+        return changed
+
+    def _variance_beside_shared(self, factor: Factor) -> Tensor:
+        """Variance of each parameter with velocity and rotation held: lines that move together do not scatter less."""
+        places = self.problem.free.global_slices
+        shared = [k for name in ("rv", "vsini") if name in places for k in range(places[name].start, places[name].stop)]
+        variance = factor.variance()
+        if not shared:
+            return variance
+        unit = torch.eye(len(variance), dtype=variance.dtype, device=variance.device)[shared]
+        columns = torch.stack([factor.solve(each) for each in unit], dim=1)
+        explained = (columns @ torch.linalg.inv(columns[shared]) * columns).sum(1)
+        return torch.maximum(variance - explained, ROUNDING * variance)
+
+    def _best(self, kind: str, pull: Tensor, precision: Tensor, freedom: Tensor) -> float:
+        """Inflation of a kind of parameter, from the gradient and the precision that all but its prior leave it."""
+        width = getattr(self.given, kind)
+        tells = precision * width**2 > TOLD
+        if not bool(tells.any()):
+            return 1.0
+        trials = torch.linspace(0.0, math.log(MOST_INFLATION[kind]), N_TRIAL, dtype=torch.float64).tolist()
+        pull, precision, freedom = pull[tells], precision[tells], freedom[tells]
+        evidence = [
+            float(student_evidence(pull, precision, torch.full_like(pull, width * math.exp(ln_s)), freedom)[0].sum())
+            - 0.5 * ln_s**2
+            for ln_s in trials
+        ]
+        at = max(range(N_TRIAL), key=evidence.__getitem__)
+        # What is inflated already stays so until it is worse than not to be: two thresholds, so that both settle.
+        if at == 0 or evidence[at] - evidence[0] < (DECISIVE if self.inflation[kind] == 1.0 else 0.0):
+            return 1.0
+        ln_s = trials[at]
+        if at < N_TRIAL - 1:
+            low, here, high = evidence[at - 1 : at + 2]
+            ln_s += 0.5 * (low - high) / (low - 2.0 * here + high) * (trials[1] - trials[0])
+        return math.exp(ln_s)
+
+    def _width_prior(self) -> float:
+        """Standard deviation of the common ln width: that of one line, as far as the template is known to be wrong."""
+        wrong = math.exp(sum(math.log(each) for each in self.inflation.values()) / len(self.inflation))
+        width = self.given.ln_sigma * math.sqrt(wrong**2 - 1.0)
+        return min(max(width, LEAST_WIDTH_PRIOR), LARGEST_WIDTH_PRIOR)
+
+    def scale(self) -> StarScale:
+        """The common changes, with the errors that the scatter of the lines leaves them."""
+        (strength, width), (strength_error, width_error) = self.state.exp().tolist(), self.error.tolist()
+        if float(self.precision[1]) == LEAST_WIDTH_PRIOR**-2:
+            width, width_error = 1.0, 0.0
+        return StarScale(strength, strength * strength_error, width, width * width_error, dict(self.inflation))

@@ -1,0 +1,137 @@
+"""Strength, width and scatter of a star's lines against their template, from truths drawn from the priors."""
+
+import numpy as np
+import pytest
+import torch
+
+from specutils_blase.common_changes import JointChanges
+from specutils_blase.least_squares import minimize
+from specutils_blase.lines import LineEmulator
+from specutils_blase.model import ForwardModel
+from specutils_blase.noise import NoiseModel
+from specutils_blase.parameters import FreeParameters
+from specutils_blase.priors import LinePriors
+from specutils_blase.problem import AnchoredProblem
+from specutils_blase.simulate import pixel_edges
+from specutils_blase.solving import solve
+from specutils_blase.stand_in import posterior_mean
+from specutils_blase.star_anchors import LEAST_WIDTH_PRIOR, MOST_INFLATION, StarAnchors
+
+F64 = torch.float64
+N_LINE = 40
+PIXELS = np.linspace(10_499.0, 10_500.0 + 1.0 * N_LINE, 17 * N_LINE)
+KINDS = ("ln_area", "ln_sigma", "ln_gamma", "rv_offset")
+
+
+def star_problem(seed, *, wider=1.0, strength=0.0, width=0.0, snr=300.0, free=("rv",), kinds=KINDS):
+    """Lines of a star, each off by its prior made `wider`, all stronger and broader than the template."""
+    rng = np.random.default_rng(seed)
+    count = np.ones(N_LINE)
+    area = 0.02 * 10.0 ** rng.uniform(0.3, 0.9, N_LINE)
+    star = LineEmulator(10_500.0 + np.arange(N_LINE), area, 0.05 * count, 0.03 * count)
+    model = ForwardModel.for_order(
+        torch.as_tensor(PIXELS), torch.as_tensor(pixel_edges(PIXELS)), star=star, resolving_power=80_000.0,
+        continuum_degree=0, vsini=2.0,
+    )  # fmt: skip
+    priors = LinePriors()
+    with torch.no_grad():
+        start = model.star.line_parameters().clone()
+        truth = start.clone()
+        for column, kind in ((KINDS.index(kind), kind) for kind in kinds):
+            draws = rng.standard_t(priors.degrees_of_freedom, N_LINE)
+            factor = wider if kind == "rv_offset" else min(wider, 3.0)  # no line is to hide its neighbours
+            truth[:, column] += factor * getattr(priors, kind) * torch.as_tensor(draws).clamp(-3.0, 3.0)
+        truth[:, 0] += strength
+        truth[:, 1:3] += width
+        model.star.set_line_parameters(truth)
+        flux = model() + torch.as_tensor(rng.standard_normal(len(PIXELS))) / snr
+        model.star.set_line_parameters(start)
+    weight = torch.full((len(PIXELS),), snr**2, dtype=F64)
+    layout = FreeParameters(model, {"star": kinds}, {"star": torch.arange(N_LINE)}, (*free, "continuum"))
+    return AnchoredProblem(layout, flux, weight, {"star": priors})
+
+
+def settled(problem):
+    changes = StarAnchors(problem)
+    for _ in range(12):
+        vector = minimize(problem, absolute_tolerance=1e-4, max_iterations=60).vector
+        learnt = changes.learn(vector)
+        if changes.settle(vector) is None and not learnt:
+            return changes
+    raise AssertionError("widths and means do not stand still")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_lines_that_scatter_as_their_priors_say_change_nothing(seed):
+    problem = star_problem(seed)
+    before = problem.precision.clone()
+    changes = settled(problem)
+    assert changes.inflation == dict.fromkeys(KINDS, 1.0)
+    torch.testing.assert_close(problem.precision, before, rtol=0, atol=0)
+    scale = changes.scale()
+    assert scale.width == 1.0 and scale.width_error == 0.0
+    assert abs(np.log(scale.strength)) < 3.0 * scale.strength_error / scale.strength
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_scatter_beyond_the_priors_is_found(seed):
+    """Three times as wide: each kind that the data know comes back within a factor of 1.6, 40 lines telling it."""
+    changes = settled(star_problem(seed, wider=3.0))
+    for kind in ("ln_area", "rv_offset"):
+        assert 3.0 / 1.6 < changes.inflation[kind] < 3.0 * 1.6, kind
+    assert all(1.0 <= factor <= MOST_INFLATION[kind] for kind, factor in changes.inflation.items())
+    assert changes.precision[1] < LEAST_WIDTH_PRIOR**-2
+
+
+def test_the_error_of_the_velocity_carries_the_scatter_of_the_lines():
+    """Pulls of the velocity where lines are off by five times their priors: neither too large nor too small."""
+    pulls, errors = [], []
+    for seed in range(16):
+        problem = star_problem(100 + seed, wider=5.0, kinds=("ln_area", "rv_offset"))
+        changes, good = StarAnchors(problem), problem.weight > 0
+        noise = NoiseModel([problem.weight**-0.5], [good], [True], jitter=False, robust=False)
+        vector = solve(problem, noise, 200, lambda entry: None, anchors=changes).vector
+        normal = posterior_mean(problem, problem.linearize(vector, precise=True), vector)
+        covariance = normal.factor().border_covariance() + changes.added_covariance(normal)
+        at = int((normal.border == problem.free.global_slices["rv"].start).nonzero())
+        errors.append(float(covariance[at, at]) ** 0.5)
+        pulls.append(problem.free.model.doppler.rv.item() / errors[-1])
+    # The lines' own offsets, 0.1 km/s × 5 × √(40 lines), set the scale, not the photons.
+    print(np.round(pulls, 2), np.round(errors, 3))
+    assert 0.05 < np.median(errors) < 0.2
+    assert 0.6 < np.std(pulls) < 1.4 and np.abs(pulls).max() < 3.5
+
+
+@pytest.mark.parametrize("strength", [-1.2, 0.6])
+def test_a_common_strength_is_found(strength):
+    changes = settled(star_problem(5, strength=strength))
+    found, error = float(changes.state[0]), float(changes.error[0])
+    assert abs(found - strength) < 3.0 * error and error < 0.15
+    assert changes.inflation["ln_area"] == 1.0  # nobody scatters: all are stronger alike
+
+
+def test_a_common_width_is_free_once_the_lines_scatter():
+    narrow, wide = star_problem(7, width=0.3), star_problem(7, width=0.3, wider=3.0)
+    for problem in (narrow, wide):  # two widths of its prior away, all lines together are no less surprising
+        scale = settled(problem).scale()
+        assert abs(np.log(scale.width) - 0.3) < 3.0 * scale.width_error / scale.width
+        assert 0.01 < scale.width_error < 0.2
+
+
+def test_lines_that_are_held_do_not_vote():
+    problem = star_problem(8, strength=0.5, kinds=())
+    changes = StarAnchors(problem)
+    vector = minimize(problem, absolute_tolerance=1e-4).vector
+    assert not changes.learn(vector) and changes.settle(vector) is None
+    assert changes.scale().strength == 1.0
+
+
+def test_joint_changes_share_their_state_with_the_parts():
+    problem = star_problem(9, strength=0.4)
+    part = StarAnchors(problem)
+    joint = JointChanges([part])
+    vector = minimize(problem, absolute_tolerance=1e-4, max_iterations=60).vector
+    joint.learn(vector)
+    assert joint.settle(vector) is not None
+    assert float(part.state[0]) == float(joint.state[0]) != 0.0
+    assert float(part.error[0]) == float(joint.error[0]) < 1.0
