@@ -30,7 +30,7 @@ LAYERS = (
     {"quasi_newton", "problem"},
     {"least_squares", "telluric_anchors"},
     {"stand_in"},
-    {"ledger_columns"},
+    {"ledger_columns", "flux"},
     {"spectrum", "ledger", "line_finding", "templates", "simulate", "degeneracies", "provenance"},
     {"posterior"},
     {"photon_limit", "missing_lines", "posterior_means"},
