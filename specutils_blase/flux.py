@@ -13,6 +13,10 @@ from astropy.nddata import InverseVariance, StdDevUncertainty, UnknownUncertaint
 from specutils import Spectrum
 
 
+class WrongUnitsError(u.UnitsError, ValueError):
+    """A quantity in units that mean something else: a ValueError too, whatever astropy's own class is derived from."""
+
+
 def read_flux(spectrum: Spectrum) -> np.ndarray:
     """Flux of one spectrum, float64, shape (n,), in its own unit.
 
@@ -50,7 +54,7 @@ def check_linear(unit: u.UnitBase | u.function.FunctionUnitBase) -> None:
         remedy = "10**flux" if scale == u.dex else f"10**({scale.to(u.dex):g} * flux)"
     else:
         remedy = "the flux itself"
-    raise u.UnitsError(
+    raise WrongUnitsError(
         f"expected flux on a linear scale, got its logarithm [{unit}]: give {remedy}, and errors on that scale"
     )
 

@@ -23,7 +23,7 @@ from specutils.utils.wcs_utils import air_to_vac, vac_to_air
 from torch import Tensor
 
 from .data import SpectralData
-from .flux import float64, read_flux, read_sigma
+from .flux import WrongUnitsError, float64, read_flux, read_sigma
 
 
 def vacuum_wavelength(axis: u.Quantity, medium: str = "vacuum") -> u.Quantity:
@@ -57,12 +57,12 @@ def vacuum_wavelength(axis: u.Quantity, medium: str = "vacuum") -> u.Quantity:
     rest, convention = getattr(axis, "doppler_rest", None), getattr(axis, "doppler_convention", None)
     if axis.unit.is_equivalent(u.km / u.s):
         if rest is None or convention is None:
-            raise u.UnitsError(
+            raise WrongUnitsError(
                 f"expected a velocity axis with its reference, got [{axis.unit}] with rest value {rest} and convention "
                 f"{convention}: give both, Spectrum(..., rest_value=8664.52 * u.AA, velocity_convention='optical')"
             )
     elif not axis.unit.is_equivalent(u.AA, u.spectral()):
-        raise u.UnitsError(
+        raise WrongUnitsError(
             "expected a spectral axis in wavelength, frequency, wavenumber, energy or velocity, got "
             f"[{axis.unit}]: calibrate it, Spectrum(flux=..., spectral_axis=wavelength * u.AA)"
         )
@@ -340,7 +340,7 @@ def _number(value: Any, unit: u.UnitBase, name: str, positive: bool = False) -> 
         try:
             value = value.to_value(unit)
         except u.UnitConversionError as error:
-            raise u.UnitsError(f"{expected}, got a value in [{value.unit}]") from error
+            raise WrongUnitsError(f"{expected}, got a value in [{value.unit}]") from error
     number = _array(value)
     if number.dtype.kind not in "iuf":  # text, None, booleans, complex
         raise TypeError(f"{expected}, got {value!r} ({type(value).__name__})")

@@ -21,6 +21,7 @@ from specutils import Spectrum, SpectrumList
 import specutils_blase as sb
 from specutils_blase.adapters.files import load_spectrum
 from specutils_blase.data import SpectralData, pixel_edges
+from specutils_blase.observed_orders import read_orders
 from specutils_blase.spectrum import (
     SpectrumFrame,
     air_wavelength,
@@ -434,8 +435,15 @@ class TestBadInput:
         np.testing.assert_allclose(eval(remedy, {"flux": logarithm.value}), FLUX, rtol=1e-12)
 
     def test_axis_in_another_unit(self):
-        with pytest.raises(u.UnitsError, match=r"got \[K\]"):
+        with pytest.raises(u.UnitsError, match=r"got \[K\]") as refused:
             vacuum_wavelength(5000 * u.K)
+        assert isinstance(refused.value, ValueError)  # the command line and lists of orders take it for bad input
+
+    def test_an_order_in_wrong_units_does_not_end_a_list(self):
+        orders = [make(), Spectrum(flux=FLUX * u.mag, spectral_axis=WAVELENGTH * u.AA), Spectrum(FLUX * u.Jy)]
+        read, excluded = read_orders(orders, resolving_power=50_000.0, n_parameter=1)
+        assert [order.index for order in read] == [0] and set(excluded) == {1, 2}
+        assert "logarithm [mag]" in excluded[1][1] and "got [pix]" in excluded[2][1]
 
     def test_the_loop_that_the_message_recommends_works(self):
         spectra = [s for s in Spectrum(np.ones((3, N)) * u.Jy, WAVELENGTH * u.AA)]
