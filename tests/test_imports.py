@@ -41,7 +41,7 @@ LAYERS = (
     {"line_discovery"},
     {"outcome"},
     {"fitting"},
-    {"cross_validation"},
+    {"cross_validation", "figures"},
     {"plotting", "cli_arguments"},
     {"cli", "demo", "accessor", "adapters", "asdf", "plotting_orders"},
 )
