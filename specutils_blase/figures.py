@@ -97,9 +97,7 @@ def crown(figure: Figure, title: str, handles, labels) -> None:
         frameon=False, fontsize=9.5, handlelength=1.6, columnspacing=1.8,
     )  # fmt: skip
     figure.align_ylabels()
-    while (
-        longer := heading.get_window_extent().width / figure.bbox.width
-    ) > 0.98:  # widths go in steps of whole pixels
+    while (longer := heading.get_window_extent().width / figure.bbox.width) > 0.98:  # in steps of whole pixels
         heading.set_fontsize(0.97 * heading.get_fontsize() / max(longer, 1.0))
     for _ in range(2):  # a narrower axis may choose other ticks
         _make_room(figure)
