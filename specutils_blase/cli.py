@@ -63,7 +63,7 @@ def run_demo(args) -> int:
     shown = demo.run(progress=_progress(args))
     print(shown.report())
     print()
-    _write(shown.fit, targets["fit"], targets["ledger"], targets["plot"], overwrite=True)
+    _write(shown.fit, targets["fit"], targets["ledger"], targets["plot"], overwrite=True, about=shown.report())
     print(f"{time.perf_counter() - start:.0f} s in all")
     return _status(shown.fit)
 
@@ -322,13 +322,14 @@ def _suffixes(target: str) -> tuple[str, ...]:
     return tuple(f".{kind}" for kind in FigureCanvasBase.filetypes)
 
 
-def _write(result, out, ledger, plot, *, overwrite: bool) -> None:
+def _write(result, out, ledger, plot, *, overwrite: bool, about: str | None = None) -> None:
+    """`about` goes into the picture, a PNG, and says what is seen."""
     if out is not None:
         result.write(out, overwrite=overwrite)
     if ledger is not None:
         result.ledger.write(ledger, format="ascii.ecsv", overwrite=overwrite)
     if plot is not None:
-        result.plot().savefig(plot)
+        result.plot().savefig(plot, **({} if about is None else {"metadata": {"Description": about}}))
     written = [str(path) for path in (out, ledger, plot) if path is not None]
     if written:
         print(f"wrote {', '.join(written)}")

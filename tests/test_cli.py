@@ -15,6 +15,7 @@ from astropy.io import fits
 from astropy.table import QTable, Table, vstack
 from matplotlib.image import imread
 from nights import BARYCENTRIC, LIT, TRUTH, sky_lines, star_lines, write_hpf_night
+from PIL import Image
 from specutils import Spectrum
 from test_adapters import write_hpf
 from test_loaders import write_igrins
@@ -576,6 +577,30 @@ class TestDemo:
             assert correlation > 0.9
             assert abs(mean) < 0.6
             assert 0.7 < scatter < 1.4
+
+    def numbers(self, text, pattern):
+        """True value, recovered value and error of both velocities."""
+        found = [re.search(rf"{re.escape(label)} +{pattern}", text) for label in ("RV [km/s]", "v sin i")]
+        return np.array([[float(number) for number in one.groups()] for one in found])
+
+    def test_picture_and_numbers_of_the_readme_are_its_own(self, shown):
+        """Where they are not: copy demo.png to docs/images, and its numbers to the caption in README.md."""
+        root = Path(__file__).resolve().parents[1]
+        pictures = [Image.open(folder / "demo.png") for folder in (root / "docs" / "images", shown[2])]
+        row = r"(\S+) +(\S+) +(\S+) "
+        kept, made = (self.numbers(picture.text["Description"], row) for picture in pictures)
+        np.testing.assert_array_equal(made, self.numbers(shown[1], row))
+        np.testing.assert_array_equal(kept[:, 0], made[:, 0])
+        # Another processor rounds otherwise.
+        assert (np.abs(kept[:, 1] - made[:, 1]) < 0.1 * made[:, 2]).all()
+        np.testing.assert_allclose(kept[:, 2], made[:, 2], rtol=0.05)
+        readme = (root / "README.md").read_text(encoding="utf-8").replace("−", "-").replace("\n", " ")
+        caption = r"= (\S+) ± (\S+) km/s \(true ([-.\d]+)\)"
+        told = self.numbers(readme.replace("RV =", "RV [km/s] ="), caption)
+        np.testing.assert_array_equal(told, kept[:, [1, 2, 0]])
+        pixels = [np.asarray(picture.convert("L"), float) for picture in pictures]
+        assert pixels[0].shape == pixels[1].shape
+        assert np.mean(np.abs(pixels[0] - pixels[1]) > 64.0) < 0.003
 
 
 class TestOrders:
