@@ -16,7 +16,7 @@ import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
-from .cli_arguments import BAD_INPUT, NAMED_TEMPLATES, argument_parser
+from .cli_arguments import BAD_INPUT, NAMED_TEMPLATES, argument_parser, in_options
 
 MARGINS = {"star": 300.0, "telluric": 30.0}
 """km/s by which a template's clone exceeds the data, where the template reaches so far."""
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, TypeError, OSError, ImportError) as error:
         if args.debug:
             raise
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = in_options(" ".join(str(error).split()), args) or type(error).__name__
         print(f"specutils-blase {args.command}: error: {reason}", file=sys.stderr)
         return BAD_INPUT
 
@@ -63,7 +63,7 @@ def run_demo(args) -> int:
     shown = demo.run(progress=_progress(args))
     print(shown.report())
     print()
-    _write(shown.fit, targets["fit"], targets["ledger"], targets["plot"], overwrite=True)
+    _write(shown.fit, targets["fit"], targets["ledger"], targets["plot"], overwrite=True, about=shown.report())
     print(f"{time.perf_counter() - start:.0f} s in all")
     return _status(shown.fit)
 
@@ -102,11 +102,14 @@ def run_fit(args) -> int:
     if args.star is None and args.telluric is None:
         raise ValueError("fit needs --star, --telluric, or both")
     _check_targets(args)
+    given = {name: each for name, each in (("star", args.star), ("telluric", args.telluric)) if each is not None}
+    _check_free(given, args)
+    for each in given.values():
+        _check_exists(each)
     data = load_observation(args.files, orders=args.order, format=args.format, extension=args.extension)
-    components = {
-        name: None if given is None else _component(given, name, data, args)
-        for name, given in (("star", args.star), ("telluric", args.telluric))
-    }
+    _check_data(data, args)
+    found = {name: _given_component(each, name) for name, each in given.items()}
+    components = {name: _cloned(found[name], each, name, data, args) for name, each in given.items()}
     options = {
         "rv": args.rv,
         "vsini": args.vsini,
@@ -193,8 +196,35 @@ def _threads(number: int):
         torch.set_num_threads(before)
 
 
+def _check_exists(given: str) -> None:
+    if given not in NAMED_TEMPLATES and not Path(given).exists():
+        raise FileNotFoundError(f"{given} is neither a file nor an embedded template ({', '.join(NAMED_TEMPLATES)})")
+
+
+def _check_free(given: dict[str, str], args) -> None:
+    lines = [getattr(args, f"{name}_lines") for name in given]
+    if args.free == () and all(kinds == () for kinds in lines):
+        raise ValueError("nothing is free: name parameters in --free, or some of the lines' in --star-lines")
+    if args.missing_lines is not None and not any(kinds is None or "ln_area" in kinds for kinds in lines):
+        raise ValueError("--missing-lines needs lines whose ln_area is free: see --star-lines and --telluric-lines")
+
+
+def _check_data(data, args) -> None:
+    """Before minutes of cloning: can any of the data be fitted, as far as they alone tell?"""
+    from .observed_orders import read_order, read_orders
+
+    reading = {
+        "resolving_power": args.resolving_power,
+        "medium": args.medium,
+        "barycentric_velocity": args.barycentric_velocity,
+        "n_parameter": (args.continuum or 0) + 1 + len(args.free or ()),
+    }
+    read_orders(data, **reading) if isinstance(data, list) else read_order(data, **reading)
+
+
 def _template(given: str, **choice):
     """A template spectrum by name or from a file, and the options that cloning it needs."""
+    _check_exists(given)
     if given in NAMED_TEMPLATES:
         import specutils_blase as sb
 
@@ -203,19 +233,18 @@ def _template(given: str, **choice):
         if spectrum.meta.get("resolving_power"):
             named["resolving_power"] = spectrum.meta["resolving_power"]
         return spectrum, named
-    if not Path(given).exists():
-        raise FileNotFoundError(f"{given} is neither a file nor an embedded template ({', '.join(NAMED_TEMPLATES)})")
     from .adapters.files import load_spectrum
 
     return load_spectrum(given, **choice), {}
 
 
-def _component(given: str, name: str, data, args):
-    """What `fit` takes as its star or telluric: a clone, an emulator, a ledger, or a template cloned here."""
+def _given_component(given: str, name: str):
+    """What `fit` takes as its star or telluric: a clone, an emulator, a ledger; or a template that is to be cloned, and
+    the options of that."""
     import specutils_blase as sb
 
     path = Path(given)
-    if given not in NAMED_TEMPLATES and path.suffix == ".asdf":
+    if given not in NAMED_TEMPLATES and path.suffix.lower() == ".asdf":
         found = sb.read(path)
         if isinstance(found, sb.FitResult):
             found = found.model
@@ -224,16 +253,25 @@ def _component(given: str, name: str, data, args):
                 raise ValueError(f"{path} holds a fit without a {name} component")
             found = found.components[name]
         return found
-    if given not in NAMED_TEMPLATES and path.suffix == ".ecsv":
+    if given not in NAMED_TEMPLATES and path.suffix.lower() == ".ecsv":
         ledger = _ledger(path, name)
         if ledger is not None:
             return ledger
-    spectrum, options = _template(given)
-    if args.flux_scale is not None:
-        options["flux_scale"] = args.flux_scale
+    return _template(given)
+
+
+def _cloned(found, given: str, name: str, data, args):
+    """A component, cloned where it is a template: near the data, as far as the star may move."""
+    if not isinstance(found, tuple):
+        return found
+    import specutils_blase as sb
+
     from .grids import SPEED_OF_LIGHT
     from .spectrum import vacuum_wavelength
 
+    spectrum, options = found
+    if args.flux_scale is not None:
+        options["flux_scale"] = args.flux_scale
     spectra = data if isinstance(data, list) else [data]
     ends = [vacuum_wavelength(one.spectral_axis, args.medium).value[[0, -1]] for one in spectra]
     margin = (MARGINS[name] + abs(args.rv or 0.0)) / SPEED_OF_LIGHT
@@ -257,29 +295,41 @@ def _ledger(path: Path, name: str):
     return table
 
 
-def _targets(args) -> list[str]:
-    return [path for path in (args.out, args.ledger, args.plot) if path is not None]
-
-
 def _check_targets(args) -> None:
     """Before minutes of work: can the results be written at all?"""
-    for path in _targets(args):
-        folder = Path(path).resolve().parent
+    targets = {name: Path(path) for name in ("out", "ledger", "plot") if (path := getattr(args, name)) is not None}
+    for name, path in targets.items():
+        suffixes = _suffixes(name)
+        if path.is_dir():
+            raise IsADirectoryError(f"cannot write --{name} {path}: it is a folder; give the name of a file in it")
+        if path.suffix.lower() not in suffixes:
+            raise ValueError(f"--{name} must end with {' or '.join(suffixes)}, got {path}")
+        folder = path.resolve().parent
         if not folder.is_dir() or not os.access(folder, os.W_OK):
-            raise OSError(f"cannot write {path}: {folder} is not a folder that may be written to")
-        if Path(path).exists() and not args.overwrite:
-            raise FileExistsError(f"{path} exists already: choose another name, or give --overwrite")
-    if len(set(_targets(args))) < len(_targets(args)):
+            raise OSError(f"cannot write --{name} {path}: {folder} is not a folder that may be written to")
+        if path.exists() and not args.overwrite:
+            raise FileExistsError(f"--{name} {path} exists already: choose another name, or give --overwrite")
+    if len({path.resolve() for path in targets.values()}) < len(targets):
         raise ValueError("--out, --ledger and --plot need a file each")
 
 
-def _write(result, out, ledger, plot, *, overwrite: bool) -> None:
+def _suffixes(target: str) -> tuple[str, ...]:
+    """What the name of a file to be written may end with."""
+    if target != "plot":
+        return {"out": (".asdf",), "ledger": (".ecsv",)}[target]
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    return tuple(f".{kind}" for kind in FigureCanvasBase.filetypes)
+
+
+def _write(result, out, ledger, plot, *, overwrite: bool, about: str | None = None) -> None:
+    """`about` goes into the picture, a PNG, and says what is seen."""
     if out is not None:
         result.write(out, overwrite=overwrite)
     if ledger is not None:
         result.ledger.write(ledger, format="ascii.ecsv", overwrite=overwrite)
     if plot is not None:
-        result.plot().savefig(plot)
+        result.plot().savefig(plot, **({} if about is None else {"metadata": {"Description": about}}))
     written = [str(path) for path in (out, ledger, plot) if path is not None]
     if written:
         print(f"wrote {', '.join(written)}")

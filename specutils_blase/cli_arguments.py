@@ -6,6 +6,7 @@ Does not live here: what the commands do (`cli`).
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import sys
 
@@ -28,8 +29,52 @@ class _Parser(argparse.ArgumentParser):
         self.exit(BAD_INPUT, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
 
+def _number(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"expected a number, got {text!r}")
+    return number
+
+
+def _whole(text: str, least: int = 0) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = least - 1
+    if number < least:
+        raise argparse.ArgumentTypeError(f"expected a whole number, at least {least}, got {text!r}")
+    return number
+
+
+def _positive(text: str) -> float:
+    if (number := _number(text)) <= 0.0:
+        raise argparse.ArgumentTypeError(f"expected a positive number, got {text!r}")
+    return number
+
+
+def _not_negative(text: str) -> float:
+    if (number := _number(text)) < 0.0:
+        raise argparse.ArgumentTypeError(f"expected a number that is not negative, got {text!r}")
+    return number
+
+
+def _fraction(text: str) -> float:
+    if not 0.0 < (number := _number(text)) < 1.0:
+        raise argparse.ArgumentTypeError(f"expected a number between 0 and 1, got {text!r}")
+    return number
+
+
+def _count(text: str) -> int:
+    return _whole(text, 1)
+
+
 def _degree(text: str):
-    return text if text == "none" else int(text)
+    if text == "none" or text.isdecimal():
+        return text if text == "none" else int(text)
+    raise argparse.ArgumentTypeError(f"expected none or the degree of a polynomial, got {text!r}")
 
 
 def _orders(text: str) -> list[int]:
@@ -41,8 +86,38 @@ def _orders(text: str) -> list[int]:
     return sorted(set().union(*chosen))
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name for name in text.replace(",", " ").split() if name != "none")
+def _names(text: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
+    names = tuple(name for name in text.replace(",", " ").split() if name != "none")
+    if unknown := [name for name in names if name not in allowed]:
+        raise argparse.ArgumentTypeError(f"expected names among {', '.join(allowed)}, got {unknown[0]!r}")
+    return names
+
+
+def _of_lines(text: str) -> tuple[str, ...]:
+    from .parameters import KINDS  # brings torch: when there is something to check, not for --help
+
+    return _names(text, KINDS)
+
+
+def _of_fit(text: str) -> tuple[str, ...]:
+    from .parameters import GLOBALS
+
+    return _names(text, GLOBALS)
+
+
+def in_options(message: str, args: argparse.Namespace) -> str:
+    """A message of the library, which names its own arguments, in the words of the command line.
+
+    ``continuum="none"`` becomes ``--continuum none``, ``vsini must`` becomes ``--vsini must``: for the options that the
+    command has. File names and other words stay.
+    """
+    for name in vars(args).keys() - {"command", "file", "files"}:
+        option = "--" + name.replace("_", "-")
+        word = rf"(?<![\w./-]){name}"
+        message = re.sub(rf"{word}=(['\"])([\w.]+)\1", rf"{option} \2", message)
+        message = re.sub(rf"{word}=(?=[\w<λ-])", rf"{option} ", message)
+        message = re.sub(rf"{word}(=(?!\w)|(?= must ))", option, message)
+    return message
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -56,7 +131,7 @@ def argument_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar=choices, parser_class=_Parser)
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--quiet", action="store_true", help="no progress bars")
-    common.add_argument("--threads", type=int, help="of the computation (default: 1, or one an order of many)")
+    common.add_argument("--threads", type=_count, help="of the computation (default: 1, or one an order of many)")
     common.add_argument("--debug", action="store_true", help="show where in the code an error arose")
     files = argparse.ArgumentParser(add_help=False)
     files.add_argument("--ledger", metavar="ECSV", help="write the line ledger, a table with one row a line")
@@ -65,7 +140,7 @@ def argument_parser() -> argparse.ArgumentParser:
     files.add_argument("--format", help="specutils' format of the spectrum, where it is not recognised")
     files.add_argument("--medium", choices=("vacuum", "air"), default="vacuum", help="of FILE's wavelengths")
     files.add_argument("--flux-scale", choices=("log", "linear", "minnaert"), help="law from opacity to flux")
-    files.add_argument("--max-iterations", type=int, metavar="N")
+    files.add_argument("--max-iterations", type=_whole, metavar="N")
     names = ", ".join(NAMED_TEMPLATES)
 
     show = commands.add_parser("demo", parents=[common], help="fit a simulated order and compare with the truth")
@@ -73,20 +148,20 @@ def argument_parser() -> argparse.ArgumentParser:
 
     make = commands.add_parser("clone", parents=[common, files], help="turn a template spectrum into Voigt lines")
     make.add_argument("file", metavar="FILE", help=f"template spectrum, or one of {names}")
-    make.add_argument("--order", type=int, metavar="N", help="which spectrum of a file with several")
+    make.add_argument("--order", type=_whole, metavar="N", help="which spectrum of a file with several")
     make.add_argument("--out", required=True, metavar="ASDF", help="where to write the clone")
-    make.add_argument("--prominence", type=float, help="smallest prominence of a line (default 0.01)")
+    make.add_argument("--prominence", type=_fraction, help="smallest prominence of a line (default 0.01)")
     make.add_argument("--continuum", type=_degree, metavar="none|DEGREE", help="continuum to divide out (default none)")
-    make.add_argument("--teff", type=float, metavar="K", help="black body to divide out first")
-    make.add_argument("--resolving-power", type=float, metavar="R", help="at which the template itself is broadened")
-    make.add_argument("--region", type=float, nargs=2, metavar=("LOW", "HIGH"), help="vacuum Å to clone")
-    make.add_argument("--free", type=_names, metavar="NAMES", help="among ln_area,ln_sigma,ln_gamma,rv_offset")
+    make.add_argument("--teff", type=_positive, metavar="K", help="black body to divide out first")
+    make.add_argument("--resolving-power", type=_positive, metavar="R", help="at which the template is broadened")
+    make.add_argument("--region", type=_positive, nargs=2, metavar=("LOW", "HIGH"), help="vacuum Å to clone")
+    make.add_argument("--free", type=_of_lines, metavar="NAMES", help="among ln_area,ln_sigma,ln_gamma,rv_offset")
     make.add_argument("--emission", action="store_true", help="look for emission lines too")
 
     one = argparse.ArgumentParser(add_help=False)
     one.add_argument("files", metavar="FILE", nargs="+", help="one file; or IGRINS' H and K; or orders of NIRSPEC")
     one.add_argument("--extension", metavar="EXTNAME", help="flux of an IGRINS file (default SPEC_DIVIDE_A0V)")
-    one.add_argument("--barycentric-velocity", type=float, metavar="KM/S", help="instead of the header's")
+    one.add_argument("--barycentric-velocity", type=_number, metavar="KM/S", help="instead of the header's")
 
     work = commands.add_parser("fit", parents=[common, files, one], help="fit star and atmosphere to a spectrum")
     work.add_argument(
@@ -95,20 +170,20 @@ def argument_parser() -> argparse.ArgumentParser:
     source = f"clone or earlier fit (.asdf), ledger (.ecsv), template spectrum, or one of {names}"
     work.add_argument("--star", metavar="FILE|NAME", help=source)
     work.add_argument("--telluric", metavar="FILE|NAME", help="likewise")
-    work.add_argument("--rv", type=float, metavar="KM/S", help="start of the radial velocity; found if not given")
-    work.add_argument("--vsini", type=float, metavar="KM/S", help="start of v sin i; found if not given")
-    work.add_argument("--limb-darkening", type=float, nargs=2, metavar=("U1", "U2"))
-    work.add_argument("--resolving-power", type=float, metavar="R", help="of the instrument (HPF's is known)")
-    work.add_argument("--continuum", type=int, metavar="DEGREE", help="of the continuum polynomial (default 2)")
-    work.add_argument("--free", type=_names, metavar="NAMES", help="free parameters (default rv,vsini,continuum)")
+    work.add_argument("--rv", type=_number, metavar="KM/S", help="start of the radial velocity; found if not given")
+    work.add_argument("--vsini", type=_not_negative, metavar="KM/S", help="start of v sin i; found if not given")
+    work.add_argument("--limb-darkening", type=_number, nargs=2, metavar=("U1", "U2"))
+    work.add_argument("--resolving-power", type=_positive, metavar="R", help="of the instrument (HPF's is known)")
+    work.add_argument("--continuum", type=_whole, metavar="DEGREE", help="of the continuum polynomial (default 2)")
+    work.add_argument("--free", type=_of_fit, metavar="NAMES", help="free parameters (default rv,vsini,continuum)")
     work.add_argument(
-        "--star-lines", type=_names, metavar="NAMES", help="free line parameters, or none to hold the star"
+        "--star-lines", type=_of_lines, metavar="NAMES", help="free line parameters, or none to hold the star"
     )
-    work.add_argument("--telluric-lines", type=_names, metavar="NAMES", help="likewise for the atmosphere")
-    work.add_argument("--velocity-step", type=float, metavar="KM/S", help="of the model's grid")
+    work.add_argument("--telluric-lines", type=_of_lines, metavar="NAMES", help="likewise for the atmosphere")
+    work.add_argument("--velocity-step", type=_positive, metavar="KM/S", help="of the model's grid")
     work.add_argument(
         "--missing-lines",
-        type=float,
+        type=_positive,
         metavar="EXPECTED",
         help="find and fit lines that no template has; how many false ones may be among them, such as 0.1",
     )

@@ -4,12 +4,11 @@ Figures are made without `matplotlib.pyplot`: nothing is registered anywhere, no
 They show themselves in notebooks; scripts save them with ``figure.savefig(...)``. To have a window of pyplot's, pass
 one of its figures: ``fit.plot(figure=plt.figure()); plt.show()``.
 
-Does not live here: what is drawn (`result`, `cloning`), units of input (`spectrum`).
+Does not live here: what is drawn (`result`, `cloning`), units of input (`spectrum`), panels and margins (`figures`).
 """
 
 from __future__ import annotations
 
-import io
 import math
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -19,6 +18,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
+from .figures import crown, label_panels, legend_of, limits_around, make_panels, scale_flux_axis
 from .grids import SPEED_OF_LIGHT
 from .numeric import is_whole
 from .spectrum import air_wavelength
@@ -47,15 +47,6 @@ MOST_ROWS = 4
 
 RESIDUAL_LIMIT = 5.0
 """Residuals beyond this many sigma are drawn as triangles at the edge."""
-
-
-class QuickLook(Figure):
-    """A matplotlib figure that shows itself in a notebook whether or not pyplot has been imported."""
-
-    def _repr_png_(self) -> bytes:
-        buffer = io.BytesIO()
-        self.savefig(buffer, format="png", bbox_inches="tight")
-        return buffer.getvalue()
 
 
 def plot_fit(
@@ -99,7 +90,7 @@ def plot_fit(
     """
     pixels = _Pixels(result)
     ranges = _rows(pixels.wavelength, region, rows, pixels.unit)
-    figure, panels = _panels(figure, len(ranges), (1.75, 0.85, 0.65))
+    figure, panels = make_panels(figure, len(ranges), (1.75, 0.85, 0.65))
     limits = _limits(pixels, ranges[0][0], ranges[-1][1])
     ticks = {f"{NAMES[name]} lines": _ticks(result, name, tick_depth, pixels) for name in pixels.components}
     for (low, high), (main, alone, residual) in zip(ranges, panels, strict=True):
@@ -112,12 +103,13 @@ def plot_fit(
             for span in pixels.missing:
                 panel.axvspan(*span, color=COLOURS["missing"], lw=0, zorder=0)
             panel.set_xlim(low, high)
-    _label(panels, (pixels.flux_label, "Components", pixels.residual_label), pixels.axis_label)
-    handles, labels = _legend(panels[0][0], ("data", "model", "continuum", *ticks))
+    flux_label = scale_flux_axis(panels, limits, pixels.flux_unit)
+    label_panels(panels, (flux_label, "Components", pixels.residual_label), pixels.axis_label)
+    handles, labels = legend_of(panels[0][0], ("data", "model", "continuum", *ticks))
     if pixels.missing:
         handles.append(panels[0][0].patches[0])
         labels.append("masked or no data")
-    _crown(figure, title if title is not None else _headline(result), handles, labels)
+    crown(figure, title if title is not None else _headline(result), handles, labels)
     return figure
 
 
@@ -151,8 +143,8 @@ def plot_clone(
     wavelength = result.template.spectral_axis.to_value(u.AA)
     template, clone = result.template.flux.value, result.model_spectrum.flux.value
     ranges = _rows(wavelength, region, rows, u.AA)
-    figure, panels = _panels(figure, len(ranges), (1.75, 0.75))
-    limits = _around(np.concatenate([template, clone, [1.0]]))
+    figure, panels = make_panels(figure, len(ranges), (1.75, 0.75))
+    limits = limits_around(np.concatenate([template, clone, [1.0]]))
     depth = np.abs(np.asarray(result.ledger["depth"]))
     deep = depth > tick_depth
     ticks = {"lines": (result.ledger["center"].to_value(u.AA)[deep], depth[deep])}
@@ -169,12 +161,12 @@ def plot_clone(
         residual.set_ylim(-reach, reach)
         for panel in (main, residual):
             panel.set_xlim(low, high)
-    _label(panels, ("Flux / continuum", "Resid. [%]"), "Vacuum wavelength [Å]")
-    handles, labels = _legend(panels[0][0], ("template", "clone", "lines"))
+    label_panels(panels, ("Flux / continuum", "Resid. [%]"), "Vacuum wavelength [Å]")
+    handles, labels = legend_of(panels[0][0], ("template", "clone", "lines"))
     if title is None:
-        title = f"{len(result.ledger)} lines, RMS of template − clone {100 * result.rms:.2f} %"
+        title = f"{len(result.ledger)} lines, RMS of template − clone {100 * result.rms:.3g} %"
         title += "" if result.success else "  (not converged)"
-    _crown(figure, title, handles, labels)
+    crown(figure, title, handles, labels)
     return figure
 
 
@@ -201,8 +193,7 @@ class _Pixels:
         else:
             self.sigma = np.full_like(residual, np.nan)
             self.residual, self.residual_label = residual / np.nanstd(residual), "Resid. / RMS"
-        unit = frame.flux_unit
-        self.flux_label = "Flux" if unit == u.dimensionless_unscaled else f"Flux [{unit.to_string('unicode')}]"
+        self.flux_unit = frame.flux_unit
         # Where neighbours do not touch, a line drawn through both would invent data.
         width = edges[:, 1] - edges[:, 0]
         hole = edges[1:, 0] - edges[:-1, 1] > 0.5 * np.minimum(width[1:], width[:-1])
@@ -245,19 +236,6 @@ def _rows(wavelength: np.ndarray, region, rows: int | None, unit: u.UnitBase) ->
     return list(pairwise(ends))
 
 
-def _panels(figure: Figure | None, n_row: int, heights: tuple[float, ...]):
-    """A figure and its axes, [row][panel]; the panels of a row share their abscissa."""
-    if figure is None:
-        figure = QuickLook(figsize=(10.0, 1.1 + n_row * (sum(heights) + 0.3)), dpi=110)
-    outer = figure.add_gridspec(n_row, 1, hspace=0.3 / sum(heights))
-    panels = []
-    for row in range(n_row):
-        inner = outer[row].subgridspec(len(heights), 1, height_ratios=heights, hspace=0.0)
-        first = figure.add_subplot(inner[0])
-        panels.append([first, *(figure.add_subplot(inner[k], sharex=first) for k in range(1, len(heights)))])
-    return figure, panels
-
-
 def _draw_data(panel, pixels: _Pixels) -> None:
     panel.errorbar(
         pixels.wavelength, pixels.flux, yerr=pixels.sigma, fmt="o", ms=3.2, mew=0.0, elinewidth=0.7,
@@ -279,14 +257,7 @@ def _limits(pixels: _Pixels, low: float, high: float) -> tuple[float, float]:
     if data.size:
         span = lines.max() - min(lines.min(), 0.0)
         data = data.clip(lines.min() - 0.2 * span, lines.max() + 0.2 * span)
-    return _around(np.concatenate([lines, data]))
-
-
-def _around(values: np.ndarray) -> tuple[float, float]:
-    """Limits around values, with room for ticks above them."""
-    bottom, top = np.nanmin(values), np.nanmax(values)
-    span = max(top - bottom, 0.1 * abs(top))
-    return bottom - 0.06 * span, top + 0.22 * span
+    return limits_around(np.concatenate([lines, data]))
 
 
 def _draw_ticks(panel, ticks: dict[str, tuple[np.ndarray, np.ndarray]], low: float, high: float) -> None:
@@ -337,36 +308,6 @@ def _draw_residuals(panel, pixels: _Pixels) -> None:
         panel.plot(pixels.wavelength[beyond], edge, marker, ms=4.0, mew=0.0, color="#b00020")
     panel.set_ylim(-RESIDUAL_LIMIT, RESIDUAL_LIMIT)
     panel.set_yticks([-3, 0, 3])
-
-
-def _label(panels, labels: tuple[str, ...], axis_label: str) -> None:
-    for row in panels:
-        for panel, label in zip(row, labels, strict=True):
-            panel.set_ylabel(label, fontsize=10 if panel is row[0] else 8.5)
-            panel.tick_params(direction="in", top=True, right=True, labelbottom=panel is row[-1])
-            panel.margins(x=0)
-            panel.ticklabel_format(axis="x", useOffset=False)
-        row[0].yaxis.set_major_locator(MaxNLocator(5, prune="both"))
-    panels[-1][-1].set_xlabel(axis_label)
-
-
-def _legend(panel, order: tuple[str, ...]):
-    """Handles and labels of a panel's legend in the given order."""
-    handles, labels = panel.get_legend_handles_labels()
-    found = dict(zip(labels, handles, strict=True))
-    return [found[label] for label in order if label in found], [label for label in order if label in found]
-
-
-def _crown(figure: Figure, title: str, handles, labels) -> None:
-    """Title and legend above the panels, at the same distance whatever the height of the figure."""
-    width, height = figure.get_size_inches()
-    figure.subplots_adjust(left=0.7 / width, right=1.0 - 0.12 / width, top=1.0 - 0.64 / height, bottom=0.48 / height)
-    figure.suptitle(title, y=1.0 - 0.09 / height, va="top", fontsize=11)
-    figure.legend(
-        handles, labels, loc="upper center", bbox_to_anchor=(0.5, 1.0 - 0.29 / height), ncols=len(labels),
-        frameon=False, fontsize=9.5, handlelength=1.6, columnspacing=1.8,
-    )  # fmt: skip
-    figure.align_ylabels()
 
 
 def _headline(result: FitResult) -> str:

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .plotting import COLOURS, QuickLook
+from .figures import QuickLook
+from .plotting import COLOURS
 
 HEIGHT = 1.4
 """Inches of a row."""
@@ -26,8 +27,8 @@ def plot_orders(result, *, orders: Sequence[int] | None = None, figure: QuickLoo
     result : EchelleFitResult
     orders : sequence of int, optional
         Positions among the fitted orders; all of them by default.
-    figure : QuickLook, optional
-        To draw into.
+    figure : Figure, optional
+        To draw into; it gets a constrained layout.
 
     Returns
     -------
@@ -35,7 +36,8 @@ def plot_orders(result, *, orders: Sequence[int] | None = None, figure: QuickLoo
         A matplotlib figure that notebooks show.
     """
     chosen = list(range(len(result))) if orders is None else list(orders)
-    figure = QuickLook(figsize=(11.0, 0.8 + HEIGHT * len(chosen)), layout="constrained") if figure is None else figure
+    figure = QuickLook(figsize=(11.0, 0.8 + HEIGHT * len(chosen))) if figure is None else figure
+    figure.set_layout_engine("constrained")
     panels = np.atleast_1d(figure.subplots(len(chosen), 1))
     fitted = result.orders[result.orders["fitted"]]
     for panel, k in zip(panels, chosen, strict=True):

@@ -1,8 +1,9 @@
 """The rim: `specutils.Spectrum` to :class:`~specutils_blase.data.SpectralData` and back, and quantities to numbers.
 
-The only code of the package that knows units, masks, uncertainty types, air and vacuum. Inside, wavelengths are vacuum
-Å, velocities km/s, noise is one sigma in the unit of the flux, and pixels ascend in wavelength. What instruments' own
-classes add (resolution, order number, header) is read by the adapters; tables of lines by the ledger.
+With `flux`, the only code of the package that knows units, masks, uncertainty types, air and vacuum. Inside,
+wavelengths are vacuum Å, velocities km/s, noise is one sigma in the unit of the flux, and pixels ascend in wavelength.
+What instruments' own classes add (resolution, order number, header) is read by the adapters; tables of lines by the
+ledger.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ import numpy as np
 from astropy import units as u
 from astropy.coordinates import SpectralCoord
 from astropy.io import fits
-from astropy.nddata import InverseVariance, StdDevUncertainty, UnknownUncertainty, VarianceUncertainty
+from astropy.nddata import StdDevUncertainty
 from specutils import Spectrum
 from specutils.utils.wcs_utils import air_to_vac, vac_to_air
 from torch import Tensor
 
 from .data import SpectralData
+from .flux import WrongUnitsError, float64, read_flux, read_sigma
 
 
 def vacuum_wavelength(axis: u.Quantity, medium: str = "vacuum") -> u.Quantity:
@@ -55,19 +57,19 @@ def vacuum_wavelength(axis: u.Quantity, medium: str = "vacuum") -> u.Quantity:
     rest, convention = getattr(axis, "doppler_rest", None), getattr(axis, "doppler_convention", None)
     if axis.unit.is_equivalent(u.km / u.s):
         if rest is None or convention is None:
-            raise u.UnitsError(
+            raise WrongUnitsError(
                 f"expected a velocity axis with its reference, got [{axis.unit}] with rest value {rest} and convention "
                 f"{convention}: give both, Spectrum(..., rest_value=8664.52 * u.AA, velocity_convention='optical')"
             )
     elif not axis.unit.is_equivalent(u.AA, u.spectral()):
-        raise u.UnitsError(
+        raise WrongUnitsError(
             "expected a spectral axis in wavelength, frequency, wavenumber, energy or velocity, got "
             f"[{axis.unit}]: calibrate it, Spectrum(flux=..., spectral_axis=wavelength * u.AA)"
         )
-    values = _float64(axis.value)
+    values = float64(axis.value)
     with np.errstate(divide="ignore", invalid="ignore"):  # zero frequency, superluminal velocity: reported below
         coordinate = SpectralCoord(values, axis.unit, doppler_rest=rest, doppler_convention=convention)
-        wavelength = _float64(coordinate.to_value(u.AA))
+        wavelength = float64(coordinate.to_value(u.AA))
     bad = np.flatnonzero(~(np.isfinite(wavelength) & (wavelength > 0)))
     if len(bad):
         raise ValueError(
@@ -123,7 +125,8 @@ def read_spectrum(spectrum: Spectrum, *, medium: str = "vacuum") -> tuple[Spectr
     TypeError
         If `spectrum` is not a `~specutils.Spectrum`, or its flux is not real numbers.
     ValueError
-        If nothing can be fitted: see the message. `~astropy.units.UnitsError` (one of them) for the units of the axis.
+        If nothing can be fitted: see the message. `~astropy.units.UnitsError` (one of them) for the units of the axis,
+        or a flux in magnitudes, dex or dB.
     """
     if not isinstance(spectrum, Spectrum):
         many = isinstance(spectrum, (list, tuple))
@@ -134,10 +137,10 @@ def read_spectrum(spectrum: Spectrum, *, medium: str = "vacuum") -> tuple[Spectr
             "expected vacuum wavelengths, got a spectrum whose WCS (CTYPE AWAV) or meta['medium'] says air: pass "
             "medium='air', or remove the label if it is wrong"
         )
-    flux = _read_flux(spectrum)
+    flux = read_flux(spectrum)
     wavelength = vacuum_wavelength(spectrum.spectral_axis, medium).value
     order = _ascending(wavelength)
-    sigma = _read_sigma(spectrum)
+    sigma = read_sigma(spectrum)
     edges = _true_edges(spectrum.spectral_axis, medium)
 
     good = np.isfinite(flux)
@@ -170,20 +173,6 @@ def _says_air(spectrum: Spectrum) -> bool:
     return meta.get("medium") == "air" or any(str(ctype).startswith("AWAV") for ctype in (*ctypes[0], *ctypes[1]))
 
 
-def _read_flux(spectrum: Spectrum) -> np.ndarray:
-    flux = np.asarray(spectrum.data)
-    if flux.ndim != 1:
-        raise ValueError(
-            f"expected one spectrum, got flux of shape {flux.shape}: loop over its rows, "
-            "`spectra = [s for s in spectrum]`, and give the list to `sb.fit(spectra, ...)`"
-        )
-    if flux.dtype.kind not in "iuf":
-        raise TypeError(f"expected flux as real numbers, got {flux.dtype.name}: convert it, e.g. with flux.real")
-    if len(flux) < 2:
-        raise ValueError(f"expected a spectrum of at least 2 pixels, got {len(flux)}: a pixel alone has no width")
-    return _float64(flux)
-
-
 def _ascending(wavelength: np.ndarray) -> np.ndarray:
     """Indices that sort the wavelengths: forwards or backwards, nothing else is accepted."""
     step = np.diff(wavelength)
@@ -203,25 +192,6 @@ def _ascending(wavelength: np.ndarray) -> np.ndarray:
     return index if step[0] > 0 else index[::-1].copy()
 
 
-def _read_sigma(spectrum: Spectrum) -> np.ndarray | None:
-    """One-sigma noise in the unit of the flux, or None where the spectrum does not tell."""
-    uncertainty = spectrum.uncertainty
-    if uncertainty is None or isinstance(uncertainty, UnknownUncertainty):
-        return None
-    # Converted here and not by represent_as: that goes through the uncertainty's parent, which `spectrum * 2` steals.
-    powers = {StdDevUncertainty: 1, VarianceUncertainty: 2, InverseVariance: -2}
-    kind = next((kind for kind in powers if isinstance(uncertainty, kind)), None)
-    if kind is None:
-        raise TypeError(
-            "expected a StdDevUncertainty, VarianceUncertainty or InverseVariance, got "
-            f"{type(uncertainty).__name__}: convert it to one of these"
-        )
-    unit = spectrum.flux.unit ** powers[kind]
-    values = u.Quantity(_float64(uncertainty.array), uncertainty.unit or unit).to_value(unit)
-    with np.errstate(divide="ignore", invalid="ignore"):  # zero and negative (inverse) variances become bad pixels
-        return values ** (1 / powers[kind])
-
-
 def _true_edges(axis: u.Quantity, medium: str) -> np.ndarray | None:
     """Edges (n, 2) [vacuum Å] that the axis was built from, in its own order; None if it has none."""
     # The public `bin_edges` always answers, with midpoints that bridge gaps; only the private attribute tells the two
@@ -229,7 +199,7 @@ def _true_edges(axis: u.Quantity, medium: str) -> np.ndarray | None:
     edges = getattr(axis, "_bin_edges", None)
     if edges is None or len(edges) != len(axis) + 1:
         return None
-    values, centres = _float64(edges.to_value(axis.unit)), _float64(axis.value)
+    values, centres = float64(edges.to_value(axis.unit)), float64(axis.value)
     rounding = 4 * np.abs(centres) * max(np.finfo(a.dtype).eps for a in (axis, edges) if a.dtype.kind == "f")
     if np.any(np.abs(0.5 * (values[1:] + values[:-1]) - centres) > 1e-6 * np.abs(np.diff(values)) + rounding):
         return None
@@ -370,7 +340,7 @@ def _number(value: Any, unit: u.UnitBase, name: str, positive: bool = False) -> 
         try:
             value = value.to_value(unit)
         except u.UnitConversionError as error:
-            raise u.UnitsError(f"{expected}, got a value in [{value.unit}]") from error
+            raise WrongUnitsError(f"{expected}, got a value in [{value.unit}]") from error
     number = _array(value)
     if number.dtype.kind not in "iuf":  # text, None, booleans, complex
         raise TypeError(f"{expected}, got {value!r} ({type(value).__name__})")
@@ -385,11 +355,6 @@ def _array(values: Any) -> Any:
     """Anything as an array on the CPU; quantities as they are."""
     values = values.detach().cpu().numpy() if isinstance(values, Tensor) else values
     return values if isinstance(values, u.Quantity) else np.asarray(values)
-
-
-def _float64(values: Any) -> np.ndarray:
-    """An owned, contiguous, native-endian copy: torch refuses negative strides and FITS byte order."""
-    return np.array(values, dtype=np.float64, order="C")
 
 
 def _copy_axis(axis: u.Quantity) -> u.Quantity:

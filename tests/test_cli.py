@@ -5,6 +5,7 @@ import io
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import astropy.units as u
 import numpy as np
@@ -14,12 +15,13 @@ from astropy.io import fits
 from astropy.table import QTable, Table, vstack
 from matplotlib.image import imread
 from nights import BARYCENTRIC, LIT, TRUTH, sky_lines, star_lines, write_hpf_night
+from PIL import Image
 from specutils import Spectrum
 from test_adapters import write_hpf
 from test_loaders import write_igrins
 
 import specutils_blase as sb
-from specutils_blase import cli, demo
+from specutils_blase import cli, cli_arguments, demo
 from specutils_blase.simulate import hpf_wavelengths, perturbed, simulate
 
 RV, VSINI, R = -12.4, 6.0, 55_000
@@ -202,7 +204,13 @@ def test_overwrite(files, tmp_path, capsys):
 def bad(files, tmp_path_factory):
     """Files and folders that arguments below name."""
     tmp_path = tmp_path_factory.mktemp("bad")
-    (tmp_path / "notes.txt").write_text("not a spectrum\n")
+    for name in ("notes.txt", "notes.ecsv"):
+        (tmp_path / name).write_text("not a spectrum\n")
+    sky = simulate(np.arange(10490.0, 10526.0, 0.02), SKY, snr=None)
+    flux = {"dex": np.log10(sky.flux.value) * u.dex, "counts": 100 * sky.flux}
+    made = {name: tmp_path / f"{name}.ecsv" for name in flux}
+    for name, path in made.items():
+        Table({"wavelength": sky.spectral_axis, "flux": flux[name]}).write(path)
     (tmp_path / "broken.asdf").write_text("#ASDF 1.0.0\nnot: [closed\n")
     star = sb.read(files["star_clone"])
     sb.fit(
@@ -225,38 +233,29 @@ def bad(files, tmp_path_factory):
     )
     units += [fits.ImageHDU(np.ones((28, 2048), "f4"), name=name) for name in names]
     fits.HDUList(units).writeto(tmp_path / "hpf.fits")
-    return files | {"tmp": str(tmp_path)}
+    return files | made | {"tmp": str(tmp_path)}
 
 
 BAD = [
     ("fit {tmp}/none.fits --star arcturus", "there is no file .*none.fits"),
     ("fit {tmp} --star arcturus", "expected the file of a spectrum, got the folder"),
     ("fit {tmp}/notes.txt --star arcturus", "cannot read a spectrum from .*notes.txt"),
-    ("fit {tmp}/hpf.fits --star arcturus --order 3,28", "hpf.fits holds 28 spectra, order must lie between 0 and 27"),
+    ("fit {tmp}/hpf.fits --star arcturus --order 3,28", "hpf.fits holds 28 spectra, --order must lie between 0 and 27"),
     ("fit {tmp}/hpf.fits {data} --star arcturus", "expected one file, the H and K files of IGRINS, or orders"),
-    ("fit {tmp}/hpf.fits --star arcturus --order 28", "order must lie between 0 and 27 for HPF, got 28"),
+    ("fit {tmp}/hpf.fits --star arcturus --order 28", "--order must lie between 0 and 27 for HPF, got 28"),
+    ("clone {tmp}/hpf.fits --out {tmp}/c.asdf", "holds 28 orders of HPF: choose one, --order 0 to 27"),
     ("fit {data}", "fit needs --star, --telluric, or both"),
     ("fit {data} --star arcturux", "arcturux is neither a file nor an embedded template .arcturus, telfit_hpf"),
-    ("fit {data} --star {tmp}/none.asdf", "No such file"),
-    ("fit {data} --star {tmp}/broken.asdf", "cannot read .*broken.asdf"),
-    ("fit {data} --telluric {tmp}/star_only.asdf", "holds a fit without a telluric component"),
-    ("fit {data} --star {star_clone}", "the data do not say their resolving power"),
-    ("fit {data} --star {star_clone} --resolving-power -1", "expected resolving_power as one finite positive number"),
-    ("fit {data} --star {star_clone} --resolving-power 5e4 --vsini -1", "vsini must not be negative"),
-    ("fit {data} --star {star_clone} --resolving-power 5e4 --free rv,speed", "free must be among rv, .*got 'speed'"),
+    ("fit {data} --star {tmp}/none.asdf", "none.asdf is neither a file nor an embedded template"),
+    ("fit {data} --star {tmp}/broken.asdf --resolving-power 5e4", "cannot read .*broken.asdf"),
+    ("fit {data} --telluric {tmp}/star_only.asdf --resolving-power 5e4", "holds a fit without a telluric component"),
+    ("fit {data} --star {star_clone}", "the data do not say their resolving power: pass --resolving-power λ/FWHM"),
     ("fit {data} --star {star_clone} --resolving-power 5e4 --rv 900", "the star template covers .*extend the template"),
-    ("fit {data} --star {star_clone} --out {tmp}/no/f.asdf", "cannot write .*f.asdf: .* is not a folder"),
-    ("fit {data} --star {star_clone} --out {tmp}/a --plot {tmp}/a", "need a file each"),
-    (
-        "fit {data} --star {star_clone} --resolving-power 5e4 --missing-lines 0",
-        "missing_lines must be the number of false",
-    ),
-    ("fit {data} --star {star_clone} --threads 0", "--threads must be at least 1, got 0"),
     ("clone {tmp}/none.ecsv --out {tmp}/c.asdf", "none.ecsv is neither a file nor an embedded template"),
-    ("clone {star} --out {tmp}/c.asdf --prominence 2", "prominence must lie between 0 and 1"),
+    ("clone {dex} --out {tmp}/c.asdf", r"expected flux on a linear scale, got its logarithm \[dex\]: give 10\*\*flux"),
+    ("clone {counts} --out {tmp}/c.asdf", "--continuum none says that .*, or give --continuum <polynomial degree>"),
     ("clone {star} --out {tmp}/c.asdf --prominence 0.99", "no line of prominence 0.99 in the template"),
     ("clone {star} --out {tmp}/c.asdf --region 9000 9100", "region 9000.00-9100.00 Å holds 0 pixels"),
-    ("clone {star} --out {tmp}/c.asdf --free ln_area,speed", "free must be among"),
     ("demo --out {tmp}/notes.txt", "File exists"),
 ]
 
@@ -269,6 +268,65 @@ def test_bad_input_is_one_line_and_exit_code_2(bad, command, message, capsys):
     assert printed.out == ""
 
 
+TEMPLATES = "fit {data} --star {star} --telluric {sky}"
+FIT = f"{TEMPLATES} --resolving-power 5e4"
+BEFORE_CLONING = [
+    (TEMPLATES, "the data do not say their resolving power: pass --resolving-power"),
+    ("fit {dex} --star {star} --resolving-power 5e4", r"got its logarithm \[dex\]"),
+    ("fit {data} --star {star} --telluric {tmp}/none.asdf --resolving-power 5e4", "none.asdf is neither a file"),
+    ("fit {data} --star {star} --telluric {tmp}/broken.asdf --resolving-power 5e4", "cannot read .*broken.asdf"),
+    ("fit {data} --star {star} --telluric {tmp}/notes.txt --resolving-power 5e4", "cannot read .*notes.txt"),
+    (f"{FIT} --order 1", "--order must lie between 0 and 0, got 1"),
+    (f"{FIT} --free none --star-lines none --telluric-lines none", "nothing is free: name parameters in --free"),
+    (f"{FIT} --missing-lines 1 --star-lines none --telluric-lines none", "--missing-lines needs lines whose ln_area"),
+    (f"{FIT} --out {{tmp}}/no/f.asdf", "cannot write --out .*f.asdf: .* is not a folder"),
+    (f"{FIT} --out {{tmp}}/f.fits", "--out must end with .asdf, got .*f.fits"),
+    (f"{FIT} --ledger {{tmp}}/f.dat", "--ledger must end with .ecsv, got .*f.dat"),
+    (f"{FIT} --plot {{tmp}}", "cannot write --plot .*: it is a folder"),
+    (f"{FIT} --plot {{tmp}}/f", "--plot must end with .*png"),
+    (f"{FIT} --plot {{tmp}}/f.doc", "--plot must end with .*png.* or .*, got .*f.doc"),
+    (f"{FIT} --ledger {{tmp}}/notes.ecsv --plot {{tmp}}/notes.png", "--ledger .*notes.ecsv exists already"),
+    ("clone {star} --out {tmp}/c.txt", "--out must end with .asdf, got .*c.txt"),
+    ("clone {star} --out {tmp}/c.asdf --plot {tmp}/no/c.png", "cannot write --plot .*c.png: .* is not a folder"),
+    ("clone {star} --out {tmp}/c.asdf --order 3", "--order must lie between 0 and 0, got 3"),
+]
+
+
+@pytest.mark.parametrize(("command", "message"), BEFORE_CLONING, ids=[message for _, message in BEFORE_CLONING])
+def test_bad_input_is_told_before_any_cloning(bad, command, message, monkeypatch, capsys):
+    monkeypatch.setattr(sb, "clone", lambda *given, **options: pytest.fail("cloned"))
+    kept = sorted(path.name for path in Path(bad["tmp"]).iterdir())
+    assert cli.main([part.format(**bad) for part in command.split()]) == 2
+    printed = capsys.readouterr()
+    assert re.fullmatch(rf"specutils-blase {command.split()[0]}: error: .*{message}.*\n", printed.err), printed.err
+    assert printed.out == "" and sorted(path.name for path in Path(bad["tmp"]).iterdir()) == kept
+
+
+def test_targets_may_not_be_one_file(monkeypatch, bad, capsys):
+    """By whatever way the names lead there."""
+    monkeypatch.chdir(bad["tmp"])
+    monkeypatch.setattr(cli, "_suffixes", lambda target: (".asdf",))
+    command = ["fit", bad["data"], "--star", bad["star"], "--out", "f.asdf", "--plot", f"{bad['tmp']}/f.asdf"]
+    assert cli.main(command) == 2
+    assert "--out, --ledger and --plot need a file each" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ('continuum="none" says, or give continuum=<degree>', "--continuum none says, or give --continuum <degree>"),
+        ("pass resolving_power=λ/FWHM", "pass --resolving-power λ/FWHM"),
+        ("pass medium='air', or not", "pass --medium air, or not"),
+        ("name it in free=, or in star_lines=", "name it in --free, or in --star-lines"),
+        ("vsini must not be negative", "--vsini must not be negative"),
+        ("cannot read my_order=3/continuum=2.fits", "cannot read my_order=3/continuum=2.fits"),
+        ("set uncertainty=None, the continuum of the order", "set uncertainty=None, the continuum of the order"),
+    ],
+)
+def test_messages_name_options(message, expected):
+    assert cli_arguments.in_options(message, cli.argument_parser().parse_args(["fit", "a.fits"])) == expected
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [
@@ -276,11 +334,29 @@ def test_bad_input_is_one_line_and_exit_code_2(bad, command, message, capsys):
         ("fry", "invalid choice: 'fry'"),
         ("fit", "the following arguments are required: FILE"),
         ("fit a.fits --medium water", "argument --medium: invalid choice: 'water'"),
-        ("fit a.fits --rv fast", "argument --rv: invalid float value: 'fast'"),
-        ("fit a.fits --missing-lines few", "argument --missing-lines: invalid float value: 'few'"),
+        ("fit a.fits --rv fast", "argument --rv: expected a number, got 'fast'"),
+        ("fit a.fits --rv nan", "argument --rv: expected a number, got 'nan'"),
+        ("fit a.fits --missing-lines few", "argument --missing-lines: expected a number, got 'few'"),
+        ("fit a.fits --missing-lines 0", "argument --missing-lines: expected a positive number, got '0'"),
+        ("fit a.fits --resolving-power -1", "argument --resolving-power: expected a positive number, got '-1'"),
+        ("fit a.fits --vsini -1", "argument --vsini: expected a number that is not negative, got '-1'"),
+        ("fit a.fits --velocity-step 0", "argument --velocity-step: expected a positive number"),
+        ("fit a.fits --continuum 1.5", "argument --continuum: expected a whole number, at least 0, got '1.5'"),
+        ("fit a.fits --continuum -1", "argument --continuum: expected a whole number, at least 0, got '-1'"),
+        ("fit a.fits --max-iterations -1", "argument --max-iterations: expected a whole number, at least 0"),
+        ("fit a.fits --threads 0", "argument --threads: expected a whole number, at least 1, got '0'"),
+        ("fit a.fits --free rv,speed", "argument --free: expected names among rv, vsini, .*, got 'speed'"),
+        ("fit a.fits --star-lines ln_area,rv", "argument --star-lines: expected names among ln_area, .*, got 'rv'"),
+        ("clone a.fits --out b --prominence 2", "argument --prominence: expected a number between 0 and 1, got '2'"),
+        ("clone a.fits --out b --free ln_area,speed", "argument --free: expected names among ln_area, .*, got 'speed'"),
+        ("clone a.fits --out b --teff 0", "argument --teff: expected a positive number, got '0'"),
+        ("clone a.fits --out b --order -1", "argument --order: expected a whole number, at least 0, got '-1'"),
         ("fit a.fits --speed 3", "unrecognized arguments: --speed 3"),
         ("clone a.fits", "the following arguments are required: --out"),
-        ("clone a.fits --out b --continuum some", "argument --continuum: invalid _?degree value: 'some'"),
+        (
+            "clone a.fits --out b --continuum some",
+            "argument --continuum: expected none or the degree of a poly",
+        ),
     ],
 )
 def test_bad_arguments(command, message, capsys):
@@ -501,6 +577,30 @@ class TestDemo:
             assert correlation > 0.9
             assert abs(mean) < 0.6
             assert 0.7 < scatter < 1.4
+
+    def numbers(self, text, pattern):
+        """True value, recovered value and error of both velocities."""
+        found = [re.search(rf"{re.escape(label)} +{pattern}", text) for label in ("RV [km/s]", "v sin i")]
+        return np.array([[float(number) for number in one.groups()] for one in found])
+
+    def test_picture_and_numbers_of_the_readme_are_its_own(self, shown):
+        """Where they are not: copy demo.png to docs/images, and its numbers to the caption in README.md."""
+        root = Path(__file__).resolve().parents[1]
+        pictures = [Image.open(folder / "demo.png") for folder in (root / "docs" / "images", shown[2])]
+        row = r"(\S+) +(\S+) +(\S+) "
+        kept, made = (self.numbers(picture.text["Description"], row) for picture in pictures)
+        np.testing.assert_array_equal(made, self.numbers(shown[1], row))
+        np.testing.assert_array_equal(kept[:, 0], made[:, 0])
+        # Another processor rounds otherwise.
+        assert (np.abs(kept[:, 1] - made[:, 1]) < 0.1 * made[:, 2]).all()
+        np.testing.assert_allclose(kept[:, 2], made[:, 2], rtol=0.05)
+        readme = (root / "README.md").read_text(encoding="utf-8").replace("−", "-").replace("\n", " ")
+        caption = r"= (\S+) ± (\S+) km/s \(true ([-.\d]+)\)"
+        told = self.numbers(readme.replace("RV =", "RV [km/s] ="), caption)
+        np.testing.assert_array_equal(told, kept[:, [1, 2, 0]])
+        pixels = [np.asarray(picture.convert("L"), float) for picture in pictures]
+        assert pixels[0].shape == pixels[1].shape
+        assert np.mean(np.abs(pixels[0] - pixels[1]) > 64.0) < 0.003
 
 
 class TestOrders:

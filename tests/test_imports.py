@@ -30,7 +30,7 @@ LAYERS = (
     {"quasi_newton", "problem"},
     {"least_squares", "common_changes"},
     {"stand_in", "telluric_anchors"},
-    {"ledger_columns", "star_anchors"},
+    {"ledger_columns", "star_anchors", "flux"},
     {"spectrum", "ledger", "line_finding", "templates", "simulate", "degeneracies", "provenance"},
     {"posterior"},
     {"photon_limit", "missing_lines", "posterior_means"},
@@ -50,7 +50,7 @@ LAYERS = (
     {"line_discovery"},
     {"outcome"},
     {"fitting"},
-    {"cross_validation"},
+    {"cross_validation", "figures"},
     {"plotting", "cli_arguments"},
     {"cli", "demo", "accessor", "adapters", "asdf", "plotting_orders"},
 )

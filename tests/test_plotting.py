@@ -2,6 +2,7 @@
 
 import sys
 import types
+from itertools import pairwise
 
 import astropy.units as u
 import matplotlib.pyplot as plt
@@ -270,3 +271,68 @@ def test_a_given_figure_is_drawn_on(fit, tmp_path):
     assert tuple(mine.get_size_inches()) == (8, 6)
     mine.savefig(tmp_path / "fit.pdf")
     assert (tmp_path / "fit.pdf").stat().st_size > 5000
+
+
+def in_unit(factor, unit):
+    vacuum = observation()
+    sigma = StdDevUncertainty(vacuum.uncertainty.array * factor)
+    return Spectrum(spectral_axis=vacuum.spectral_axis, flux=vacuum.flux.value * factor * unit, uncertainty=sigma)
+
+
+LONG_TITLE = "GJ 699 order 5     RV = −113.123 ± 0.045 km/s     reduced χ² = 12.34     RMS = 1.23 %     NOT CONVERGED"
+PICTURES = {
+    "plain": lambda clone: plot_fit(fitted(observation()), rows=1),
+    "large flux": lambda clone: plot_fit(fitted(in_unit(3.2e5, u.adu)), rows=1),
+    "small flux": lambda clone: plot_fit(fitted(in_unit(1.3e-14, u.Unit("erg / (s cm2 AA)"))), rows=2),
+    "few pixels": lambda clone: plot_fit(fitted(observation()), rows=2, region=(10502.0, 10502.9)),
+    "few pixels in µm": lambda clone: plot_fit(
+        fitted(observation().with_spectral_axis_unit(u.um)), region=(1.0502 * u.um, 1.0503 * u.um)
+    ),
+    "narrow figure": lambda clone: plot_fit(fitted(observation()), figure=plt.figure(figsize=(6, 5)), title=LONG_TITLE),
+    "clone": lambda clone: plot_clone(clone, rows=1),
+    "clone, few pixels": lambda clone: plot_clone(clone, region=(10505.0, 10506.0), rows=2),
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_no_label_is_cut(name, clone):
+    figure = PICTURES[name](clone)
+    figure.draw_without_rendering()
+    plt.close("all")
+    texts = [figure._suptitle]
+    for panel in figure.axes:
+        texts += [panel.xaxis.label, panel.yaxis.label]
+        for place, (axis, limits) in enumerate(((panel.xaxis, panel.get_xlim()), (panel.yaxis, panel.get_ylim()))):
+            slack = 1e-9 * abs(limits[1])
+            inside = (limits[0] - slack, limits[1] + slack)
+            texts += [text for text in axis.get_ticklabels() if inside[0] <= text.get_position()[place] <= inside[1]]
+        assert not panel.yaxis.offsetText.get_visible() or not panel.yaxis.offsetText.get_text()
+    boxes = {text.get_text(): text.get_window_extent() for text in texts if text.get_visible() and text.get_text()}
+    assert len(boxes) > 8
+    for words, box in boxes.items():
+        assert 0 <= box.x0 and box.x1 <= figure.bbox.width, words
+        assert 0 <= box.y0 and box.y1 <= figure.bbox.height, words
+    ordinates = [panel.yaxis.label.get_window_extent() for panel in figure.axes]
+    for above, below in pairwise(ordinates):
+        assert below.y1 < above.y0
+
+
+@pytest.mark.parametrize(
+    ("factor", "unit", "label", "largest"),
+    [
+        (1.0, u.one, "Flux", 1.2),
+        (900.0, u.Jy, "Flux [Jy]", 1100.0),
+        (3.2e5, u.adu, "Flux [10⁵ adu]", 4.0),
+        (2.0e-7, u.one, "Flux [10⁻⁷]", 3.0),
+    ],
+)
+def test_power_of_ten_of_the_flux_is_in_its_label(factor, unit, label, largest):
+    figure = plot_fit(fitted(in_unit(factor, unit)), rows=1)
+    figure.draw_without_rendering()
+    panel = figure.axes[0]
+    assert panel.get_ylabel() == label
+    shown = {text.get_position()[1]: float(text.get_text()) for text in panel.get_yticklabels() if text.get_text()}
+    assert len(shown) > 2 and max(shown.values()) < largest
+    power = {"Flux [10⁵ adu]": 1e5, "Flux [10⁻⁷]": 1e-7}.get(label, 1.0)
+    for position, number in shown.items():
+        assert number * power == pytest.approx(position)

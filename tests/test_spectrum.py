@@ -3,6 +3,7 @@
 import copy
 import gc
 import json
+import re
 import warnings
 
 import numpy as np
@@ -17,7 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from specutils import Spectrum, SpectrumList
 
+import specutils_blase as sb
+from specutils_blase.adapters.files import load_spectrum
 from specutils_blase.data import SpectralData, pixel_edges
+from specutils_blase.observed_orders import read_orders
 from specutils_blase.spectrum import (
     SpectrumFrame,
     air_wavelength,
@@ -399,9 +403,47 @@ class TestBadInput:
         with pytest.raises(u.UnitsError, match=message):
             read_spectrum(spectrum())
 
+    @pytest.mark.parametrize(
+        ("unit", "message"),
+        [
+            (u.dex, r"linear scale, got its logarithm \[dex\]: give 10\*\*flux, and errors"),
+            (u.mag, r"got its logarithm \[mag\]: give 10\*\*\(-0.4 \* flux\)"),
+            (u.dB, r"got its logarithm \[dB\]: give 10\*\*\(0.1 \* flux\)"),
+            (u.mag / u.AA, r"got its logarithm \[mag / Angstrom\]: give the flux itself"),
+        ],
+    )
+    @pytest.mark.parametrize("use", [read_spectrum, sb.clone, lambda spectrum: sb.fit(spectrum, spectrum)])
+    def test_flux_on_a_logarithmic_scale(self, unit, message, use):
+        with pytest.raises(u.UnitsError, match=message):
+            use(Spectrum(flux=FLUX * unit, spectral_axis=WAVELENGTH * u.AA))
+
+    @pytest.mark.parametrize("unit", [u.ABmag, u.dex(u.Jy)])
+    def test_flux_as_the_logarithm_of_a_unit(self, unit, tmp_path):
+        """Spectrum() refuses these units, but specutils reads them from tables."""
+        table = Table({"wavelength": WAVELENGTH * u.AA, "flux": FLUX})
+        table["flux"].unit = unit
+        table.write(tmp_path / "logarithm.ecsv")
+        with pytest.raises(u.UnitsError, match=rf"got its logarithm \[{re.escape(str(unit))}\]: give flux.physical"):
+            read_spectrum(load_spectrum(tmp_path / "logarithm.ecsv"))
+
+    @pytest.mark.parametrize("unit", [u.dex, u.mag, u.dB])
+    def test_the_remedy_for_a_logarithm_is_its_inverse(self, unit):
+        logarithm = (np.log10(FLUX) * u.dex).to(unit)
+        with pytest.raises(u.UnitsError) as refused:
+            read_spectrum(Spectrum(flux=logarithm, spectral_axis=WAVELENGTH * u.AA))
+        remedy = re.search(r"give (.*), and", str(refused.value))[1]
+        np.testing.assert_allclose(eval(remedy, {"flux": logarithm.value}), FLUX, rtol=1e-12)
+
     def test_axis_in_another_unit(self):
-        with pytest.raises(u.UnitsError, match=r"got \[K\]"):
+        with pytest.raises(u.UnitsError, match=r"got \[K\]") as refused:
             vacuum_wavelength(5000 * u.K)
+        assert isinstance(refused.value, ValueError)  # the command line and lists of orders take it for bad input
+
+    def test_an_order_in_wrong_units_does_not_end_a_list(self):
+        orders = [make(), Spectrum(flux=FLUX * u.mag, spectral_axis=WAVELENGTH * u.AA), Spectrum(FLUX * u.Jy)]
+        read, excluded = read_orders(orders, resolving_power=50_000.0, n_parameter=1)
+        assert [order.index for order in read] == [0] and set(excluded) == {1, 2}
+        assert "logarithm [mag]" in excluded[1][1] and "got [pix]" in excluded[2][1]
 
     def test_the_loop_that_the_message_recommends_works(self):
         spectra = [s for s in Spectrum(np.ones((3, N)) * u.Jy, WAVELENGTH * u.AA)]

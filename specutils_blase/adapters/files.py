@@ -105,7 +105,7 @@ def load_orders(paths: Sequence, *, format: str | None = None, extension: str | 
     if instruments == {"HPF"}:
         return from_hpf(paths[0])
     found = _read(paths[0], (SpectrumList, Spectrum), format)
-    return SpectrumList([found] if isinstance(found, Spectrum) and found.flux.ndim < 2 else list(found))
+    return SpectrumList([found] if isinstance(found, Spectrum) and found.data.ndim < 2 else list(found))
 
 
 def load_observation(
@@ -179,7 +179,7 @@ def _on_wavelengths(found: Spectrum | SpectrumList) -> Spectrum | SpectrumList:
 
 def _one(found, order: int | None, path: Path) -> Spectrum:
     """The one spectrum asked for, of a spectrum, a list, or a stack of rows."""
-    if isinstance(found, Spectrum) and found.flux.ndim < 2:
+    if isinstance(found, Spectrum) and found.data.ndim < 2:
         found = [found]
     number = len(found)
     if order is None and number == 1:
