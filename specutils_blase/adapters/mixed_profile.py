@@ -24,11 +24,11 @@ from torch import Tensor
 from ..profiles import voigt_with_derivatives
 from ..saturation import SaturationLaw
 
-N_NODE = 40
+N_NODE = 32
 """A half of the number of offsets from the centre at which fluxes are compared; a quarter, where there is a corner."""
 
-ITERATIONS, STILL = 60, 1e-3
-"""Most iterations of a line, and the part that a good step must take off its cost for another one."""
+ITERATIONS, STILL, MOST_DAMPING = 60, 1e-3, 1e8
+"""Most iterations of a line; the part that a good step must take off its cost for another one; and its most damping."""
 
 BLOCK = 1024
 MOST_VOIGTS = 8
@@ -40,7 +40,10 @@ LARGEST = 100.0
 """Area that one Voigt may have, over that of the line."""
 
 ALIKE, NEARLY = 0.25, 4.0
-"""Steps of ln γ/σ and of ln a/σ within which lines start from one solution; how many times the tolerance that may be off."""
+"""Steps of ln γ/σ and of ln a/σ within which lines start alike; how many tolerances such a start may be off."""
+
+ENOUGH = 0.5
+"""Part of the tolerance from which on a line is not made any better."""
 
 
 def mixed_profile(x: Tensor, sigma: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,7 +96,7 @@ def exact_voigts(
         for line in near.nonzero().squeeze(-1).split(BLOCK):
             start = usual.parameters[member[line], :n_voigt].clone()
             start[..., 0] += (area[line] / at_node[member[line], 0]).log().unsqueeze(1)
-            found.take(line, *_fit(area[line], gamma[line], start, law))
+            found.take(line, *_fit(area[line], gamma[line], start, law, ENOUGH * tolerance))
     found.improve(area, gamma, law, tolerance, range(1, MOST_VOIGTS + 1))
     found.parameters += ln_scale.view(-1, 1, 1)
     return found.parameters, found.count, found.error
@@ -125,8 +128,11 @@ class _Voigts:
         for n_voigt in numbers:
             limit = tolerance if n_voigt <= USUAL else LAST_RESORT * tolerance
             for line in ((self.error > limit) & (self.count < n_voigt)).nonzero().squeeze(-1).split(BLOCK):
-                for start in _starts(area[line], gamma[line], self.parameters[line], n_voigt):
-                    self.take(line, *_fit(area[line], gamma[line], start, law))
+                starts = _starts(area[line], gamma[line], self.parameters[line], n_voigt)
+                every = line.repeat(len(starts))
+                fitted, left = _fit(area[every], gamma[every], torch.cat(starts), law, ENOUGH * tolerance)
+                for each in zip(fitted.split(len(line)), left.split(len(line)), strict=True):
+                    self.take(line, *each)
 
 
 MORE = ((0.05, 0.5), (0.3, 0.3), (0.01, 0.8), (1.0, 0.15))
@@ -177,7 +183,7 @@ def _nodes(area: Tensor, gamma: Tensor, corner: bool) -> Tensor:
     return torch.cat([core, wing, steps], 1)
 
 
-def _fit(area, gamma, start: Tensor, law) -> tuple[Tensor, Tensor]:
+def _fit(area, gamma, start: Tensor, law, enough: float) -> tuple[Tensor, Tensor]:
     """Parameters from a start, and the largest difference of the flux that they leave; units of σ."""
     peak = area * mixed_profile(torch.zeros_like(gamma), torch.ones_like(gamma), gamma)[0]
     cut = (peak > 1.0) & (law.name == "linear")
@@ -185,11 +191,11 @@ def _fit(area, gamma, start: Tensor, law) -> tuple[Tensor, Tensor]:
     for corner in (False, True):
         line = (cut == corner).nonzero().squeeze(-1)
         if line.numel():
-            fitted[line], left[line] = _fit_alike(area[line], gamma[line], start[line], law, corner)
+            fitted[line], left[line] = _fit_alike(area[line], gamma[line], start[line], law, enough, corner)
     return fitted, left
 
 
-def _fit_alike(area, gamma, start: Tensor, law, corner: bool) -> tuple[Tensor, Tensor]:
+def _fit_alike(area, gamma, start: Tensor, law, enough: float, corner: bool) -> tuple[Tensor, Tensor]:
     x = _nodes(area, gamma, corner)
     mixed = area.unsqueeze(1) * mixed_profile(x, torch.ones_like(gamma).unsqueeze(1), gamma.unsqueeze(1))[0]
     # blasé's own ways: a product cut off at zero flux, or the exponential of the sum.
@@ -203,21 +209,15 @@ def _fit_alike(area, gamma, start: Tensor, law, corner: bool) -> tuple[Tensor, T
     flux, slope = _flux(x, parameters, law)
     residual = (flux - target) * weight
     cost = residual.square().sum(1)
+    going = torch.ones_like(cost, dtype=torch.bool)
     for iteration in range(ITERATIONS + 1):
-        if iteration == ITERATIONS:
-            going = torch.zeros_like(cost, dtype=torch.bool)
-        elif iteration:
-            going = torch.where(good, new_cost < (1.0 - STILL) * old_cost, damping < 1e6)
-        else:
-            going = torch.ones_like(cost, dtype=torch.bool)
-        if not bool(going.all()):
-            done = ~going
-            fitted[line[done]] = parameters[done]
-            left[line[done]] = (residual / weight)[done].abs().amax(1)
-            if not bool(going.any()):
-                break
-            parts = (line, x, target, weight, most, parameters, damping, slope, residual, cost)
-            line, x, target, weight, most, parameters, damping, slope, residual, cost = (part[going] for part in parts)
+        off = (residual / weight).abs().amax(1)
+        going &= (off > enough) & (iteration < ITERATIONS)
+        fitted[line[~going]], left[line[~going]] = parameters[~going], off[~going]
+        if not bool(going.any()):
+            break
+        parts = (line, x, target, weight, most, parameters, damping, slope, residual, cost)
+        line, x, target, weight, most, parameters, damping, slope, residual, cost = (part[going] for part in parts)
         weighted = slope * weight.unsqueeze(-1)
         normal = weighted.mT @ weighted
         gradient = (weighted.mT @ residual.unsqueeze(-1)).squeeze(-1)
@@ -229,12 +229,13 @@ def _fit_alike(area, gamma, start: Tensor, law, corner: bool) -> tuple[Tensor, T
         trial[..., 0] = torch.minimum(trial[..., 0], most)
         new_flux, new_slope = _flux(x, trial, law)
         new_residual = (new_flux - target) * weight
-        old_cost, new_cost = cost, new_residual.square().sum(1)
+        new_cost = new_residual.square().sum(1)
         good = new_cost < cost
+        going = torch.where(good, new_cost < (1.0 - STILL) * cost, damping < MOST_DAMPING)
         parameters = torch.where(good[:, None, None], trial, parameters)
         residual, cost = torch.where(good[:, None], new_residual, residual), torch.where(good, new_cost, cost)
         slope = torch.where(good[:, None, None], new_slope, slope)
-        damping = torch.where(good, 0.2 * damping, 5.0 * damping).clamp(1e-10, 1e8)
+        damping = torch.where(good, 0.2 * damping, 5.0 * damping).clamp(1e-10, MOST_DAMPING)
     return fitted, left
 
 
