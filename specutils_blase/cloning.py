@@ -212,6 +212,10 @@ def clone(
     empty = gaps(flux, good)
     for first, after in empty:
         good[first:after] = False
+    if not good[inside].any():
+        raise ValueError(
+            f"the template has no flux in {place[inside][0]:.2f}-{place[inside][-1]:.2f} Å, only gaps: give another region"
+        )
     level = template_continuum(place, flux, good, continuum, teff)
     normalised = np.where(good, flux / level, np.nan)
     given = Template(wavelength, edges, normalised, inside, resolving_power)

@@ -53,7 +53,7 @@ AT_THE_NOISE = 1.05
 NOISE_PEAK = 8.0
 """Prominence, in units of the noise, that noise alone does not reach in a million pixels: ±4 σ on either side."""
 
-ALIKE = 0.05
+ALIKE = 0.1
 """Part of the residual that a round, or a stretch of iterations, must take off it to count as better."""
 
 PATIENCE = 2
