@@ -214,7 +214,8 @@ def clone(
         good[first:after] = False
     if not good[inside].any():
         raise ValueError(
-            f"the template has no flux in {place[inside][0]:.2f}-{place[inside][-1]:.2f} Å, only gaps: give another region"
+            f"the template has no flux in {place[inside][0]:.2f}-{place[inside][-1]:.2f} Å, only gaps: give another "
+            "region"
         )
     level = template_continuum(place, flux, good, continuum, teff)
     normalised = np.where(good, flux / level, np.nan)
