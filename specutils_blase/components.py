@@ -6,6 +6,8 @@ Does not live here: the fit (`fitting`), cloning itself (`cloning`).
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Mapping, Sequence
 
 import astropy.units as u
 import numpy as np
@@ -16,10 +18,12 @@ from torch import Tensor
 
 from .cloning import CloneResult, clone
 from .grids import SPEED_OF_LIGHT
-from .ledger import emulator_from_ledger
+from .ledger import emulator_from_ledger, ledger_meta
 from .lines import LineEmulator
+from .observed_orders import ObservedOrder
 from .profiles import voigt_fwhm
-from .provenance import of_lines, of_template
+from .provenance import digest, of_lines, of_template
+from .result import SEMI_EMPIRICAL, FitResult
 
 VELOCITY_MARGIN = 60.0
 """km/s by which a stellar template must exceed the data at both ends, beyond the starting velocity."""
@@ -53,14 +57,71 @@ def component_emulator(given, name, span, flux_scale, resolving_power, progress)
         given = _clone_template(given, name, span, flux_scale, resolving_power, progress)
     if isinstance(given, CloneResult):
         given = given.emulator
+    elif isinstance(given, FitResult):
+        given = _fitted_lines(given, name)
     elif isinstance(given, Table):
         given = emulator_from_ledger(given, component=name, law=flux_scale)
     if not isinstance(given, LineEmulator):
         raise TypeError(
-            f"{name} must be a CloneResult, a LineEmulator, a ledger table or a template Spectrum, "
+            f"{name} must be a CloneResult, a LineEmulator, a ledger table, a FitResult or a template Spectrum, "
             f"got {type(given).__name__}"
         )
     return given
+
+
+def _fitted_lines(fit: FitResult, name: str) -> LineEmulator:
+    """The lines of a component as a fit left them, at rest; they cover what its data do."""
+    if name not in fit.model.components:
+        raise ValueError(f"the fit given as {name} has no {name}, only {', '.join(fit.model.components)}")
+    emulator = fit.model.components[name].settled()
+    data = fit.data if isinstance(fit.data, list) else [fit.data]
+    ends = [float(part.wavelength[k]) for part in data for k in (0, -1)]
+    margin, rv = (VELOCITY_MARGIN, fit.model.doppler.rv.item()) if name == "star" else (1.0, 0.0)
+    low, high = emulator.wavelength_range
+    at_rest = 1.0 + rv / SPEED_OF_LIGHT
+    low = max(low, min(ends) * (1.0 - margin / SPEED_OF_LIGHT) / at_rest)
+    high = min(high, max(ends) * (1.0 + margin / SPEED_OF_LIGHT) / at_rest)
+    emulator.wavelength_range = (low, high)
+    return emulator
+
+
+def data_of(orders: Sequence[ObservedOrder]) -> list[str]:
+    """A digest of the flux of each order: by which a template is known to come from these very data."""
+    return [digest(order.data.flux.numpy()) for order in orders]
+
+
+def from_fit(given: Mapping[str, object], orders: Sequence[ObservedOrder]) -> dict[str, bool]:
+    """Which components come from a fit whose data were these, or are not known; and a warning for these.
+
+    The priors of such a component stand where these data have put them: they count twice, and errors come out too
+    small.
+    """
+    found, own = {}, set(data_of(orders))
+    for name, component in given.items():
+        if isinstance(component, FitResult):
+            known = component.settings.get("data", [])
+        elif isinstance(component, CloneResult | Spectrum):
+            meta = (component.template if isinstance(component, CloneResult) else component).meta or {}
+            if meta.get("source") != SEMI_EMPIRICAL:
+                continue
+            known = meta.get("data", [])
+        elif isinstance(component, Table):
+            settings = ledger_meta(component).get("settings", {})
+            if not (isinstance(settings, dict) and "start_rv" in settings):
+                continue
+            known = settings.get("data", [])
+        else:
+            continue
+        found[name] = not known or bool(own & set(known))
+        if found[name]:
+            whose = "the same data" if known else "data that it does not tell"
+            warnings.warn(
+                f"the {name}'s lines come from a fit of {whose}: where data count twice, errors are too small; fit "
+                "from the template instead",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+    return found
 
 
 def not_covered(emulator: LineEmulator, name: str, span, rv: float | None) -> str:

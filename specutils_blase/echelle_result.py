@@ -14,7 +14,7 @@ from specutils import Spectrum, SpectrumList
 
 from .data import SpectralData
 from .echelle import EchelleModel
-from .result import FitResult, model_spectra
+from .result import SEMI_EMPIRICAL, FitResult, model_spectra
 from .spectrum import SpectrumFrame, spectrum_on
 
 
@@ -155,7 +155,8 @@ class EchelleFitResult(FitResult):
             kept.append((wavelength[inside], flux[inside]))
             low = max(low, high)
         wavelength, flux = (torch.cat(parts) for parts in zip(*kept, strict=True))
-        return spectrum_on(wavelength, flux, meta={"source": "specutils_blase semi-empirical template"})
+        meta = {"source": SEMI_EMPIRICAL, "data": self.settings.get("data", [])}
+        return spectrum_on(wavelength, flux, meta=meta)
 
     def plot(self, order: int | None = None, **options):
         """Quick look at all orders, or at the k-th; see `plotting.plot_orders` and `plotting.plot_fit`."""

@@ -18,9 +18,19 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .common_changes import JointChanges
-from .components import component_emulator, lines_inside, lines_reaching, not_covered, provenance_of, source_of
+from .components import (
+    component_emulator,
+    data_of,
+    from_fit,
+    lines_inside,
+    lines_reaching,
+    not_covered,
+    provenance_of,
+    source_of,
+)
 from .echelle import EchelleModel, orders_of
 from .echelle_result import EchelleFitResult
+from .held_lines import held_by_ledger, told_by_data
 from .line_discovery import discover
 from .lines import LineEmulator
 from .model import ForwardModel
@@ -42,9 +52,6 @@ from .telluric_scaling import scale_telluric
 from .velocity import cross_correlate
 
 logger = logging.getLogger(__name__)
-
-MOST_LINES_PER_PIXEL = 0.6
-"""Lines per pixel beyond which a template is too fine for the data to say anything about."""
 
 
 def fit(
@@ -84,9 +91,10 @@ def fit(
     data : Spectrum or sequence of Spectrum
         The observation: one order, or a list of them. A muler object brings its resolving power, order number and
         barycentric velocity along.
-    star, telluric : CloneResult, LineEmulator, ledger table, or template Spectrum
+    star, telluric : CloneResult, LineEmulator, ledger table, FitResult, or template Spectrum
         The two components; at least one. A template is cloned first, over the range of the data, with default
-        settings.
+        settings. Of a fit, its lines as fitted. Lines whose `free` a ledger has set to False are held, and so are the
+        weakest where there are more than the data can tell apart; ``settings["held_lines"]`` counts both.
     rv : Quantity or float, optional
         Starting radial velocity [km/s] of the star; by cross-correlation with the star's clone when not given.
     vsini : Quantity or float, optional
@@ -142,6 +150,12 @@ def fit(
     -------
     FitResult
         `success` and `message` say whether it converged.
+
+    Warns
+    -----
+    RuntimeWarning
+        If it did not, if an order is left out, or if a component comes from a fit of the same data, whose priors then
+        count these data twice.
 
     Raises
     ------
@@ -210,13 +224,7 @@ def fit(
         "velocity_step": velocity_step,
     }
     while True:
-        present, seen = _lines_seen(orders, components, rv)
-        n_line, n_pixel = sum(map(len, present.values())), sum(len(order.data) for order in orders)
-        if n_line > MOST_LINES_PER_PIXEL * n_pixel:
-            raise ValueError(
-                f"the templates bring {n_line} lines to {n_pixel} pixels, more than the data can tell apart: clone "
-                "with a higher prominence, or drop the weakest lines"
-            )
+        present, seen, places = _lines_seen(orders, components, rv)
         model = _model(orders, present, seen, many, build)
         noise, fluxes = _noise(orders, jitter, robust)
         parts = orders_of(model)
@@ -239,6 +247,15 @@ def fit(
         name: _union(lines_inside(emulator, order.fitted_span, rv if name == "star" else 0.0) for order in orders)
         for name, emulator in present.items()
     }
+    inside, on_demand = (
+        lines,
+        {name: held_by_ledger(given[name], name, components[name])[places[name]] for name in lines},
+    )
+    lines = {name: index[~on_demand[name][index]] for name, index in inside.items()}
+    lines = told_by_data(present, lines, orders, noise.weights(), rv, vsini)
+    held = {name: int(inside[name].numel() - lines[name].numel()) for name in inside}
+    if any(held.values()):
+        logger.info("lines held: %s", held)
     layout = FreeParameters(model, {name: kinds[name] for name in present}, lines, free)
     if not len(layout):
         raise ValueError("nothing is free: name parameters in free=, or some of the lines' in star_lines=")
@@ -283,6 +300,9 @@ def fit(
         "star": source_of(star),
         "telluric": source_of(telluric),
         "templates": {name: provenance_of(each, components[name]) for name, each in given.items()},
+        "held_lines": held,
+        "data": data_of(orders),
+        "from_fit": from_fit(given, orders),
     }
     return build_result(problem, solution, Given(orders, excluded, lines, start_area, noise, settings, found, anchors))
 
@@ -308,18 +328,21 @@ def _covered(
 
 def _lines_seen(
     orders: list[ObservedOrder], components: dict[str, LineEmulator], rv: float
-) -> tuple[dict[str, LineEmulator], list[dict[str, Tensor]]]:
-    """Copies of the components with the lines that any order can see, and which of these each order sees."""
-    present, seen = {}, [{} for _ in orders]
+) -> tuple[dict[str, LineEmulator], list[dict[str, Tensor]], dict[str, Tensor]]:
+    """Copies of the components with the lines that any order can see, which of these each order sees, and their places.
+
+    Places are among all lines of a component, in the order of their shifted centres.
+    """
+    present, seen, places = {}, [{} for _ in orders], {}
     for name, emulator in components.items():
         velocity = rv if name == "star" else 0.0
         emulator = emulator.settled()
         reaching = [lines_reaching(emulator, name, order.span, velocity) for order in orders]
         union = _union(reaching)
-        present[name] = emulator.subset(union)
+        present[name], places[name] = emulator.subset(union), union
         for own, lines in zip(seen, reaching, strict=True):
             own[name] = torch.searchsorted(union, lines)
-    return present, seen
+    return present, seen, places
 
 
 def _union(indices: Iterable[Tensor]) -> Tensor:

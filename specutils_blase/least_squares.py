@@ -82,6 +82,7 @@ MESSAGES = {
     "converged": "converged: the predicted further decrease of the cost is below the tolerance",
     "stalled": "stopped: no step decreases the cost any more although more decrease is predicted",
     "iterations": "not converged: the limit on iterations was reached",
+    "slow": "stopped: further iterations improve next to nothing although more decrease is predicted",
     "not_finite": "not converged: the cost is not finite",
 }
 
@@ -92,6 +93,7 @@ def minimize(
     max_iterations: int = 50,
     absolute_tolerance: float = 1e-2,
     from_afar: bool = True,
+    least_gain: tuple[int, float] | None = None,
     callback: Callable[[dict[str, float]], None] | None = None,
 ) -> Solution:
     r"""Minimise a problem's cost: Levenberg-Marquardt from afar, quasi-Newton at the end where that is slow.
@@ -104,6 +106,9 @@ def minimize(
     Levenberg-Marquardt hands over when damping keeps its steps below `HELD_BACK` of what is left, `PATIENCE` times in
     a row, or when no step leads down any more. Without `from_afar`, the start is near enough for the quasi-Newton end
     alone, whose iterations cost a quarter: the normal matrix is formed once in `quasi_newton.REFRESH` of them.
+
+    With `least_gain`, a number of iterations and a part of the cost, it also ends, without success, once so many
+    iterations together have taken less than this part off the cost.
     """
 
     def tolerance(cost: float) -> float:
@@ -118,16 +123,26 @@ def minimize(
         if callback is not None and len(history) > 1:
             callback(history[-1])
 
+    def slow() -> bool:
+        stretch, part = least_gain or (math.inf, 0.0)
+        return len(history) > stretch and history[-1]["cost"] > (1.0 - part) * history[-1 - stretch]["cost"]
+
     start, n_left = problem.read(), max_iterations
     if from_afar:
         for state in levenberg_marquardt(problem, tolerance, max_iterations):
             if state.status != "hand over":
                 record(state)
+            if not state.status and slow():
+                state = state._replace(status="slow")
+                break
         start, n_left = state.vector, max_iterations + 1 - len(history)
     if not from_afar or state.status == "hand over":
         for state in quasi_newton(problem, start, tolerance, n_left):
             if not state.status:
                 record(state)
+                if slow():
+                    state = state._replace(status="slow")
+                    break
     if not history:
         record(state)
     problem.write(state.vector)  # leave the model at the solution, not at the last trial

@@ -35,6 +35,10 @@ SPECTRA = (
 """What `FitResult.to_spectrum_list` can hold: the data as fitted, and attributes of the result."""
 
 
+SEMI_EMPIRICAL = "specutils_blase semi-empirical template"
+"""What a template that comes from a fit calls itself, as "source" of its meta."""
+
+
 @dataclass(eq=False)
 class FitResult:
     """Outcome of `fit`.
@@ -253,7 +257,8 @@ class FitResult:
         with torch.no_grad():
             flux = self.model.stages().star
             wavelength = self.model.doppler(self.model.sampling.wavelength)
-        return spectrum_on(wavelength, flux, meta={"source": "specutils_blase semi-empirical template"})
+        meta = {"source": SEMI_EMPIRICAL, "data": self.settings.get("data", [])}
+        return spectrum_on(wavelength, flux, meta=meta)
 
     def to_spectrum_list(self, names=SPECTRA) -> SpectrumList:
         """The spectra of the fit as one list, for programs that take such, jdaviz among them.

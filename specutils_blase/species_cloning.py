@@ -8,6 +8,8 @@ not live here: the cloning of one template (`cloning`), how much there is of eac
 from __future__ import annotations
 
 import logging
+import math
+import warnings
 from collections.abc import Mapping
 
 import numpy as np
@@ -15,6 +17,7 @@ import torch
 from specutils import Spectrum
 
 from .cloning import CloneResult, NoLinesError, clone, clone_ledger, clone_model
+from .cloning_rounds import Template, worst_places
 from .lines import LineEmulator
 from .saturation import SaturationLaw
 from .spectrum import read_spectrum, spectrum_on
@@ -88,12 +91,16 @@ def clone_species(
         if own.unit != first.spectral_axis.unit or not np.array_equal(own.value, first.spectral_axis.value):
             raise ValueError(f"the template of {species} has another spectral axis than the first: resample it")
         power = template.meta.get("resolving_power") if resolving_power is None else resolving_power
-        try:
-            clones[species] = clone(template, flux_scale=flux_scale, resolving_power=power, **options)
-        except NoLinesError:
-            without.append(species)
-        except ValueError as error:
-            raise ValueError(f"{species}: {error}") from error
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            try:
+                clones[species] = clone(template, flux_scale=flux_scale, resolving_power=power, **options)
+            except NoLinesError:
+                without.append(species)
+            except ValueError as error:
+                raise ValueError(f"{species}: {error}") from error
+        for each in told:
+            warnings.warn(f"{species}: {each.message}", each.category, stacklevel=2)
     if not clones:
         raise NoLinesError(f"none of {', '.join(without)} has a line of the prominence asked for: lower it")
     logger.info("no lines of %s", ", ".join(without) or "no species missing")
@@ -129,8 +136,11 @@ def _merged(clones: dict[str, CloneResult], without: list[str], component: str) 
     with torch.no_grad():
         flux = clone_model(emulator, data.wavelength, data.edges, power)().numpy()
     rms = float(np.sqrt(np.nanmean((product - flux) ** 2)))
+    whole = Template(data.wavelength, data.edges, product, np.ones(product.size, dtype=bool), power)
     settings = {
         **{key: value for key, value in some.settings.items() if key != "rounds"},
+        "noise": math.hypot(*(result.settings["noise"] for result in clones.values())),
+        "worst": worst_places(whole, emulator, flux),
         "template": "; ".join(result.settings["template"] for result in clones.values()),
         "species": {
             name: {

@@ -17,6 +17,7 @@ from .jacobian import linearize
 from .model import ForwardModel
 from .parallel import each
 from .parameters import FreeParameters
+from .scatter import difference_scatter
 
 LOOSE_ITERATIONS = 30
 """Limit on the iterations of each preliminary stage."""
@@ -35,12 +36,9 @@ VELOCITY_PRIOR = {"rv": 100.0, "vsini": 1e4}
 
 
 def scatter(flux: Tensor, good: Tensor) -> Tensor:
-    """Noise from third differences of neighbouring pixels (DER_SNR, Stoehr et al. 2008), the same for every pixel."""
-    values = flux[good]
-    if values.numel() < 8:
-        return torch.full_like(flux, 0.01)
-    difference = (2.0 * values[2:-2] - values[:-4] - values[4:]).abs().median()
-    return torch.full_like(flux, max(1.482602 / math.sqrt(6.0) * float(difference), 1e-4))
+    """Noise from differences of every other pixel (DER_SNR, Stoehr et al. 2008), the same for every pixel."""
+    noise = difference_scatter(flux[good], stride=2)
+    return torch.full_like(flux, 0.01 if math.isnan(noise) else max(noise, 1e-4))
 
 
 @torch.no_grad()

@@ -49,7 +49,7 @@ def table(emulator):
 
 @pytest.fixture(scope="module")
 def clone_result():
-    return sb.clone(sb.templates.arcturus(), region=(10480, 10510), max_iterations=3, progress=False)
+    return sb.clone(sb.templates.arcturus(), region=(10480, 10510), rms_target=0.03, progress=False)
 
 
 @pytest.fixture(scope="module")

@@ -22,14 +22,14 @@ def clones():
     low, high = (simulate.hpf_wavelengths(order)[k] for order, k in ((CHOSEN[0], 0), (CHOSEN[-1], -1)))
     margin = 200.0 / SPEED_OF_LIGHT
     region = (low * (1 - margin), high * (1 + margin))
-    star = sb.clone(templates.arcturus(), region=region, progress=False, prominence=0.03, max_iterations=15)
+    star = sb.clone(templates.arcturus(), region=region, progress=False, prominence=0.03, rms_target=0.04)
     sky = sb.clone(
         templates.telfit_hpf(),
         region=region,
         resolving_power=55_000,
         prominence=0.03,
         progress=False,
-        max_iterations=15,
+        rms_target=0.04,
     )
     return star, sky
 

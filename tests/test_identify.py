@@ -192,9 +192,7 @@ def test_sun(shared_data):
         import templates
     finally:
         sys.path.pop(0)
-    clone = sb.clone(
-        templates.lte("sun_5777_hpf"), region=(8050 * u.AA, 8950 * u.AA), max_iterations=15, progress=False
-    )
+    clone = sb.clone(templates.lte("sun_5777_hpf"), region=(8050 * u.AA, 8950 * u.AA), rms_target=0.01, progress=False)
     lines = read_line_list(shared_data / "data/linelists/linemake_atoms.gz", temperature=5777)
     result = sb.identify(clone.ledger, lines, component="star")
     true = lines[lines["species"] != "H I"]

@@ -17,7 +17,7 @@ NAME = "specutils_blase"
 # The rooms of docs/architecture.md, from the bottom up. A module or subpackage may import those of the rows below its
 # own. A new one needs a place here and in that picture.
 LAYERS = (
-    {"profiles", "saturation", "kernels", "parallel", "numeric"},
+    {"profiles", "saturation", "kernels", "parallel", "numeric", "scatter"},
     {"grids", "line_sum"},
     {"lines", "extrinsic", "instrument"},
     {"line_view", "model", "data"},
@@ -32,7 +32,7 @@ LAYERS = (
     {"stand_in", "telluric_anchors"},
     {"ledger_columns", "star_anchors", "flux"},
     {"spectrum", "ledger", "line_finding", "templates", "simulate", "degeneracies", "provenance"},
-    {"posterior"},
+    {"posterior", "clone_continuum", "cloning_rounds"},
     {"photon_limit", "missing_lines", "posterior_means"},
     {"cloning", "result", "line_lists", "ledger_files", "observed_orders"},
     {
@@ -44,6 +44,7 @@ LAYERS = (
         "echelle_result",
         "noise",
         "rejection",
+        "held_lines",
     },
     {"solving"},
     {"line_trials"},

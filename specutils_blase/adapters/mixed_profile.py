@@ -16,6 +16,7 @@ Does not live here: the files (`blase`).
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -23,10 +24,12 @@ from torch import Tensor
 from ..profiles import voigt_with_derivatives
 from ..saturation import SaturationLaw
 
-N_NODE = 40
-"""A quarter of the number of offsets from the centre at which fluxes are compared."""
+N_NODE = 32
+"""A half of the number of offsets from the centre at which fluxes are compared; a quarter, where there is a corner."""
 
-ITERATIONS = 60
+ITERATIONS, STILL, MOST_DAMPING = 60, 1e-3, 1e8
+"""Most iterations of a line; the part that a good step must take off its cost for another one; and its most damping."""
+
 BLOCK = 1024
 MOST_VOIGTS = 8
 
@@ -35,6 +38,12 @@ USUAL, LAST_RESORT = 3, 3.0
 
 LARGEST = 100.0
 """Area that one Voigt may have, over that of the line."""
+
+ALIKE, NEARLY = 0.25, 4.0
+"""Steps of ln γ/σ and of ln a/σ within which lines start alike; how many tolerances such a start may be off."""
+
+ENOUGH = 0.5
+"""Part of the tolerance from which on a line is not made any better."""
 
 
 def mixed_profile(x: Tensor, sigma: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,7 +63,8 @@ def exact_voigts(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Exact Voigts whose flux under `law` is that of mixed profiles: as few a line as it takes.
 
-    Levenberg-Marquardt on all lines together, in ln a, ln σ, ln γ of each Voigt.
+    Levenberg-Marquardt on all lines together, in ln a, ln σ, ln γ of each Voigt. In units of its σ a line is two
+    numbers, γ/σ and a/σ: each starts from the solution of the nearest node of a grid of these, which few lines need.
 
     Parameters
     ----------
@@ -74,27 +84,64 @@ def exact_voigts(
     error : Tensor, (n_line,)
         Largest difference of the flux that is left.
     """
-    parameters = torch.full((area.numel(), MOST_VOIGTS, 3), -math.inf, dtype=torch.float64)
-    parameters[:, :, 1:] = 0.0
-    count = torch.zeros(area.numel(), dtype=torch.long)
-    error = torch.full((area.numel(),), math.inf, dtype=torch.float64)
-    for n_voigt in range(1, MOST_VOIGTS + 1):
-        limit = tolerance if n_voigt <= USUAL else LAST_RESORT * tolerance
-        for line in (error > limit).nonzero().squeeze(-1).split(BLOCK):
-            for start in _starts(area[line], sigma[line], gamma[line], parameters[line], n_voigt):
-                fitted, left = _fit(area[line], sigma[line], gamma[line], start, law)
-                better = left < error[line]
-                parameters[line[better], :n_voigt] = fitted[better]
-                count[line[better]], error[line[better]] = n_voigt, left[better]
-    return parameters, count, error
+    ln_scale = sigma.log()
+    area, gamma = area / sigma, gamma / sigma
+    node, member = torch.stack([area.log(), gamma.log()], 1).div(ALIKE).round().unique(dim=0, return_inverse=True)
+    at_node = (node * ALIKE).exp()
+    found = _Voigts.none(area.numel())
+    for n_voigt in (1, 2):
+        usual = _Voigts.none(len(node))
+        usual.improve(at_node[:, 0], at_node[:, 1], law, 0.0, (n_voigt,))
+        near = (usual.error < NEARLY * tolerance)[member] & (found.error > tolerance)
+        for line in near.nonzero().squeeze(-1).split(BLOCK):
+            start = usual.parameters[member[line], :n_voigt].clone()
+            start[..., 0] += (area[line] / at_node[member[line], 0]).log().unsqueeze(1)
+            found.take(line, *_fit(area[line], gamma[line], start, law, ENOUGH * tolerance))
+    found.improve(area, gamma, law, tolerance, range(1, MOST_VOIGTS + 1))
+    found.parameters += ln_scale.view(-1, 1, 1)
+    return found.parameters, found.count, found.error
+
+
+@dataclass
+class _Voigts:
+    """The best Voigts so far of each line, in units of its σ."""
+
+    parameters: Tensor
+    count: Tensor
+    error: Tensor
+
+    @classmethod
+    def none(cls, n_line: int) -> _Voigts:
+        parameters = torch.full((n_line, MOST_VOIGTS, 3), -math.inf, dtype=torch.float64)
+        parameters[:, :, 1:] = 0.0
+        error = torch.full((n_line,), math.inf, dtype=torch.float64)
+        return cls(parameters, torch.zeros(n_line, dtype=torch.long), error)
+
+    def take(self, line: Tensor, fitted: Tensor, left: Tensor) -> None:
+        """Those of some lines that are better than what these have."""
+        better = left < self.error[line]
+        self.parameters[line[better], : fitted.shape[1]] = fitted[better]
+        self.count[line[better]], self.error[line[better]] = fitted.shape[1], left[better]
+
+    def improve(self, area: Tensor, gamma: Tensor, law: SaturationLaw, tolerance: float, numbers) -> None:
+        """Try these numbers of Voigts, one after the other, where lines are off by more than the tolerance."""
+        for n_voigt in numbers:
+            limit = tolerance if n_voigt <= USUAL else LAST_RESORT * tolerance
+            for line in ((self.error > limit) & (self.count < n_voigt)).nonzero().squeeze(-1).split(BLOCK):
+                starts = _starts(area[line], gamma[line], self.parameters[line], n_voigt)
+                every = line.repeat(len(starts))
+                fitted, left = _fit(area[every], gamma[every], torch.cat(starts), law, ENOUGH * tolerance)
+                for each in zip(fitted.split(len(line)), left.split(len(line)), strict=True):
+                    self.take(line, *each)
 
 
 MORE = ((0.05, 0.5), (0.3, 0.3), (0.01, 0.8), (1.0, 0.15))
 """Areas and Gaussian widths, over the line's, that a fourth Voigt and those after it start from."""
 
 
-def _starts(area, sigma, gamma, fewer, n_voigt) -> list[Tensor]:
+def _starts(area, gamma, fewer, n_voigt) -> list[Tensor]:
     """First parameters: the whole; its Lorentzian and its Gaussian; those fitted, with a narrow one more."""
+    sigma = torch.ones_like(gamma)
     mixing = mixed_profile(torch.zeros_like(sigma), sigma, gamma)[1].clamp(1e-3, 1.0 - 1e-3)
     pair = (area * mixing, 0.3 * sigma, gamma), (area * (1.0 - mixing), sigma, 0.1 * gamma)
     narrow = torch.minimum(sigma, gamma)
@@ -118,53 +165,78 @@ def _stacked(parts) -> Tensor:
     return torch.stack([torch.stack([value.log() for value in part], -1) for part in parts], 1)
 
 
-def _nodes(area: Tensor, sigma: Tensor, gamma: Tensor) -> Tensor:
-    """Offsets [Å] over the Gaussian, ever wider apart over the Lorentzian and its wings, and about a corner.
+def _nodes(area: Tensor, gamma: Tensor, corner: bool) -> Tensor:
+    """Offsets [σ] over the Gaussian, ever wider apart over the Lorentzian and its wings, and about a corner.
 
-    The corner is where blasé cuts the flux off; without one, the nodes for it are about the centre.
+    The corner is where blasé cuts the flux off; of lines without one, the nodes for it are about the centre.
     """
-    core = 2.3548 * sigma.unsqueeze(1) * torch.linspace(0.0, 2.5, N_NODE, dtype=torch.float64)
+    core = (2.3548 * torch.linspace(0.0, 2.5, N_NODE, dtype=torch.float64)).expand(area.numel(), -1)
     wing = 0.2 * gamma.unsqueeze(1) * torch.sinh(torch.linspace(0.1, 6.0, N_NODE, dtype=torch.float64))
-    inside, outside = torch.zeros_like(sigma), wing[:, -1]
+    if not corner:
+        return torch.cat([core, wing], 1)
+    inside, outside = torch.zeros_like(gamma), wing[:, -1]
     for _ in range(50):
         middle = 0.5 * (inside + outside)
-        deep = area * mixed_profile(middle, sigma, gamma)[0] > 1.0
+        deep = area * mixed_profile(middle, torch.ones_like(gamma), gamma)[0] > 1.0
         inside, outside = torch.where(deep, middle, inside), torch.where(deep, outside, middle)
-    corner = outside.unsqueeze(1) * torch.linspace(0.0, 1.5, 2 * N_NODE, dtype=torch.float64)
-    return torch.cat([core, wing, corner], 1)
+    steps = outside.unsqueeze(1) * torch.linspace(0.0, 1.5, 2 * N_NODE, dtype=torch.float64)
+    return torch.cat([core, wing, steps], 1)
 
 
-def _fit(area, sigma, gamma, start: Tensor, law) -> tuple[Tensor, Tensor]:
-    x = _nodes(area, sigma, gamma)
-    mixed = area.unsqueeze(1) * mixed_profile(x, sigma.unsqueeze(1), gamma.unsqueeze(1))[0]
+def _fit(area, gamma, start: Tensor, law, enough: float) -> tuple[Tensor, Tensor]:
+    """Parameters from a start, and the largest difference of the flux that they leave; units of σ."""
+    peak = area * mixed_profile(torch.zeros_like(gamma), torch.ones_like(gamma), gamma)[0]
+    cut = (peak > 1.0) & (law.name == "linear")
+    fitted, left = start.clone(), torch.empty_like(area)
+    for corner in (False, True):
+        line = (cut == corner).nonzero().squeeze(-1)
+        if line.numel():
+            fitted[line], left[line] = _fit_alike(area[line], gamma[line], start[line], law, enough, corner)
+    return fitted, left
+
+
+def _fit_alike(area, gamma, start: Tensor, law, enough: float, corner: bool) -> tuple[Tensor, Tensor]:
+    x = _nodes(area, gamma, corner)
+    mixed = area.unsqueeze(1) * mixed_profile(x, torch.ones_like(gamma).unsqueeze(1), gamma.unsqueeze(1))[0]
     # blasé's own ways: a product cut off at zero flux, or the exponential of the sum.
     target = 1.0 - mixed.clamp(0.0, 0.999999999) if law.name == "linear" else torch.exp(-mixed)
-    n_line, n_voigt, _ = start.shape
     # Wings of many lines add up, so that there less error will do than in the core.
-    weight = 1.0 + (x / (3.0 * (2.3548 * sigma + 2.0 * gamma)).unsqueeze(1)).clamp(max=10.0)
-    parameters, damping = start, torch.full((n_line,), 1e-3, dtype=torch.float64)
+    weight = 1.0 + (x / (3.0 * (2.3548 + 2.0 * gamma)).unsqueeze(1)).clamp(max=10.0)
+    most = (LARGEST * area).log().unsqueeze(1)
+    n_voigt = start.shape[1]
+    fitted, left = start.clone(), torch.empty_like(area)
+    line, parameters, damping = torch.arange(area.numel()), start, torch.full_like(area, 1e-3)
     flux, slope = _flux(x, parameters, law)
     residual = (flux - target) * weight
     cost = residual.square().sum(1)
-    for _ in range(ITERATIONS):
+    going = torch.ones_like(cost, dtype=torch.bool)
+    for iteration in range(ITERATIONS + 1):
+        off = (residual / weight).abs().amax(1)
+        going &= (off > enough) & (iteration < ITERATIONS)
+        fitted[line[~going]], left[line[~going]] = parameters[~going], off[~going]
+        if not bool(going.any()):
+            break
+        parts = (line, x, target, weight, most, parameters, damping, slope, residual, cost)
+        line, x, target, weight, most, parameters, damping, slope, residual, cost = (part[going] for part in parts)
         weighted = slope * weight.unsqueeze(-1)
         normal = weighted.mT @ weighted
         gradient = (weighted.mT @ residual.unsqueeze(-1)).squeeze(-1)
         diagonal = torch.diagonal(normal, dim1=-2, dim2=-1)
         floor = 1e-9 * diagonal.amax(1, keepdim=True) + 1e-14
         damped = normal + torch.diag_embed(damping.unsqueeze(1) * diagonal + floor)
-        step = torch.linalg.solve(damped, -gradient).clamp(-0.7, 0.7).reshape(n_line, n_voigt, 3)
+        step = torch.linalg.solve(damped, -gradient).clamp(-0.7, 0.7).reshape(-1, n_voigt, 3)
         trial = (parameters + step).clamp(-25.0, 10.0)
-        trial[..., 0] = torch.minimum(trial[..., 0], (LARGEST * area).log().unsqueeze(1))
+        trial[..., 0] = torch.minimum(trial[..., 0], most)
         new_flux, new_slope = _flux(x, trial, law)
         new_residual = (new_flux - target) * weight
         new_cost = new_residual.square().sum(1)
         good = new_cost < cost
+        going = torch.where(good, new_cost < (1.0 - STILL) * cost, damping < MOST_DAMPING)
         parameters = torch.where(good[:, None, None], trial, parameters)
         residual, cost = torch.where(good[:, None], new_residual, residual), torch.where(good, new_cost, cost)
         slope = torch.where(good[:, None, None], new_slope, slope)
-        damping = torch.where(good, 0.2 * damping, 5.0 * damping).clamp(1e-10, 1e8)
-    return parameters, (residual / weight).abs().amax(1)
+        damping = torch.where(good, 0.2 * damping, 5.0 * damping).clamp(1e-10, MOST_DAMPING)
+    return fitted, left
 
 
 def _flux(x: Tensor, parameters: Tensor, law) -> tuple[Tensor, Tensor]:

@@ -52,7 +52,8 @@ def template(name):
     sys.path.insert(0, str(SHARED / "tools"))
     import templates
 
-    return templates.phoenix_10000K() if name == "phoenix_10000K" else templates.lte(name)
+    own = {"phoenix_10000K": templates.phoenix_10000K, "telfit_hpf": templates.telfit_hpf, "psg_hk": templates.psg_hk}
+    return own[name]() if name in own else templates.lte(name)
 
 
 def interior_rms(result):
@@ -66,10 +67,17 @@ def interior_rms(result):
     )
 
 
-def cloned(name, **options):
+def cloned(name, noise=0.0, **options):
+    """A clone of a template, to which white noise may be added."""
+    import numpy as np
+    from specutils import Spectrum
+
     import specutils_blase as sb
 
     given = template(name)
+    if noise:
+        added = np.random.default_rng(0).normal(0.0, noise, given.flux.size)
+        given = Spectrum(flux=given.flux + added * given.flux.unit, spectral_axis=given.spectral_axis)
     if name == "phoenix_10000K":
         options["continuum"] = 7
     work = sb.clone  # loads torch: imports do not count
@@ -86,7 +94,7 @@ def cloned(name, **options):
 
 
 def clone_benchmark(name, **options):
-    return cloned(name, **options)[1]
+    return cloned(name, in_rounds=False, **options)[1]
 
 
 def clone_target(name, **options):
@@ -95,6 +103,7 @@ def clone_target(name, **options):
 
     result, figures = cloned(name, **options)
     figures["rounds"] = "; ".join(f"{r['lines']}: {100 * r['rms']:.2f} %" for r in result.settings["rounds"])
+    figures["message"], figures["noise_percent"] = result.message, 100.0 * result.settings["noise"]
     if name == "t4700":
         lines = np.load(SHARED / "data" / "blase" / "T4700g4p5_lines.npz")
         from scipy.special import voigt_profile
@@ -261,6 +270,18 @@ BENCHMARKS = {
         for law in LAWS
     }
     | {"arcturus to 0.9 %": (clone_target, {"name": STARS[0], "flux_scale": "log", "rms_target": 0.009})},
+    "clones": {
+        f"{name}{', noise 0.1 %' if noise else ''}": (clone_target, {"name": name, "noise": noise, **options})
+        for name, noise, options in (
+            ("t4700", 0.0, {}),
+            ("t4700", 0.001, {}),
+            *((star, 0.0, {}) for star in STARS),
+            (STARS[0], 0.001, {}),
+            ("phoenix_10000K", 0.0, {}),
+            ("telfit_hpf", 0.0, {"resolving_power": 55_000}),
+            ("psg_hk", 0.0, {"resolving_power": 100_000}),
+        )
+    },
     "phoenix": {
         law: (clone_benchmark, {"name": "phoenix_10000K", "flux_scale": law, "max_iterations": 6}) for law in LAWS
     },

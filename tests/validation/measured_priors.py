@@ -136,7 +136,7 @@ def a0v_k() -> list[Observed]:
         axis = next(iter(templates.psg_hk_species().values())).spectral_axis.value
         inside = slice(*np.searchsorted(axis, (low, high)))
         molecules = {name: each[inside] for name, each in templates.psg_hk_species().items()}
-        sky = sb.clone_species(molecules, prominence=0.02, max_iterations=20, progress=False)
+        sky = sb.clone_species(molecules, prominence=0.02, progress=False)
         options = {"resolving_power": 45_000, "free": ("continuum", "resolving_power")}
         found.append(Observed(str(order), spectrum, telluric=sky, options=options))
     return found

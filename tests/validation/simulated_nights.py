@@ -28,7 +28,7 @@ BESIDE = 0.003
 def clones():
     """The star's and the sky's clone over the whole band."""
     star = sb.clone(templates.arcturus(), progress=False)
-    sky = sb.clone(templates.telfit_hpf(), resolving_power=RESOLVING_POWER, max_iterations=15, progress=False)
+    sky = sb.clone(templates.telfit_hpf(), resolving_power=RESOLVING_POWER, progress=False)
     return star, sky
 
 

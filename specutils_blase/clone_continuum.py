@@ -1,0 +1,105 @@
+"""What of a template is data, and its continuum: before any line is looked for.
+
+Does not live here: units and masks (`spectrum`), lines (`line_finding`).
+"""
+
+from __future__ import annotations
+
+import astropy.units as u
+import numpy as np
+from astropy.modeling.models import BlackBody
+
+from .numeric import is_whole
+from .spectrum import to_teff
+
+SHORTEST_GAP = 3
+"""Pixels of exactly zero flux in a row that may be a gap."""
+
+GAP_STEP = 0.1
+"""Flux beside a gap, in units of the upper envelope, from which on the way down to zero is a step.
+
+A line that is black falls smoothly: its last pixel before an exact zero is nearly black itself.
+"""
+
+
+def gaps(flux: np.ndarray, good: np.ndarray) -> list[tuple[int, int]]:
+    """Runs of exact zeros that are no data: such as the gap between two detectors, or orders that do not meet.
+
+    A run is a gap if the flux steps down to it on either side. Where a saturated band really goes to zero, the flux
+    falls smoothly on both.
+
+    Parameters
+    ----------
+    flux, good : ndarray, (n,)
+        In order of wavelength, and whether a pixel counts.
+
+    Returns
+    -------
+    list of (int, int)
+        First pixel of each, and the pixel after its last.
+    """
+    zero = (flux == 0.0) & good
+    if not zero.any() or zero.all():
+        return []
+    step = GAP_STEP * float(np.quantile(flux[good & ~zero], 0.9))
+    bounds = np.flatnonzero(np.diff(np.concatenate([[False], zero, [False]]).astype(np.int8)))
+    found = []
+    for first, after in bounds.reshape(-1, 2).tolist():
+        beside = [k for k in (first - 1, after) if 0 <= k < flux.size and good[k]]
+        if after - first >= SHORTEST_GAP and any(flux[k] > step for k in beside):
+            found.append((first, after))
+    return found
+
+
+def template_continuum(wavelength, flux, good, continuum, teff) -> np.ndarray:
+    """Continuum of a template: black body × polynomial through its upper envelope.
+
+    Parameters
+    ----------
+    wavelength, flux, good : ndarray, (n,)
+        Vacuum Å, flux, and whether a pixel counts.
+    continuum : "none" or int
+        "none": the template is normalised already. A number: degree of the polynomial.
+    teff : Quantity or float, optional
+        Temperature [K] of the black body.
+
+    Raises
+    ------
+    ValueError
+        If the template is not normalised where it should be, or the polynomial is not positive.
+    """
+    level = np.ones_like(wavelength)
+    if teff is not None:
+        level = BlackBody(to_teff(teff) * u.K, scale=1.0 * u.erg / (u.s * u.cm**2 * u.AA * u.sr))(
+            wavelength * u.AA
+        ).value
+        level = level / np.median(level)
+    if continuum == "none":
+        top = float(np.quantile(flux[good] / level[good], 0.98))
+        if not 0.5 < top < 2.0:
+            raise ValueError(
+                f'continuum="none" says that the template is normalised, but its upper envelope is at {top:.3g}: '
+                "divide it out first, or give continuum=<polynomial degree>"
+            )
+        return level
+    if not is_whole(continuum) or continuum < 0:
+        raise ValueError(f'continuum must be "none" or a polynomial degree (0, 1, 2, ...), got {continuum!r}')
+    x = np.interp(wavelength, [wavelength[0], wavelength[-1]], [-1.0, 1.0])
+    ratio = flux / level
+    use = good & (ratio > 0)
+    # Medians and quantiles in bins first: the envelope then weighs wavelengths, not pixels, and deep lines drop out.
+    for _ in range(12):
+        basis = np.polynomial.legendre.legvander(x[use], continuum)
+        coefficient = np.linalg.lstsq(basis, ratio[use], rcond=None)[0]
+        fitted = np.polynomial.legendre.legval(x, coefficient)
+        residual = ratio / fitted - 1.0
+        scatter = 1.4826 * np.median(np.abs(residual[use & (residual > 0)])) if (use & (residual > 0)).any() else 0.0
+        kept = good & (ratio > 0) & (residual > -max(scatter, 1e-3)) & (residual < 4.0 * max(scatter, 1e-3))
+        if kept.sum() < 10 * (continuum + 1) or np.array_equal(kept, use):
+            break
+        use = kept
+    if not (fitted > 0).all():
+        raise ValueError(
+            f"a polynomial of degree {continuum} through the template's envelope is not positive: lower it"
+        )
+    return level * fitted

@@ -1,0 +1,308 @@
+"""Rounds of cloning: all lines are optimised together, the residual shows which are missing, and again.
+
+Does not live here: what a template is and the result (`cloning`), how lines are found (`line_finding`), the solver
+(`least_squares`).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from scipy.ndimage import gaussian_filter1d
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from .grids import Sampling
+from .least_squares import Solution, minimize
+from .line_finding import find_lines, share_out_areas
+from .lines import LineEmulator
+from .model import ForwardModel
+from .parameters import FreeParameters
+from .priors import LinePriors
+from .problem import AnchoredProblem
+from .profiles import voigt_fwhm
+from .scatter import difference_scatter
+
+logger = logging.getLogger(__name__)
+
+CLONE_PRIORS = LinePriors(ln_area=1.0, ln_sigma=0.7, ln_gamma=1.0, rv_offset=0.5)
+"""Priors of cloning: wide, because detection knows less of a line than a template does."""
+
+SIGNIFICANT = 1.5
+"""Prominence of a line in the residual, in units of its root mean square, from which on it is taken for a line."""
+
+BROADEST_GUESS = 2.0
+"""Widest first guess for a line in the residual, in units of the median width of the lines that are there already."""
+
+ROUND_ITERATIONS = 5
+"""Iterations between two looks at the residual."""
+
+TARGET_SCATTER = 0.002
+"""Residual, in units of the continuum, that counts as one sigma while cloning."""
+
+GOOD_RMS = 0.003
+"""Residual that is asked of a clone by default, in units of the continuum."""
+
+AT_THE_NOISE = 1.05
+"""Residual, in units of the template's noise, that no line can improve."""
+
+NOISE_PEAK = 8.0
+"""Prominence, in units of the noise, that noise alone does not reach in a million pixels: ±4 σ on either side."""
+
+ALIKE = 0.1
+"""Part of the residual that a round, or a stretch of iterations, must take off it to count as better."""
+
+PATIENCE = 2
+"""Rounds in a row that may be no better than the one before."""
+
+STRETCH, LEAST_GAIN = 10, 0.02
+"""Iterations that together must take this part off the cost: 1 % off the residual."""
+
+N_WORST = 5
+"""Resolution elements of the largest residuals that are told."""
+
+
+@dataclass
+class Template:
+    """What is cloned.
+
+    Parameters
+    ----------
+    wavelength, edges : Tensor, (n,), (n, 2)
+        Vacuum Å.
+    flux : ndarray, (n,)
+        Continuum 1; NaN where a pixel does not count.
+    inside : ndarray of bool, (n,)
+        Pixels of the region asked for: the residual is told of these.
+    resolving_power : float or None
+        At which the template is blurred.
+    """
+
+    wavelength: Tensor
+    edges: Tensor
+    flux: np.ndarray
+    inside: np.ndarray
+    resolving_power: float | None
+
+    def noise_in(self, values: np.ndarray) -> float:
+        """White noise of values on the template's pixels, where these count; zero if too few do."""
+        noise = difference_scatter(torch.as_tensor(values[np.isfinite(values)]), order=6)
+        return 0.0 if math.isnan(noise) else noise
+
+
+@dataclass
+class Progress:
+    """The lines as they are, and the way to them.
+
+    `rounds` are lines, RMS, noise and iterations of each round; `noise` is what of the residual is white noise.
+    """
+
+    emulator: LineEmulator
+    start_area: Tensor
+    flux: np.ndarray
+    rms: float
+    noise: float
+    success: bool
+    message: str
+    rounds: list[dict] = field(default_factory=list)
+    history: list[dict] = field(default_factory=list)
+
+
+def clone_in_rounds(
+    template: Template,
+    emulator: LineEmulator,
+    *,
+    rms_target: float | None,
+    free: tuple[str, ...],
+    max_iterations: int,
+    progress: bool,
+) -> Progress:
+    """Optimise the lines; add what the residual shows; until the target is met, or nothing improves.
+
+    Without a target it is `GOOD_RMS`, or the noise of the template where that is more. The best round counts.
+    """
+    start_area = emulator.ln_area.detach().clone()
+    limit = template.noise_in(template.flux)
+    rounds, history, best, n_left, poor = [], [], None, max_iterations, 0
+    while True:
+        solution, flux, rms = _optimised(template, emulator, free, min(ROUND_ITERATIONS, max(0, n_left)), progress)
+        n_left -= len(solution.history) - 1
+        history += [entry | {"iteration": len(history) + k} for k, entry in enumerate(solution.history)]
+        # Undersampled lines look like noise until they are cloned.
+        noise = min(limit, template.noise_in(template.flux - flux))
+        target = max(GOOD_RMS, AT_THE_NOISE * noise) if rms_target is None else rms_target
+        rounds.append({"lines": len(emulator), "rms": rms, "noise": noise, "iterations": len(solution.history) - 1})
+        logger.info("round %d: %d lines, RMS %.3f %%", len(rounds), len(emulator), 100 * rms)
+        before = math.inf if best is None else _beyond(best.rms, best.noise)
+        if best is None or rms < best.rms:
+            best = Progress(emulator, start_area, flux, rms, noise, rms <= target, "")
+        poor = poor + 1 if _beyond(rms, noise) > (1.0 - ALIKE) * before else 0
+        ended = _ended(rms, noise, target, rms_target, poor, n_left)
+        if not ended:
+            missing = _missing(template, emulator, flux, rms, noise, target)
+            if not len(missing["center"]):
+                ended = "the residual shows no more lines"
+        if ended:
+            break
+        emulator, start_area = _grown(template, emulator, start_area, flux, missing)
+    best.rounds, best.history = rounds, history
+    best.message = f"{'converged' if best.success else 'not converged'}: {ended}"
+    best.message += f"; RMS {100 * best.rms:.3f} % with {len(best.emulator)} lines after {len(rounds)} rounds"
+    if not best.success:
+        best.message += f", the target is {100 * target:.3g} %"
+    return best
+
+
+def clone_at_once(
+    template: Template, emulator: LineEmulator, *, free: tuple[str, ...], max_iterations: int, progress: bool
+) -> Progress:
+    """Optimise the lines until they converge, or iterations improve nothing; none is added."""
+    start_area = emulator.ln_area.detach().clone()
+    solution, flux, rms = _optimised(template, emulator, free, max_iterations, progress)
+    noise = min(template.noise_in(template.flux), template.noise_in(template.flux - flux))
+    message = f"{solution.message}; RMS {100 * rms:.3f} % with {len(emulator)} lines"
+    rounds = [{"lines": len(emulator), "rms": rms, "noise": noise, "iterations": len(solution.history) - 1}]
+    return Progress(emulator, start_area, flux, rms, noise, solution.success, message, rounds, list(solution.history))
+
+
+def clone_model(emulator: LineEmulator, wavelength: Tensor, edges: Tensor, resolving_power) -> ForwardModel:
+    """Model of a template on its own sampling; through line spread and pixels where it has a resolving power."""
+    if resolving_power is None:
+        return ForwardModel(Sampling(wavelength), star=emulator)
+    return ForwardModel.for_order(
+        wavelength, edges, telluric=emulator, resolving_power=resolving_power, continuum_degree=None
+    )
+
+
+def worst_places(template: Template, emulator: LineEmulator, flux: np.ndarray) -> list[dict[str, float]]:
+    """The resolution elements of the largest mean residuals, no two within one of each other.
+
+    Returns
+    -------
+    list of dict
+        wavelength [vacuum Å], residual: template minus clone, continuum 1, over an element; largest first. An element
+        of a resolved template is the median full width of its lines.
+    """
+    wavelength = template.wavelength.numpy()
+    known = np.isfinite(template.flux) & template.inside
+    place, residual = wavelength[known], (template.flux - flux)[known]
+    if template.resolving_power is None:
+        width = float(voigt_fwhm(emulator.sigma.detach().double(), emulator.gamma.detach().double()).median())
+    else:
+        width = float(np.median(place)) / template.resolving_power
+    sums = np.concatenate([[0.0], np.cumsum(residual)])
+    low = np.searchsorted(place, place - 0.5 * width)
+    high = np.searchsorted(place, place + 0.5 * width, side="right")
+    mean = (sums[high] - sums[low]) / (high - low)
+    size, found = np.abs(mean), []
+    for _ in range(min(N_WORST, place.size)):
+        worst = int(size.argmax())
+        if size[worst] < 0.0:
+            break
+        found.append({"wavelength": float(place[worst]), "residual": float(mean[worst])})
+        size[np.abs(place - place[worst]) < 2.0 * width] = -1.0
+    return found
+
+
+def _beyond(rms: float, noise: float) -> float:
+    """What of a residual is no noise."""
+    return math.sqrt(max(rms**2 - noise**2, 0.0))
+
+
+def _ended(rms: float, noise: float, target: float, asked: float | None, poor: int, n_left: int) -> str:
+    """Why the rounds end here, or nothing if they go on."""
+    if rms <= target:
+        at_noise = asked is None and rms > GOOD_RMS
+        return f"the noise of the template, {100 * noise:.3g} %, reached" if at_noise else "target reached"
+    if rms <= AT_THE_NOISE * noise:
+        return f"what is left is the noise of the template, {100 * noise:.3g} %"
+    if poor >= PATIENCE:
+        return f"the last {PATIENCE} rounds took less than {100 * ALIKE:.0f} % off the residual"
+    return "the limit on iterations was reached" if n_left <= 0 else ""
+
+
+def _missing(
+    template: Template, emulator: LineEmulator, flux: np.ndarray, rms: float, noise: float, target: float
+) -> dict[str, np.ndarray]:
+    """Lines that the residual shows: those worth adding."""
+    wavelength = template.wavelength.numpy()
+    residual = 1.0 - (flux - template.flux)
+    width = float((emulator.sigma.detach() + emulator.gamma.detach()).median())
+    needed = SIGNIFICANT * _beyond(rms, noise)
+    if NOISE_PEAK * noise > needed:
+        # Lines are wider than a pixel: through a filter of their shape they stand out of the noise.
+        pixel = float(np.median(np.diff(wavelength)))
+        reach = max(width / 2.0 / pixel, 0.5)
+        known = np.isfinite(residual)
+        residual = np.where(known, gaussian_filter1d(np.where(known, residual, 1.0), reach), np.nan)
+        needed = max(
+            needed, NOISE_PEAK * template.noise_in(template.flux - flux) / math.sqrt(2.0 * math.sqrt(math.pi) * reach)
+        )
+    missing = find_lines(wavelength, residual, needed, resolving_power=template.resolving_power)
+    # A swell of the residual is no line: what starts no broader than lines are can still grow.
+    missing |= {name: np.minimum(missing[name], BROADEST_GUESS * width / 2.0) for name in ("sigma", "gamma")}
+    n_good = int(np.isfinite(template.flux).sum())
+    return _worth_adding(missing, wavelength, n_good * (rms**2 - target**2))
+
+
+def _worth_adding(lines: dict[str, np.ndarray], wavelength: np.ndarray, excess: float) -> dict[str, np.ndarray]:
+    """The fewest lines, largest first, that can take `excess` off the residual's sum of squares, and half as many more.
+
+    A line of depth d and full width w takes about 0.75 d² w: that of its own dip.
+    """
+    width = 3.6 * lines["sigma"] / np.interp(lines["center"], wavelength, np.gradient(wavelength))
+    energy = 0.75 * lines["depth"] ** 2 * width
+    largest = np.argsort(energy)[::-1]
+    enough = np.searchsorted(np.cumsum(energy[largest]), excess) + 1
+    keep = np.sort(largest[: int(1.5 * enough)])
+    return {name: values[keep] for name, values in lines.items()}
+
+
+def _grown(
+    template: Template, emulator: LineEmulator, start_area: Tensor, flux: np.ndarray, missing: dict[str, np.ndarray]
+) -> tuple[LineEmulator, Tensor]:
+    """The lines and those that were missing; ln area of each at its own first guess."""
+    # What a line must add to the opacity grows as the light that is left there falls.
+    absorbed = 1.0 - (flux - template.flux) / np.maximum(flux, 0.1)
+    sign = np.ones(len(missing["center"]))
+    areas = share_out_areas(template.wavelength.numpy(), absorbed, missing, sign, emulator.law)
+    grown, old, new = emulator.with_lines(missing["center"], areas, missing["sigma"], missing["gamma"])
+    first = torch.empty(len(grown), dtype=start_area.dtype)
+    first[old], first[new] = start_area, torch.as_tensor(areas).log()
+    return grown, first
+
+
+def _optimised(
+    template: Template, emulator: LineEmulator, free: tuple[str, ...], max_iterations: int, progress: bool
+) -> tuple[Solution, np.ndarray, float]:
+    """All lines optimised together; the solution, the clone's flux, and the RMS of the residual."""
+    model = clone_model(emulator, template.wavelength, template.edges, template.resolving_power)
+    (name,) = model.components
+    parameters = ("star_law",) if name == "star" else ("telluric_law",)
+    layout = FreeParameters(model, {name: tuple(free)}, {name: torch.arange(len(emulator))}, parameters)
+    known = np.isfinite(template.flux)
+    flux = torch.as_tensor(np.where(known, template.flux, 0.0))
+    weight = torch.where(torch.as_tensor(known), TARGET_SCATTER**-2, 0.0)
+    problem = AnchoredProblem(layout, flux, weight, {name: CLONE_PRIORS})
+    n_good = int(known.sum())
+    with tqdm(total=max_iterations, desc="clone", unit="it", disable=not progress, leave=False, delay=2.0) as bar:
+
+        def report(entry: dict[str, float]) -> None:
+            bar.update()
+            bar.set_postfix_str(f"RMS {100 * TARGET_SCATTER * math.sqrt(entry['cost'] / n_good):.3f} %")
+
+        solution = minimize(
+            problem,
+            max_iterations=max_iterations,
+            absolute_tolerance=3e-4 * n_good,
+            least_gain=(STRETCH, LEAST_GAIN),
+            callback=report,
+        )
+    with torch.no_grad():
+        found = model().numpy()
+    rms = float(np.sqrt(np.nanmean((template.flux - found)[template.inside] ** 2)))
+    return solution, found, rms
