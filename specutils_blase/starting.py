@@ -212,6 +212,12 @@ def _velocity_sums(
     return chi_square, tangents.T @ tangents, tangents.T @ residual
 
 
+@torch.no_grad()
+def velocity_information(model: ForwardModel, flux: Tensor, weight: Tensor) -> Tensor:
+    """Information that an order has of rv and v sin i² with all lines held and its continuum free, (2, 2)."""
+    return _velocity_sums(("rv", "vsini"), False, (model, flux, weight))[1]
+
+
 def _held(
     order: ForwardModel, flux: Tensor, weight: Tensor, binned: Tensor | None = None
 ) -> tuple[float, Tensor, Tensor]:
