@@ -44,7 +44,7 @@ TYPICAL_GAPS = 2.0
 
 
 def coverage(emulator: LineEmulator) -> tuple[float, float]:
-    """Rest wavelengths [Å] about which the lines tell: the emulator's range, and a gap beyond its outermost lines.
+    """Rest wavelengths [Å] about which the lines tell: the emulator's range, or a gap more than its outermost lines.
 
     A list of lines, unlike a template, says nothing of where it ends: its range ends at its outermost lines.
     """
@@ -53,7 +53,8 @@ def coverage(emulator: LineEmulator) -> tuple[float, float]:
         return low, high
     center = emulator.center.double()
     gap = TYPICAL_GAPS * float(center.diff().median())
-    return min(low, float(center[0]) - gap), max(high, float(center[-1]) + gap)
+    first, last = float(center[0]), float(center[-1])
+    return (first - gap if low >= first else low), (last + gap if high <= last else high)
 
 
 def near(emulator: LineEmulator, grid: Tensor) -> LineEmulator:

@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 CLOSE, PART = 30.0, 0.5
 """Difference of ln L from the likeliest solution, and part of its gain, up to which others are carried on as well."""
 
+MOST, NOBODY = 3, 10.0
+"""Solutions that are carried on at most, and gain of the likeliest below which there is no star to choose between."""
+
 SLOW, TURNING = 5.0, 15.0
 """km/s; rotation from which a solution is tried too that turns by the other or faster.
 
@@ -92,7 +95,9 @@ def first_fit(
 def contenders(search: VelocitySearch, vsini_given: bool) -> list[Solution]:
     """Solutions worth a first fit: the likeliest, those close to it, and its slow counterpart if it turns fast."""
     best, *others = search.solutions
-    chosen = [best, *(each for each in others if each.gain > best.gain - max(CLOSE, PART * best.gain))]
+    if best.gain < NOBODY:
+        return [best]
+    chosen = [best, *(each for each in others if each.gain > best.gain - max(CLOSE, PART * best.gain))][:MOST]
     if not vsini_given and best.vsini >= TURNING:
         chosen.append(Solution(best.rv, SLOW, best.strength, best.gain))
     return chosen
