@@ -17,6 +17,7 @@ from specutils import Spectrum
 from torch import Tensor
 
 from .cloning import CloneResult, clone
+from .correlation import coverage
 from .grids import SPEED_OF_LIGHT
 from .ledger import emulator_from_ledger, ledger_meta
 from .lines import LineEmulator
@@ -24,9 +25,10 @@ from .observed_orders import ObservedOrder
 from .profiles import voigt_fwhm
 from .provenance import digest, of_lines, of_template
 from .result import SEMI_EMPIRICAL, FitResult
+from .velocity import COVERED, FASTEST
 
 VELOCITY_MARGIN = 60.0
-"""km/s by which a stellar template must exceed the data at both ends, beyond the starting velocity."""
+"""km/s beyond the starting velocity up to which a star's lines are kept that may come into the data."""
 
 REACHING_OPACITY = 1e-3
 """A line centred outside the data is free if its opacity inside them exceeds this."""
@@ -51,10 +53,10 @@ def provenance_of(component, emulator: LineEmulator) -> dict:
     return of_lines(emulator, str(meta.get("source") or type(component).__name__))
 
 
-def component_emulator(given, name, span, flux_scale, resolving_power, progress) -> LineEmulator:
+def component_emulator(given, name, span, flux_scale, resolving_power, progress, rv: float = 0.0) -> LineEmulator:
     """The component as an emulator whose parameters are its own."""
     if isinstance(given, Spectrum):
-        given = _clone_template(given, name, span, flux_scale, resolving_power, progress)
+        given = _clone_template(given, name, span, flux_scale, resolving_power, progress, rv)
     if isinstance(given, CloneResult):
         given = given.emulator
     elif isinstance(given, FitResult):
@@ -125,24 +127,46 @@ def from_fit(given: Mapping[str, object], orders: Sequence[ObservedOrder]) -> di
 
 
 def not_covered(emulator: LineEmulator, name: str, span, rv: float | None) -> str:
-    """Why an emulator does not cover the data, or nothing if it does."""
-    low, high = emulator.wavelength_range
-    margin = VELOCITY_MARGIN + abs(rv or 0.0) if name == "star" else 0.0
-    need_low, need_high = span[0] * (1 - margin / SPEED_OF_LIGHT), span[1] * (1 + margin / SPEED_OF_LIGHT)
-    # A line list ends at its outermost lines: up to one typical gap short of what its template covered.
-    slack = 2.0 * float(np.median(np.diff(emulator.center.cpu().numpy()))) if len(emulator) > 1 else 1.0
-    if low <= need_low + slack and high >= need_high - slack:
+    """Why an emulator does not cover the data, or nothing if it does.
+
+    A star's lines have to cover `COVERED` of the data, at its velocity or, where that is to be found, at any that is
+    searched: pixels that they do not reach are left out.
+    """
+    if name != "star":
+        low, high = emulator.wavelength_range
+        # A line list ends at its outermost lines: up to one typical gap short of what its template covered.
+        slack = 2.0 * float(np.median(np.diff(emulator.center.cpu().numpy()))) if len(emulator) > 1 else 1.0
+        if low <= span[0] + slack and high >= span[1] - slack:
+            return ""
+        return (
+            f"the {name} template covers {low:.2f}-{high:.2f} Å, the data need {span[0]:.2f}-{span[1]:.2f} Å: extend "
+            "the template or trim the data"
+        )
+    reach = FASTEST / SPEED_OF_LIGHT if rv is None else 0.0
+    low, high = (end * (1.0 + (rv or 0.0) / SPEED_OF_LIGHT) for end in coverage(emulator))
+    length = span[1] - span[0]
+    most = min(high - low, length, high * (1.0 + reach) - span[0], span[1] - low * (1.0 - reach))
+    if most >= COVERED * length:
         return ""
+    first, last = emulator.wavelength_range
+    where = "at some velocity" if rv is None else f"at a radial velocity of {rv:.0f} km/s"
     return (
-        f"the {name} template covers {low:.2f}-{high:.2f} Å, the data need {need_low:.2f}-{need_high:.2f} Å "
-        f"(±{margin:.0f} km/s margin): extend the template or trim the data"
+        f"the star template covers {first:.2f}-{last:.2f} Å, the data need {100 * COVERED:.0f} % of "
+        f"{span[0]:.2f}-{span[1]:.2f} Å {where}: extend the template or trim the data"
     )
 
 
+def reached(emulator: LineEmulator, wavelength: Tensor, rv: float, margin: float) -> Tensor:
+    """Pixels that a star's lines tell something of at a velocity, `margin` km/s inside their range."""
+    low, high = coverage(emulator)
+    rest = wavelength / (1.0 + rv / SPEED_OF_LIGHT)
+    return (rest >= low * (1.0 + margin / SPEED_OF_LIGHT)) & (rest <= high * (1.0 - margin / SPEED_OF_LIGHT))
+
+
 def _clone_template(
-    template: Spectrum, name: str, span, flux_scale, resolving_power: float, progress: bool
+    template: Spectrum, name: str, span, flux_scale, resolving_power: float, progress: bool, rv: float
 ) -> CloneResult:
-    margin = 3.0 * VELOCITY_MARGIN / SPEED_OF_LIGHT + 10.0 / span[0]
+    margin = (3.0 * VELOCITY_MARGIN + (abs(rv) if name == "star" else 0.0)) / SPEED_OF_LIGHT + 10.0 / span[0]
     first = template.spectral_axis.to_value(u.AA, u.spectral())
     low, high = max(span[0] * (1 - margin), first.min()), min(span[1] * (1 + margin), first.max())
     if not low < high:

@@ -10,46 +10,36 @@ import logging
 import math
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
+from functools import partial
 
-import torch
 from specutils import Spectrum
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from .common_changes import JointChanges
-from .components import (
-    component_emulator,
-    data_of,
-    from_fit,
-    lines_inside,
-    lines_reaching,
-    not_covered,
-    provenance_of,
-    source_of,
-)
+from .components import component_emulator, data_of, from_fit, lines_inside, not_covered, provenance_of, source_of
 from .echelle import EchelleModel, orders_of
 from .echelle_result import EchelleFitResult
+from .first_model import first_model, union, without_impossible
+from .grids import SPEED_OF_LIGHT
 from .held_lines import held_by_ledger, told_by_data
+from .hypotheses import likeliest
 from .line_discovery import discover
 from .lines import LineEmulator
 from .model import ForwardModel
-from .noise import NoiseModel
 from .numeric import is_number, is_whole
 from .observed_orders import ObservedOrder, read_order, read_orders, warn_excluded
 from .outcome import Given, build_result
 from .parameters import GLOBALS, KINDS, FreeParameters
 from .priors import LinePriors
 from .problem import AnchoredProblem
-from .rejection import impossible
 from .result import FitResult
-from .solving import reject_pixels, solve, solve_orders
+from .solving import solve, solve_orders
 from .spectrum import to_kms
 from .star_anchors import StarAnchors
-from .starting import implausible, scatter, start_continuum, start_velocities
+from .starting import implausible
 from .telluric_anchors import TelluricAnchors
-from .telluric_scaling import scale_telluric
-from .velocity import cross_correlate
+from .velocity import VelocitySearch, cross_correlate
 
 logger = logging.getLogger(__name__)
 
@@ -198,61 +188,39 @@ def fit(
     span = min(order.span[0] for order in orders), max(order.span[1] for order in orders)
     finest = max(order.resolving_power for order in orders)
     components = {
-        name: component_emulator(each, name, span, flux_scale, finest, progress) for name, each in given.items()
+        name: component_emulator(each, name, span, flux_scale, finest, progress, rv or 0.0)
+        for name, each in given.items()
     }
     orders = _covered(orders, components, rv, excluded, many)
     if robust:
         emission = any(emulator.has_emission for emulator in components.values())
-        orders = [_without_impossible(order, emission) for order in orders]
-    if "star" in components:
-        powers = [order.resolving_power for order in orders]
-        rv, vsini = cross_correlate(
-            [order.data for order in orders],
-            components["star"],
-            components.get("telluric"),
-            rv=rv,
-            vsini=vsini,
-            resolving_power=powers,
-        )
-        logger.info("start: rv = %.2f km/s, v sin i = %.1f km/s", rv, vsini)
-    rv = rv or 0.0
-    build = {
-        "rv": rv,
-        "vsini": vsini,
-        "limb_darkening": limb_darkening,
-        "continuum_degree": continuum,
-        "velocity_step": velocity_step,
-    }
+        orders = [without_impossible(order, emission) for order in orders]
+    options = {"limb_darkening": limb_darkening, "continuum_degree": continuum, "velocity_step": velocity_step}
+    options |= {"many": many, "jitter": jitter, "robust": robust}
+    scaling = {"tellurics": scale_tellurics, "star": "ln_area" in kinds["star"]}
     while True:
-        present, seen, places = _lines_seen(orders, components, rv)
-        model = _model(orders, present, seen, many, build)
-        noise, fluxes = _noise(orders, jitter, robust)
-        parts = orders_of(model)
-        for each in zip(parts, fluxes, noise.weights(), strict=True):
-            start_continuum(*each)
-        scale = scale_telluric(model, fluxes, noise.weights()) if scale_tellurics and "telluric" in present else None
-        free = tuple(name for name in free if _exists(model, name))
-        start_velocities(model, free, fluxes, noise.weights())
-        if noise.may_doubt and reject_pixels(parts, fluxes, noise):
-            start_velocities(model, free, fluxes, noise.weights())
-        wrong = implausible(parts, fluxes, noise.weights()) if many else {}
+        search = _search(orders, components, rv, vsini, continuum)
+        build = partial(first_model, orders, components, **options)
+        attempt, start = likeliest(build, search, free, SPEED_OF_LIGHT / finest, vsini is not None, scaling)
+        begun = attempt.begun
+        model, noise, orders, fluxes = begun.model, begun.noise, begun.orders, begun.fluxes
+        wrong = implausible(orders_of(model), fluxes, noise.weights()) if many else {}
         if not wrong:
             break
         if len(wrong) == len(orders):
             raise ValueError(f"none of the orders looks like its templates: order {orders[0].name} {wrong[0]}")
         excluded |= {orders[k].index: (orders[k].name, reason) for k, reason in wrong.items()}
         orders = [order for k, order in enumerate(orders) if k not in wrong]
+    free = tuple(name for name in free if _exists(model, name))
     warn_excluded(excluded)
+    rv, present, places = attempt.start.rv, begun.present, begun.places
     lines = {
-        name: _union(lines_inside(emulator, order.fitted_span, rv if name == "star" else 0.0) for order in orders)
+        name: union(lines_inside(emulator, order.fitted_span, rv if name == "star" else 0.0) for order in orders)
         for name, emulator in present.items()
     }
-    inside, on_demand = (
-        lines,
-        {name: held_by_ledger(given[name], name, components[name])[places[name]] for name in lines},
-    )
-    lines = {name: index[~on_demand[name][index]] for name, index in inside.items()}
-    lines = told_by_data(present, lines, orders, noise.weights(), rv, vsini)
+    on_demand = {name: held_by_ledger(given[name], name, components[name])[places[name]] for name in lines}
+    inside, lines = lines, {name: index[~on_demand[name][index]] for name, index in lines.items()}
+    lines = told_by_data(present, lines, orders, noise.weights(), *attempt.velocities)
     held = {name: int(inside[name].numel() - lines[name].numel()) for name in inside}
     if any(held.values()):
         logger.info("lines held: %s", held)
@@ -260,7 +228,8 @@ def fit(
     if not len(layout):
         raise ValueError("nothing is free: name parameters in free=, or some of the lines' in star_lines=")
     problem = AnchoredProblem(layout, layout.merge(fluxes), layout.merge(noise.weights()), priors)
-    star_anchors = StarAnchors(problem) if "star" in present else None
+    scale = attempt.telluric_scale
+    star_anchors = None if "star" not in present else StarAnchors(problem, attempt.held.star_scale)
     telluric_anchors = None if scale is None else TelluricAnchors(problem, scale)
     parts = [part for part in (star_anchors, telluric_anchors) if part is not None]
     anchors = JointChanges(parts) if parts else None
@@ -281,6 +250,7 @@ def fit(
                 problem, solution, noise, start_area, float(missing_lines), max_iterations, report
             )
             lines = problem.free.lines
+            anchors = None if star_anchors is None else star_anchors.on(problem)
     if not solution.success:
         warnings.warn(f"the fit did not converge: {solution.message}", RuntimeWarning, stacklevel=2)
     settings = {
@@ -289,6 +259,7 @@ def fit(
         "telluric_lines": list(kinds["telluric"]),
         "continuum": continuum,
         "start_rv": rv,
+        "start": start,
         "medium": medium,
         "priors": {name: vars(priors[name]) for name in present},
         "noise": "from the data" if all(noise.known) else "unknown: scaled from the residuals",
@@ -305,6 +276,23 @@ def fit(
         "from_fit": from_fit(given, orders),
     }
     return build_result(problem, solution, Given(orders, excluded, lines, start_area, noise, settings, found, anchors))
+
+
+def _search(orders: list[ObservedOrder], components: dict[str, LineEmulator], rv, vsini, continuum: int):
+    """Velocities to start from: searched where there is a star, and where they are not given."""
+    if "star" not in components:
+        return VelocitySearch.given(rv or 0.0, vsini, len(orders))
+    search = cross_correlate(
+        [order.data for order in orders],
+        components["star"],
+        components.get("telluric"),
+        rv=rv,
+        vsini=vsini,
+        resolving_power=[order.resolving_power for order in orders],
+        continuum=continuum,
+    )
+    logger.info("start: rv = %.2f km/s, v sin i = %.1f km/s", search.rv, search.vsini)
+    return search
 
 
 def _covered(
@@ -324,66 +312,6 @@ def _covered(
     if not kept:
         raise ValueError(f"no order is covered by the templates: {next(iter(excluded.values()))[-1]}")
     return kept
-
-
-def _lines_seen(
-    orders: list[ObservedOrder], components: dict[str, LineEmulator], rv: float
-) -> tuple[dict[str, LineEmulator], list[dict[str, Tensor]], dict[str, Tensor]]:
-    """Copies of the components with the lines that any order can see, which of these each order sees, and their places.
-
-    Places are among all lines of a component, in the order of their shifted centres.
-    """
-    present, seen, places = {}, [{} for _ in orders], {}
-    for name, emulator in components.items():
-        velocity = rv if name == "star" else 0.0
-        emulator = emulator.settled()
-        reaching = [lines_reaching(emulator, name, order.span, velocity) for order in orders]
-        union = _union(reaching)
-        present[name], places[name] = emulator.subset(union), union
-        for own, lines in zip(seen, reaching, strict=True):
-            own[name] = torch.searchsorted(union, lines)
-    return present, seen, places
-
-
-def _union(indices: Iterable[Tensor]) -> Tensor:
-    return torch.unique(torch.cat(tuple(indices)))
-
-
-def _model(orders: list[ObservedOrder], present, seen, many: bool, options: dict) -> ForwardModel | EchelleModel:
-    if not many:
-        (order,) = orders
-        data, power = order.data, order.resolving_power
-        return ForwardModel.for_order(data.wavelength, data.edges, **present, resolving_power=power, **options)
-    return EchelleModel.for_orders(
-        [order.data.wavelength for order in orders],
-        [order.data.edges for order in orders],
-        **present,
-        lines=seen,
-        resolving_power=[order.resolving_power for order in orders],
-        **options,
-    )
-
-
-def _noise(orders: list[ObservedOrder], jitter: bool, robust: bool) -> tuple[NoiseModel, list[Tensor]]:
-    """Noise and flux of each order, in units of its median flux."""
-    fluxes, sigma = zip(*map(_scaled, orders), strict=True)
-    known = [order.data.noise_known for order in orders]
-    good = [order.data.good for order in orders]
-    return NoiseModel(sigma, good, known, jitter=jitter, robust=robust), list(fluxes)
-
-
-def _scaled(order: ObservedOrder) -> tuple[Tensor, Tensor]:
-    """Flux of an order and its noise, in units of the median flux."""
-    flux = order.data.flux.double() / order.scale
-    known = order.data.noise_known
-    return flux, order.data.sigma.double() / order.scale if known else scatter(flux, order.data.good)
-
-
-def _without_impossible(order: ObservedOrder, emission: bool) -> ObservedOrder:
-    """An order without the pixels that no spectrum can show; their fluxes stay, to be told."""
-    codes = impossible(*_scaled(order), order.data.good, emission=emission)
-    data = replace(order.data, good=order.data.good & (codes == 0))
-    return replace(order, data=data, rejected=codes)
 
 
 def _priors(given, argument: str) -> LinePriors:

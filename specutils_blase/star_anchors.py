@@ -25,9 +25,7 @@ from .factor import Factor
 from .priors import LinePriors
 from .problem import AnchoredProblem
 from .stand_in import ROUNDING, student_evidence, without_prior
-
-STRENGTH_PRIOR = 1.0
-"""Standard deviation of ln(strength factor)."""
+from .star_scaling import STRENGTH_PRIOR, StarScale
 
 LARGEST_WIDTH_PRIOR, LEAST_WIDTH_PRIOR = 0.2, 1e-4
 """Bounds on the standard deviation of ln(width factor)."""
@@ -49,21 +47,17 @@ TOLD = 0.1
 
 
 @dataclass(frozen=True)
-class StarScale:
-    """A star's lines against their template.
+class FittedStarScale(StarScale):
+    """A star's lines against their template, as fitted.
 
     Parameters
     ----------
-    strength, strength_error : float
-        Factor on all areas, and its 1-sigma error.
     width, width_error : float
         Factor on all σ and γ, and its 1-sigma error. It is held at 1 until the lines scatter more than their priors.
     inflation : dict
         Kind of line parameter to the factor by which its prior is wider than it was given.
     """
 
-    strength: float
-    strength_error: float
     width: float
     width_error: float
     inflation: dict[str, float]
@@ -75,23 +69,32 @@ class StarAnchors(CommonChanges):
     Parameters
     ----------
     problem : AnchoredProblem
-    ln_strength, error : float
-        ln of the factor by which the star's areas have been scaled already, and its error.
+    start : StarScale, optional
+        By which the star's areas have been scaled already.
     """
 
-    def __init__(self, problem: AnchoredProblem, ln_strength: float = 0.0, error: float = STRENGTH_PRIOR):
+    def __init__(self, problem: AnchoredProblem, start: StarScale | None = None):
+        start = StarScale(1.0, STRENGTH_PRIOR) if start is None else start
         free = problem.free
         columns, self.kinds = free.columns("star"), free.kinds["star"]
         self.given: LinePriors = problem.line_priors["star"]
         self.inflation = dict.fromkeys(self.kinds, 1.0)
         like = problem.anchor
-        state, errors = like.new_tensor([ln_strength, 0.0]), like.new_tensor([error, LEAST_WIDTH_PRIOR])
+        state = like.new_tensor([math.log(start.strength), 0.0])
+        errors = like.new_tensor([start.strength_error / start.strength, LEAST_WIDTH_PRIOR])
         precision = like.new_tensor([STRENGTH_PRIOR**-2, LEAST_WIDTH_PRIOR**-2])
         design = like.new_zeros(len(free), 2)
         for position, kind in enumerate(self.kinds):
             if kind != "rv_offset":
                 design[columns[:, position], int(kind != "ln_area")] = 1.0
         super().__init__(problem, state, errors, precision, design)
+
+    def on(self, problem: AnchoredProblem) -> StarAnchors:
+        """The same for a problem to which lines have been added."""
+        other = StarAnchors(problem)
+        other.state, other.error, other.precision = self.state, self.error, self.precision
+        other.given, other.inflation = self.given, self.inflation
+        return other
 
     def _change(self, step: Tensor, vector: Tensor) -> Tensor:
         """Lines that are held change with the others."""
@@ -175,9 +178,9 @@ class StarAnchors(CommonChanges):
         width = self.given.ln_sigma * math.sqrt(wrong**2 - 1.0)
         return min(max(width, LEAST_WIDTH_PRIOR), LARGEST_WIDTH_PRIOR)
 
-    def scale(self) -> StarScale:
+    def scale(self) -> FittedStarScale:
         """The common changes, with the errors that the scatter of the lines leaves them."""
         (strength, width), (strength_error, width_error) = self.state.exp().tolist(), self.error.tolist()
         if float(self.precision[1]) == LEAST_WIDTH_PRIOR**-2:
             width, width_error = 1.0, 0.0
-        return StarScale(strength, strength * strength_error, width, width * width_error, dict(self.inflation))
+        return FittedStarScale(strength, strength * strength_error, width, width * width_error, dict(self.inflation))

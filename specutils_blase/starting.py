@@ -6,6 +6,7 @@ Does not live here: the first guess of the radial velocity (`velocity`), the fit
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -18,6 +19,7 @@ from .model import ForwardModel
 from .parallel import each
 from .parameters import FreeParameters
 from .scatter import difference_scatter
+from .star_scaling import STRENGTH_PRIOR, StarScale, limited, scale_star, strength_tangent
 
 LOOSE_ITERATIONS = 30
 """Limit on the iterations of each preliminary stage."""
@@ -71,45 +73,109 @@ def start_continuum(model: ForwardModel, flux: Tensor, weight: Tensor, binned: T
     model.continuum.coefficients[0] = solution.clamp(min=-brightest, max=brightest)
 
 
+@dataclass(frozen=True)
+class HeldFit:
+    """Outcome of `start_velocities`.
+
+    Parameters
+    ----------
+    chi2 : float
+        Of all orders, outliers counting at the limit beyond which they are.
+    n_datum : int
+        Pixels that count.
+    star_scale : StarScale or None
+        Where it was asked for.
+    """
+
+    chi2: float
+    n_datum: int
+    star_scale: StarScale | None
+
+
 @torch.no_grad()
 def start_velocities(
-    model: ForwardModel | EchelleModel, free: tuple[str, ...], fluxes: list[Tensor], weights: list[Tensor]
-) -> None:
+    model: ForwardModel | EchelleModel,
+    free: tuple[str, ...],
+    fluxes: list[Tensor],
+    weights: list[Tensor],
+    ln_strength: float | None = None,
+) -> HeldFit:
     """Velocities with all lines held at their clones, every order's continuum projected out, and these continua.
 
     Thousands of line widths can imitate a rotation: started at the wrong v sin i with precise data, they do, and the
     fit ends there (at S/N 2000, 1.2 km/s off with a reduced χ² of 3.5). Held lines cannot.
+
+    Parameters
+    ----------
+    model : ForwardModel or EchelleModel
+        Near its velocities, which are moved.
+    free : tuple of str
+        Global parameters; of these "rv" and "vsini" move here.
+    fluxes, weights : list of Tensor
+        Data and inverse variances of each order.
+    ln_strength : float, optional
+        By which the star's areas differ from their clone already. If given, this strength moves with the velocities,
+        and the areas of all lines of the star with it.
     """
-    moving = tuple(name for name in ("rv", "vsini") if name in free)
+    moving = tuple(name for name in ("rv", "vsini") if name in free) if model.star is not None else ()
+    scaling = ln_strength is not None and model.star is not None
     orders = list(zip(orders_of(model), fluxes, weights, strict=True))
-    if model.star is None or not moving:
+    names = (*moving, "ln_strength") if scaling else moving
+    n_datum = sum(int((weight > 0).sum()) for weight in weights)
+    if not names:
         each(lambda item: start_continuum(*item), orders)
-        return
-    place = {"rv": model.doppler.rv, "vsini": model.rotation.vsini}
-    scale = torch.tensor([VELOCITY_PRIOR[name] ** -2 for name in moving], dtype=torch.float64)
-    damping, best, kept = 1e-3, math.inf, [float(place[name]) for name in moving]
+        return HeldFit(sum(each(lambda item: _held(*item)[0], orders)), n_datum, None)
+    prior = torch.tensor([VELOCITY_PRIOR[name] ** -2 for name in moving], dtype=torch.float64)
+    if scaling:
+        prior = torch.cat([prior, prior.new_tensor([STRENGTH_PRIOR**-2])])
+    state = {"rv": model.doppler.rv, "vsini": model.rotation.vsini}
+    state = {name: float(state[name]) for name in moving} | ({"ln_strength": ln_strength} if scaling else {})
+    damping, best, kept = 1e-3, math.inf, dict(state)
     normal = pull = torch.zeros(())
     for _ in range(START_ITERATIONS):
-        sums = each(partial(_velocity_sums, moving), orders)
-        cost = sum(chi_square for chi_square, _, _ in sums)
+        sums = each(partial(_velocity_sums, moving, scaling), orders)
+        lead = state["ln_strength"] if scaling else 0.0
+        cost = sum(chi_square for chi_square, _, _ in sums) + (lead / STRENGTH_PRIOR) ** 2
         if cost < best:
-            promised, best, kept = best - cost, cost, [float(place[name]) for name in moving]
-            normal, pull = sum(a for _, a, _ in sums) + torch.diag(scale), sum(b for _, _, b in sums)
+            promised, best, kept = best - cost, cost, dict(state)
+            normal, pull = sum(a for _, a, _ in sums) + torch.diag(prior), sum(b for _, _, b in sums)
+            if scaling:
+                pull[-1] -= lead / STRENGTH_PRIOR**2
             damping = max(0.1 * damping, 1e-6)
             if promised < START_TOLERANCE * cost:
                 break
         else:
             damping *= 10.0
         step = torch.linalg.solve(normal + damping * torch.diag(torch.diagonal(normal)), pull)
-        for name, value, change in zip(moving, kept, step.tolist(), strict=True):
-            place[name].fill_(_moved(model, name, value, change))
-    for name, value in zip(moving, kept, strict=True):
-        place[name].fill_(value)
+        moved = {
+            name: _moved(model, name, kept[name], change) for name, change in zip(names, step.tolist(), strict=True)
+        }
+        _place(model, state, moved)
+        state = moved
+    _place(model, state, kept)
     each(lambda item: start_continuum(*item), orders)
+    if not scaling:
+        return HeldFit(best, n_datum, None)
+    inflation = max(1.0, best / max(n_datum - len(names), 1))
+    error = float(torch.linalg.inv((normal - torch.diag(prior)) / inflation + torch.diag(prior))[-1, -1].sqrt())
+    strength = math.exp(kept["ln_strength"])
+    return HeldFit(best, n_datum, StarScale(strength, strength * error))
+
+
+def _place(model: ForwardModel | EchelleModel, before: dict[str, float], after: dict[str, float]) -> None:
+    """Bring a model from one state of velocities and strength to another."""
+    place = {"rv": model.doppler.rv, "vsini": model.rotation.vsini}
+    for name, value in after.items():
+        if name in place:
+            place[name].fill_(value)
+        else:
+            scale_star(model, value - before[name])
 
 
 def _moved(model: ForwardModel | EchelleModel, name: str, value: float, change: float) -> float:
-    """A velocity after a step of limited length; rotation steps are in its square, see `parameters.GLOBALS`."""
+    """A value after a step of limited length; rotation steps are in its square, see `parameters.GLOBALS`."""
+    if name == "ln_strength":
+        return limited(value, change)
     if name == "rv":
         return value + min(max(change, -10.0), 10.0)
     rotation = model.rotation
@@ -117,23 +183,68 @@ def _moved(model: ForwardModel | EchelleModel, name: str, value: float, change: 
     return min(max(math.sqrt(max(square, 0.0)), rotation.floor), rotation.max_vsini)
 
 
-def _velocity_sums(moving: tuple[str, ...], item: tuple[ForwardModel, Tensor, Tensor]) -> tuple[float, Tensor, Tensor]:
-    """χ² of an order with its best continuum, and normal equations of the velocities with that projected out."""
+def _velocity_sums(
+    moving: tuple[str, ...], scaling: bool, item: tuple[ForwardModel, Tensor, Tensor]
+) -> tuple[float, Tensor, Tensor]:
+    """χ² of an order with its best continuum, and normal equations of the velocities with that projected out.
+
+    The last row and column are those of ln(strength), if `scaling`.
+    """
     order, flux, weight = item
     stages = order.stages()
     start_continuum(order, flux, weight, stages.binned)
     held = {name: torch.zeros(0, dtype=torch.long) for name in order.components}
-    jacobian = linearize(FreeParameters(order, dict.fromkeys(held, ()), held, moving), [stages])
-    residual = flux - (stages.binned if order.continuum is None else order.continuum(stages.binned))
-    limit = CLIP * 1.4826 * residual[weight > 0].abs().median()
-    root = torch.where(residual.abs() > limit, 0.0, weight).sqrt()
-    tangents, residual = jacobian.dense.double() * root.unsqueeze(1), residual * root
+    if moving:
+        tangents = linearize(FreeParameters(order, dict.fromkeys(held, ()), held, moving), [stages]).dense.double()
+    else:
+        tangents = flux.new_zeros(flux.numel(), 0).double()
+    if scaling:
+        tangents = torch.cat([tangents, strength_tangent(order, stages).double().unsqueeze(1)], dim=1)
+    chi_square, root, residual = _held(order, flux, weight, stages.binned)
+    tangents = tangents * root.unsqueeze(1)
     if isinstance(order.continuum, Continuum):
         trend = torch.linalg.qr((stages.binned * order.continuum.basis).T * root.unsqueeze(1)).Q
-        tangents, residual = (values - trend @ (trend.T @ values) for values in (tangents, residual))
-    # Clipped pixels count at the limit, so that the cost does not jump when one of them comes back.
+        left, tangents = (values - trend @ (trend.T @ values) for values in (residual, tangents))
+        chi_square += float(left.square().sum() - residual.square().sum())
+        residual = left
+    return chi_square, tangents.T @ tangents, tangents.T @ residual
+
+
+@torch.no_grad()
+def velocity_information(model: ForwardModel, flux: Tensor, weight: Tensor) -> Tensor:
+    """Information that an order has of rv and v sin i² with all lines held and its continuum free, (2, 2)."""
+    return _velocity_sums(("rv", "vsini"), False, (model, flux, weight))[1]
+
+
+def _held(
+    order: ForwardModel, flux: Tensor, weight: Tensor, binned: Tensor | None = None
+) -> tuple[float, Tensor, Tensor]:
+    """χ² of an order as it stands, roots of the weights that are left, and residuals in units of the noise.
+
+    Clipped pixels count at the limit, so that the cost does not jump when one of them comes back.
+    """
+    binned = order.stages().binned if binned is None else binned
+    residual = flux - (binned if order.continuum is None else order.continuum(binned))
+    limit = CLIP * 1.4826 * residual[weight > 0].abs().median()
+    root = torch.where(residual.abs() > limit, 0.0, weight).sqrt()
     clipped = ((root == 0.0) & (weight > 0)).double() * weight * limit**2
-    return float(residual.square().sum() + clipped.sum()), tangents.T @ tangents, tangents.T @ residual
+    residual = residual * root
+    return float(residual.square().sum() + clipped.sum()), root, residual
+
+
+@torch.no_grad()
+def starless_chi2(
+    model: ForwardModel | EchelleModel, skies: list[Tensor | None], fluxes: list[Tensor], weights: list[Tensor]
+) -> float:
+    """χ² of all orders without any star: continua, moved for it, and skies (n_pixel,) alone; as that of `HeldFit`."""
+
+    def alone(item) -> float:
+        order, sky, flux, weight = item
+        sky = torch.ones_like(flux) if sky is None else sky
+        start_continuum(order, flux, weight, sky)
+        return _held(order, flux, weight, sky)[0]
+
+    return sum(each(alone, zip(orders_of(model), skies, fluxes, weights, strict=True)))
 
 
 LEAST_CORRELATION = {5.0: 0.2, 2.0: 0.1}

@@ -39,6 +39,12 @@ LARGEST_SHIFT = 3.0
 
 ITERATIONS = 8
 
+FAINT = 0.02
+"""Optical depth that lines must reach somewhere in the data for a transmission to be scaled."""
+
+TAILS = 2.0
+"""Degrees of freedom of Student's t, by which pixels weigh less that a sky cannot explain."""
+
 
 @dataclass(frozen=True)
 class TelluricScale:
@@ -92,20 +98,72 @@ def scale_telluric(model: ForwardModel | EchelleModel, fluxes: list[Tensor], wei
     """
     orders = orders_of(model)
     emulator = model.telluric
+    names, member = _species(emulator)
+    depths = [_optical_depths(order, member, len(names)) for order in orders]
+    stars = [order.stages().rotated for order in orders]
+    best, cost, normal, precision = _fitted(names, orders, stars, depths, fluxes, weights)
+    emulator.ln_area += best[member].to(emulator.ln_area.dtype)
+    emulator.center *= 1.0 + best[-1] / SPEED_OF_LIGHT
+    result = TelluricScale.of(names, best, _errors(normal, precision, cost, weights))
+    logger.info("telluric optical depths scaled by %s, shifted by %.3f km/s", result.factors, result.shift)
+    for name, depth in zip(names, torch.stack([each.amax(1) for each in depths]).amax(0).tolist(), strict=True):
+        if depth < SEEN:
+            logger.info("the data show no lines of %s: its factor stays 1", name or "the telluric template")
+    return result
+
+
+@torch.no_grad()
+def scaled_transmissions(
+    model: ForwardModel | EchelleModel, fluxes: list[Tensor], weights: list[Tensor]
+) -> list[Tensor]:
+    """Transmission on the pixels of each order of a sky with the amounts of these data, whatever star is behind it.
+
+    As `scale_telluric`, for a model without a star, which stays as it is. The fit is made twice, the second time with
+    little weight on what the first cannot explain: a star's lines must not pass for telluric ones.
+
+    Parameters
+    ----------
+    model : ForwardModel or EchelleModel
+        With telluric lines only.
+    fluxes, weights : list of Tensor
+        Data and inverse variances of each order.
+
+    Returns
+    -------
+    list of Tensor, (n_pixel,)
+    """
+    orders = orders_of(model)
+    names, member = _species(model.telluric)
+    depths = [_optical_depths(order, member, len(names)) for order in orders]
+    stars = [None] * len(orders)
+    state = depths[0].new_zeros(len(names) + 1)
+    if any(bool((depth > FAINT).any()) for depth in depths):
+        for _ in range(2):
+            state = _fitted(names, orders, stars, depths, fluxes, weights, state)[0]
+            weights = [_trusted(*each, state) for each in zip(orders, depths, fluxes, weights, strict=True)]
+    return [
+        order.through_instrument((-_scaled(order, depth, state)[0].sum(0)).exp())
+        for order, depth in zip(orders, depths, strict=True)
+    ]
+
+
+def _species(emulator) -> tuple[list[str], Tensor]:
+    """Names of the species, and which of them each line is of."""
     species = list(emulator.species or [""] * len(emulator))
     names = sorted(set(species))
-    member = torch.tensor([names.index(each) for each in species], device=emulator.center.device)
-    stages = [order.stages() for order in orders]
-    depths = [_optical_depths(order, member, len(names)) for order in orders]
-    limits = torch.tensor(
-        [*(math.log(largest_factor(name)) for name in names), LARGEST_SHIFT], dtype=torch.float64, device=member.device
-    )
-    state = torch.zeros(len(names) + 1, dtype=torch.float64, device=member.device)  # ln f of each, shift
-    precision = torch.tensor([FACTOR_PRIOR**-2] * len(names) + [SHIFT_PRIOR**-2], dtype=torch.float64).to(state)
+    return names, torch.tensor([names.index(each) for each in species], device=emulator.center.device)
+
+
+def _fitted(names, orders, stars, depths, fluxes, weights, start: Tensor | None = None):
+    """ln f of each species and the shift at the least cost, that cost, and its normal matrix with the priors'."""
+    like = {"dtype": torch.float64, "device": depths[0].device}
+    limits = torch.tensor([*(math.log(largest_factor(name)) for name in names), LARGEST_SHIFT], **like)
+    precision = torch.tensor([FACTOR_PRIOR**-2] * len(names) + [SHIFT_PRIOR**-2], **like)
+    state = torch.zeros(len(names) + 1, **like) if start is None else start
     best, cost, damping = state, math.inf, 1e-3
     normal = pull = None
     for _ in range(3 * ITERATIONS):
-        sums = [_order_sums(*each, state) for each in zip(orders, stages, depths, fluxes, weights, strict=True)]
+        sums = [_order_sums(*each, state) for each in zip(orders, stars, depths, fluxes, weights, strict=True)]
         now = sum(float(chi2) for chi2, _, _ in sums) + float((precision * state.square()).sum())
         if now < cost:
             promised = cost - now
@@ -120,14 +178,7 @@ def scale_telluric(model: ForwardModel | EchelleModel, fluxes: list[Tensor], wei
                 break
         step = torch.linalg.solve(normal + damping * torch.diag(torch.diagonal(normal)), pull)
         state = (best + step.clamp(-1.0, 1.0)).clamp(-limits, limits)
-    emulator.ln_area += best[member].to(emulator.ln_area.dtype)
-    emulator.center *= 1.0 + best[-1] / SPEED_OF_LIGHT
-    result = TelluricScale.of(names, best, _errors(normal, precision, cost, weights))
-    logger.info("telluric optical depths scaled by %s, shifted by %.3f km/s", result.factors, result.shift)
-    for name, depth in zip(names, torch.stack([each.amax(1) for each in depths]).amax(0).tolist(), strict=True):
-        if depth < SEEN:
-            logger.info("the data show no lines of %s: its factor stays 1", name or "the telluric template")
-    return result
+    return best, cost, normal, precision
 
 
 def largest_factor(species: str) -> float:
@@ -158,26 +209,45 @@ def _optical_depths(order: ForwardModel, member: Tensor, n_species: int) -> Tens
     return torch.stack(depths)
 
 
-def _order_sums(order, stages, depths: Tensor, flux: Tensor, weight: Tensor, state: Tensor):
-    """χ², JᵀWJ and JᵀWr of one order, its continuum being refitted by linear least squares."""
+def _scaled(order, depths: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """Optical depths of the species with their factors and the shift, and their derivatives to the shift [1/cell]."""
     cells = state[-1] / SPEED_OF_LIGHT / order.sampling.step
     stencil = depths.new_tensor([-1 / 12, 2 / 3, 0.0, -2 / 3, 1 / 12])
     slope = convolve(depths, stencil)  # per cell
     bend = convolve(slope, stencil)
     factors = state[:-1].exp().unsqueeze(1)
-    scaled = factors * (depths - cells * slope + 0.5 * cells**2 * bend)
+    return factors * (depths - cells * slope + 0.5 * cells**2 * bend), factors * (slope - cells * bend)
+
+
+def _order_sums(order, star: Tensor | None, depths: Tensor, flux: Tensor, weight: Tensor, state: Tensor):
+    """χ², JᵀWJ and JᵀWr of one order, its continuum being refitted by linear least squares."""
+    scaled, slope = _scaled(order, depths, state)
     sky = (-scaled.sum(0)).exp()
-    product = sky if stages.rotated is None else sky * stages.rotated
-    per_shift = (factors * (slope - cells * bend)).sum(0) / (SPEED_OF_LIGHT * order.sampling.step)
+    product = sky if star is None else sky * star
+    per_shift = slope.sum(0) / (SPEED_OF_LIGHT * order.sampling.step)
     spectra = torch.cat([product.unsqueeze(0), -scaled * product, (per_shift * product).unsqueeze(0)])
-    if order.line_spread is not None:
-        spectra = order.line_spread(spectra)
-    if order.pixels is not None:
-        spectra = order.pixels(spectra)
+    spectra = order.through_instrument(spectra)
     root = weight.sqrt()
-    design = (spectra[0] * order.continuum.basis * root).T
-    coefficients = torch.linalg.lstsq(design, (flux * root).unsqueeze(1)).solution.squeeze(1)
+    design, coefficients = _continuum(order, spectra[0], flux, root)
     columns = (spectra[1:] * (coefficients @ order.continuum.basis) * root).T
     columns = columns - design @ torch.linalg.lstsq(design, columns).solution
     residual = flux * root - design @ coefficients
     return residual.square().sum(), columns.T @ columns, columns.T @ residual
+
+
+def _continuum(order, binned: Tensor, flux: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:
+    """Continuum terms times what is seen of them, in units of the noise, and their best coefficients."""
+    design = (binned * order.continuum.basis * root).T
+    return design, torch.linalg.lstsq(design, (flux * root).unsqueeze(1)).solution.squeeze(1)
+
+
+def _trusted(order, depths: Tensor, flux: Tensor, weight: Tensor, state: Tensor) -> Tensor:
+    """Weights less where a sky cannot explain the data, by Student's t of `TAILS` degrees of freedom."""
+    binned = order.through_instrument((-_scaled(order, depths, state)[0].sum(0)).exp())
+    root = weight.sqrt()
+    design, coefficients = _continuum(order, binned, flux, root)
+    left = (flux * root - design @ coefficients)[weight > 0]
+    width = 1.4826 * left.abs().median().clamp(min=1e-30)
+    trusted = weight.clone()
+    trusted[weight > 0] *= (TAILS + 1.0) / (TAILS + (left / width).square())
+    return trusted

@@ -1,17 +1,25 @@
 """Where fits start: velocity and rotation by cross-correlation, then with all lines held."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
+from astropy.nddata import StdDevUncertainty
 from astropy.table import Table, vstack
+from specutils import Spectrum
 from test_fitting import SKY, STAR, WAVELENGTH, observed
 
+from specutils_blase.correlation import OrderCorrelation
+from specutils_blase.data import SpectralData
 from specutils_blase.fitting import fit
+from specutils_blase.grids import SPEED_OF_LIGHT
 from specutils_blase.ledger import emulator_from_ledger
 from specutils_blase.lines import LineEmulator
 from specutils_blase.model import ForwardModel
-from specutils_blase.simulate import pixel_edges
+from specutils_blase.simulate import pixel_edges, simulate
 from specutils_blase.spectrum import read_spectrum
+from specutils_blase.star_scaling import scale_star, strength_tangent
 from specutils_blase.starting import start_continuum, start_velocities
 from specutils_blase.velocity import ROTATIONS, cross_correlate
 
@@ -24,10 +32,19 @@ def given(**truth):
     return read_spectrum(spectrum)[0], emulator_from_ledger(STAR), emulator_from_ledger(SKY)
 
 
+def started(data, star, **options):
+    """What a fit says of its start; it goes no farther than a step."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the fit did not converge", RuntimeWarning)
+        options = {"telluric": SKY, "resolving_power": R, "progress": False, "max_iterations": 1} | options
+        return fit(data, star, **options).settings["start"]
+
+
 @pytest.mark.parametrize(("rv", "vsini"), [(-27.3, 2.0), (61.0, 12.0), (-27.3, 45.0), (0.0, 60.0)])
 def test_cross_correlation_finds_velocity_and_rotation(rv, vsini):
     data, star, sky = given(rv=rv, vsini=vsini)
-    found, rotation = cross_correlate([data], star, sky, resolving_power=[R])
+    search = cross_correlate([data], star, sky, resolving_power=[R])
+    found, rotation = search.rv, search.vsini
     assert found == pytest.approx(rv, abs=0.4 + 0.1 * vsini)
     assert rotation in ROTATIONS and 0.4 * vsini < rotation < 2.5 * vsini
 
@@ -41,25 +58,172 @@ def test_a_deep_line_that_no_clone_has_is_not_the_star(center):
     sky = vstack([SKY, deep], metadata_conflicts="silent")
     sky.sort("center")
     data, _, known_sky = given(star=star, sky=sky, rv=-27.3, vsini=9.0)
-    found, rotation = cross_correlate([data], emulator_from_ledger(star), known_sky, resolving_power=[R])
+    search = cross_correlate([data], emulator_from_ledger(star), known_sky, resolving_power=[R])
+    found, rotation = search.rv, search.vsini
     assert found == pytest.approx(-27.3, abs=2.0)
     assert rotation in (5.0, 10.0)
 
 
+@pytest.mark.parametrize("rv", [350.0, 442.5, -420.0, 690.0, -690.0])
+def test_fast_stars_are_found(rv):
+    """As far as the template reaches: a fifth of the data may lie beyond its end."""
+    data, star, sky = given(rv=rv, vsini=4.0)
+    search = cross_correlate([data], star, sky, resolving_power=[R])
+    assert search.low < -700.0 and search.high > 700.0 and not search.at_edge
+    assert search.rv == pytest.approx(rv, abs=0.8)
+    assert search.solutions[0].gain > search.solutions[1].gain + 100.0
+
+
+def test_a_star_beyond_the_search_is_told():
+    """The template's end comes before the star's velocity: what is best there stands at the edge, or says little."""
+    star = STAR[(STAR["center"] > 10499.0) & (STAR["center"] < 10531.0)]
+    star.meta["wavelength_range"] = (10499.0, 10531.0)
+    data = read_spectrum(observed(rv=320.0, vsini=4.0))[0]
+    search = cross_correlate([data], emulator_from_ledger(star), emulator_from_ledger(SKY), resolving_power=[R])
+    assert search.high < 320.0 - 50.0
+    assert search.at_edge or search.solutions[0].gain < 60.0
+
+
+@pytest.mark.parametrize("sky", [None, SKY])
+@pytest.mark.parametrize(("rv", "vsini"), [(-18.2, 7.5), (211.0, 35.0)])
+def test_a_blaze_is_no_rotation(sky, rv, vsini):
+    spectrum = observed(sky=sky, rv=rv, vsini=vsini, continuum=(1.0,))
+    blaze = np.sinc(0.9 * np.linspace(-1.0, 1.0, WAVELENGTH.size) - 0.1) ** 2 + 0.01
+    noise = StdDevUncertainty(spectrum.uncertainty.array * np.sqrt(blaze))
+    seen = Spectrum(flux=spectrum.flux * blaze, spectral_axis=spectrum.spectral_axis, uncertainty=noise)
+    telluric = None if sky is None else emulator_from_ledger(sky)
+    options = {"resolving_power": [R], "continuum": 6}
+    search = cross_correlate([read_spectrum(seen)[0]], emulator_from_ledger(STAR), telluric, **options)
+    assert search.rv == pytest.approx(rv, abs=0.5 + 0.1 * vsini)
+    assert 0.4 * vsini < search.vsini < 2.5 * vsini
+
+
+def test_a_sky_of_another_night_is_no_star():
+    """Three times as much absorption as in the clone, stronger than the star's."""
+    star, sky = STAR.copy(), SKY.copy()
+    star["area"] *= 0.3
+    sky["area"] *= 3.0
+    data = read_spectrum(observed(star=star, sky=sky, rv=52.0, vsini=6.0))[0]
+    search = cross_correlate([data], emulator_from_ledger(star), emulator_from_ledger(SKY), resolving_power=[R])
+    assert search.rv == pytest.approx(52.0, abs=1.0) and search.vsini in (5.0, 10.0)
+    true = ForwardModel.for_order(
+        data.wavelength, data.edges, telluric=emulator_from_ledger(sky), resolving_power=R
+    ).observed("telluric")
+    assert float((search.skies[0] - true).abs().max()) < 0.06
+
+
+def test_useless_pixels_at_the_ends_change_nothing():
+    data, star, sky = given(rv=55.0, vsini=5.0)
+    step = float(WAVELENGTH[1] - WAVELENGTH[0])
+    more = [WAVELENGTH[0] - step * np.arange(400, 0, -1), WAVELENGTH[-1] + step * np.arange(1, 401)]
+    longer = np.concatenate([more[0], WAVELENGTH, more[1]])
+    flux, sigma = (np.pad(each, 400, constant_values=np.nan) for each in (data.flux.numpy(), data.sigma.numpy()))
+    padded = SpectralData.from_arrays(longer, flux, sigma=sigma)
+    alone, within = (cross_correlate([one], star, sky, resolving_power=[R]) for one in (data, padded))
+    assert (within.low, within.high) == (alone.low, alone.high)
+    assert within.rv == pytest.approx(alone.rv, abs=0.05) and within.vsini == alone.vsini
+
+
+def test_lists_of_lines_end_at_their_outermost_lines_and_the_search_does_not():
+    """B03: the lines' range is narrower than the data at the star's velocity."""
+    centers, width = np.arange(10497.1, 10533.0, 1.7), np.full(22, 0.05)
+    centers = centers + np.random.default_rng(2).uniform(-0.4, 0.4, centers.size)
+    lines = LineEmulator(centers, width, width, 0.2 * width)
+    spectrum = simulate(WAVELENGTH, lines, snr=200.0, seed=2, rv=100.0, vsini=5.0, resolving_power=R)
+    fitted = fit(
+        spectrum, LineEmulator(centers[2:-2], *(each[2:-2] for each in (width, width, 0.2 * width))),
+        resolving_power=R, star_lines=(), progress=False,
+    )  # fmt: skip
+    assert fitted.value("rv") == pytest.approx(100.0, abs=5.0 * fitted.error("rv"))
+    assert fitted.settings["start"]["search"][1] > 150.0
+
+
+def test_a_template_that_is_too_strong_is_not_taken_for_rotation():
+    """Saturated lines three times too strong; held at that strength they prefer to turn."""
+    strong, vsini = STAR.copy(), 5.0
+    strong["area"] *= 6.0
+    true = strong.copy()
+    true["area"] /= 3.0
+    data, names = observed(star=true, rv=12.0, vsini=vsini), ("rv", "vsini", "strength")
+    start = started(data, strong)
+    assert [start[name] for name in names] == pytest.approx([12.0, vsini, 1.0 / 3.0], abs=0.3, rel=0.03)
+    assert start["strength"] == pytest.approx(1.0 / 3.0, abs=5.0 * start["strength_error"])
+    assert start["delta_chi2"] > 1000.0 and start["detection"] > 1000.0
+    held = started(data, strong, star_lines=())
+    assert held["strength"] == 1.0 and held["strength_error"] is None
+
+
+def test_nobody_is_there():
+    start = started(observed(star=None, sky=SKY, rv=0.0, vsini=0.0), STAR)
+    assert start["detection"] < 30.0 and (start["delta_chi2"] is None or start["delta_chi2"] < 30.0)
+
+
+def test_a_template_of_the_same_star_at_another_epoch_ends_where_its_data_ended():
+    """Lines from data of a velocity 50 km/s away: no margin at all, and pixels beyond their end."""
+    first, last = WAVELENGTH[[0, -1]] * (1.0 + 27.3 / SPEED_OF_LIGHT)
+    own = STAR[(STAR["center"] > first) & (STAR["center"] < last)]
+    own.meta["wavelength_range"] = (first, last)
+    second = observed(sky=None, rv=22.7, seed=4)
+    fitted = fit(second, own, resolving_power=R, star_lines=(), progress=False)
+    assert fitted.value("rv") == pytest.approx(22.7, abs=5.0 * fitted.error("rv"))
+    counting = fitted.data.wavelength[fitted.data.good]
+    assert first * (1.0 + 22.7 / SPEED_OF_LIGHT) < float(counting[0]) < first * (1.0 + 35.0 / SPEED_OF_LIGHT)
+
+
+def test_strength_has_the_derivative_that_differences_have():
+    data, star, sky = given(rv=-27.3, vsini=9.0)
+    model = ForwardModel.for_order(
+        data.wavelength, data.edges, star=star, telluric=sky, rv=-27.3, vsini=9.0, resolving_power=R
+    )
+    with torch.no_grad():
+        tangent, fluxes = strength_tangent(model, model.stages()), []
+        for change in (1e-4, -2e-4):
+            scale_star(model, change)
+            fluxes.append(model())
+    torch.testing.assert_close(tangent, (fluxes[0] - fluxes[1]) / 2e-4, rtol=1e-4, atol=1e-6)
+
+
+@torch.no_grad()
+def test_sums_by_fourier_transform_are_sums():
+    """Zucker's ln L with the continuum projected out, pixels without template left out, one shift at a time."""
+    data, star, _ = given(rv=-27.3, vsini=9.0)
+    star.wavelength_range = (10499.0, 10533.0)
+    star = star.subset(((star.center > 10501.0) & (star.center < 10531.0)).nonzero().squeeze(1))
+    star.wavelength_range = (10500.5, 10531.5)
+    order = OrderCorrelation.of(data, R, star, None, 3, (-700.0, 700.0))
+    depth, shifts = order.depth(9.0), torch.tensor([-1200, -54, 0, 300, 1100])
+    scores = order.log_likelihoods(depth, shifts)
+    for shift, score in zip(shifts.tolist(), scores.T, strict=True):
+        at = order.position - shift
+        inside = (at >= order.first) & (at <= order.last)
+        trend, column = order.trend[inside], (order.scale * depth[at])[inside]
+        for observed_, found in zip((order.observed, order.cut), score.tolist(), strict=True):
+            values = torch.stack([observed_[inside], column], dim=1)
+            left = values - trend @ torch.linalg.lstsq(trend, values).solution
+            overlap = float(left[:, 0] @ left[:, 1])
+            common = max(overlap, 0.0) ** 2 / float(left[:, 0].square().sum() * left[:, 1].square().sum())
+            part = float(inside.double().mean())
+            expected = -0.5 * order.votes * part * np.log1p(-common) if part >= 0.5 else 0.0
+            assert found == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
 def test_what_is_given_is_kept():
     data, star, sky = given(rv=-27.3, vsini=45.0)
-    found, rotation = cross_correlate([data], star, sky, rv=-25.0, resolving_power=[R])
+    search = cross_correlate([data], star, sky, rv=-25.0, resolving_power=[R])
+    found, rotation = search.rv, search.vsini
     assert found == -25.0 and rotation in (40.0, 80.0)
-    found, rotation = cross_correlate([data], star, sky, vsini=30.0, resolving_power=[R])
+    search = cross_correlate([data], star, sky, vsini=30.0, resolving_power=[R])
+    found, rotation = search.rv, search.vsini
     assert found == pytest.approx(-27.3, abs=4.0) and rotation == 30.0
-    assert cross_correlate([data], star, sky, rv=1.0, vsini=3.0, resolving_power=[R]) == (1.0, 3.0)
+    search = cross_correlate([data], star, sky, rv=1.0, vsini=3.0, resolving_power=[R])
+    assert (search.rv, search.vsini) == (1.0, 3.0)
 
 
-def test_featureless_data_do_not_rotate():
+def test_featureless_data_show_no_star():
     spectrum = observed(star=None, sky=SKY, rv=0.0, vsini=0.0)
     data = read_spectrum(spectrum)[0]
-    _, rotation = cross_correlate([data], emulator_from_ledger(STAR), emulator_from_ledger(SKY), resolving_power=[R])
-    assert rotation == ROTATIONS[0]
+    search = cross_correlate([data], emulator_from_ledger(STAR), emulator_from_ledger(SKY), resolving_power=[R])
+    assert all(solution.gain < 10.0 for solution in search.solutions)
 
 
 @pytest.mark.parametrize(("start", "vsini"), [(2.0, 9.0), (20.0, 9.0), (5.0, 2.5), (80.0, 60.0)])

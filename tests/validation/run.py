@@ -47,6 +47,7 @@ ITEMS = {
     "bugs": Item(None, None, "7"),
     "priors": Item(4, None, "8"),
     "orders": Item(100, None, "9"),
+    "start": Item(21, None, "10"),
 }
 
 SNRS, VSINIS = (100.0, 300.0), (3.0, 15.0)
@@ -98,6 +99,10 @@ def tasks(item: str, seeds: range, truths: list[str], part: float) -> list[tuple
             for seed in seeds
             for name in cases.FLAWS
         ]
+    if item == "start":
+        import starts
+
+        return starts.tasks(seeds)
     if item == "orders":
         from simulated_nights import FOUR
 
@@ -115,9 +120,10 @@ def one(task: tuple[str, dict]) -> dict:
     import cramer_rao
     import measured_priors
     import simulated_nights
+    import starts
 
     name, arguments = task
-    elsewhere = {"orders": simulated_nights, "bound": cramer_rao} | dict.fromkeys(
+    elsewhere = {"orders": simulated_nights, "bound": cramer_rao, "start": starts} | dict.fromkeys(
         measured_priors.CASES, measured_priors
     )
     module = elsewhere.get(name, cases)
@@ -203,7 +209,7 @@ def run(item: str, given: argparse.Namespace) -> None:
         measure_priors(seeds, given.records, given.jobs)
     elif item == "bugs":
         plant_bugs()
-    elif item == "star" and (reason := cases.reason_to_skip()):
+    elif item in ("star", "start") and (reason := cases.reason_to_skip()):
         print(f"skipped: {reason}", flush=True)
     else:
         part = part if given.part is None else given.part

@@ -311,3 +311,42 @@ def held_out(records: list[dict]) -> str:
         counts = f"{column(results, 'fits').sum()} ({column(results, 'converged').sum()})"
         rows.append([pair, name, counts, *(f"{100 * each:.2f} %" for each in rms), *(f"{each:.2f}" for each in mean)])
     return markdown(head, rows)
+
+
+def interval(count: int, total: int) -> str:
+    """A part in per cent, with the 68 % interval of Clopper and Pearson."""
+    from scipy.stats import beta
+
+    low = beta.ppf(0.16, count, total - count + 1) if count else 0.0
+    high = beta.ppf(0.84, count + 1, total - count) if count < total else 1.0
+    return f"{100 * count / total:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def start(records: list[dict]) -> str:
+    """Item 10: starts that are somewhere else, and whether they say so, by each of the arguments."""
+    from starts import is_flagged, is_off
+
+    head = ["starts", "number", "off [%]", "off and not flagged", "right and flagged [%]", "median time [s]"]
+    rows = []
+
+    def row(name: str, results: list[dict]) -> None:
+        off = [result for result in results if is_off(result)]
+        right = [result for result in results if not is_off(result)]
+        silent = sum(not is_flagged(result) for result in off)
+        doubted = sum(map(is_flagged, right))
+        rows.append(
+            [
+                name, f"{len(results)}", f"{len(off)}: {interval(len(off), len(results))}", f"{silent}",
+                interval(doubted, len(right)) if right else "", f"{np.median(column(results, 'seconds')):.2f}",
+            ]
+        )  # fmt: skip
+
+    for argument in ("instrument", "orders", "template", "sky"):
+        for (value,), results in grouped(records, argument).items():
+            row(f"{argument} {value}", results)
+    everything = [record["result"] for record in records]
+    for low, high in ((1.0, 10.0), (10.0, 50.0), (50.0, 200.0)):
+        if chosen := [result for result in everything if low <= result["vsini"] < high]:
+            row(f"v sin i {low:.0f} to {high:.0f} km/s", chosen)
+    row("all", everything)
+    return markdown(head, rows)

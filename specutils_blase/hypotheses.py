@@ -1,0 +1,208 @@
+"""Several starts of a fit, each carried through a first fit with all lines held; the likeliest is kept.
+
+Does not live here: where the starts come from (`velocity`), the first fit of one of them (`starting`).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from .echelle import orders_of
+from .first_model import FirstModel
+from .solving import reject_pixels
+from .star_scaling import scale_star
+from .starting import HeldFit, starless_chi2, start_continuum, start_velocities
+from .telluric_scaling import TelluricScale, scale_telluric
+from .velocity import Solution, VelocitySearch
+
+logger = logging.getLogger(__name__)
+
+CLOSE, PART = 30.0, 0.5
+"""Difference of ln L from the likeliest solution, and part of its gain, up to which others are carried on as well."""
+
+MOST, NOBODY = 3, 10.0
+"""Solutions that are carried on at most, and gain of the likeliest below which there is no star to choose between."""
+
+SLOW, TURNING = 5.0, 15.0
+"""km/s; rotation from which a solution is tried too that turns by the other or faster.
+
+Lines that are too strong in the template look like rotation.
+"""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One start after its first fit.
+
+    Parameters
+    ----------
+    start : Solution
+    begun : FirstModel
+        Its model stands at the velocities, the strength and the sky of that fit.
+    held : HeldFit
+    telluric_scale : TelluricScale or None
+    """
+
+    start: Solution
+    begun: FirstModel
+    held: HeldFit
+    telluric_scale: TelluricScale | None
+
+    @property
+    def velocities(self) -> tuple[float, float]:
+        """rv and v sin i, km/s."""
+        model = self.begun.model
+        if model.doppler is None:
+            return self.start.rv, self.start.vsini
+        return float(model.doppler.rv), float(model.rotation.vsini)
+
+    @property
+    def strength(self) -> float:
+        """Factor on the areas of the star's lines."""
+        return 1.0 if self.held.star_scale is None else self.held.star_scale.strength
+
+
+@torch.no_grad()
+def first_fit(
+    build: Callable[[Solution], FirstModel], start: Solution, free: tuple[str, ...], scaling: dict[str, bool]
+) -> Attempt:
+    """Continua, amounts of the sky, velocities and strength of one start, all lines held.
+
+    Parameters
+    ----------
+    build : callable
+        The model at a start.
+    start : Solution
+    free : tuple of str
+        Global parameters that may move.
+    scaling : dict
+        Whether the clone of "tellurics" and that of the "star" may be scaled.
+    """
+    begun = build(start)
+    model, fluxes, weights = begun.model, begun.fluxes, begun.noise.weights()
+    ln_strength = None
+    if scaling["star"] and model.star is not None:
+        ln_strength = math.log(start.strength)
+        scale_star(model, ln_strength)
+    for item in zip(orders_of(model), fluxes, weights, strict=True):
+        start_continuum(*item)
+    telluric = scale_telluric(model, fluxes, weights) if scaling["tellurics"] and model.telluric is not None else None
+    held = start_velocities(model, free, fluxes, weights, ln_strength)
+    if begun.noise.may_doubt and reject_pixels(orders_of(model), fluxes, begun.noise):
+        ln_strength = None if held.star_scale is None else math.log(held.star_scale.strength)
+        held = start_velocities(model, free, fluxes, begun.noise.weights(), ln_strength)
+    return Attempt(start, begun, held, telluric)
+
+
+def contenders(search: VelocitySearch, vsini_given: bool) -> list[Solution]:
+    """Solutions worth a first fit: the likeliest, those close to it, and its slow counterpart if it turns fast."""
+    best, *others = search.solutions
+    if best.gain < NOBODY:
+        return [best]
+    chosen = [best, *(each for each in others if each.gain > best.gain - max(CLOSE, PART * best.gain))][:MOST]
+    if not vsini_given and best.vsini >= TURNING:
+        chosen.append(Solution(best.rv, SLOW, best.strength, best.gain))
+    return chosen
+
+
+@torch.no_grad()
+def likeliest(
+    build: Callable[[Solution], FirstModel],
+    search: VelocitySearch,
+    free: tuple[str, ...],
+    resolution: float,
+    vsini_given: bool,
+    scaling: dict[str, bool],
+) -> tuple[Attempt, dict | None]:
+    """The best of all first fits, and what is to be told of the start.
+
+    Fits are compared by how much each gains over data without a star, for the pixels that a template reaches depend on
+    its velocity.
+
+    Parameters
+    ----------
+    build : callable
+        The model at a start.
+    search : VelocitySearch
+    free : tuple of str
+        Global parameters that may move.
+    resolution : float
+        Resolution element [km/s]: solutions nearer to each other than this, or than their rotation, are the same.
+    vsini_given : bool
+        No other rotation is to be tried.
+    scaling : dict
+        Whether the clone of "tellurics" and that of the "star" may be scaled.
+
+    Returns
+    -------
+    Attempt
+    dict or None
+        None without a star; else of plain numbers: `rv`, `vsini`, `strength`, `strength_error`; `search`, the
+        velocities between which was searched, and `at_edge`; `candidates`, the best first, each with `rv`, `vsini`,
+        `strength`, `chi2`; `delta_chi2`, by how much the next other solution is worse, None where there is none;
+        `detection`, by how much data without any star are. Both differences are divided by the reduced χ² of the best
+        where that exceeds 1.
+    """
+    tried = []
+    for start in contenders(search, vsini_given):
+        attempt = first_fit(build, start, free, scaling)
+        if attempt.begun.model.star is None:
+            return attempt, None
+        tried.append((_gain(attempt, search), attempt))
+        logger.info("start at rv %.1f km/s, v sin i %.1f km/s: χ² %.1f", *attempt.velocities, attempt.held.chi2)
+    tried.sort(key=lambda item: -item[0])
+    gain, best = tried[0]
+    each_chi2 = [best.held.chi2 + gain - other for other, _ in tried]
+    inflation = max(1.0, best.held.chi2 / max(best.held.n_datum, 1))
+    candidates = [
+        _told(*attempt.velocities, attempt.strength, chi2) for (_, attempt), chi2 in zip(tried, each_chi2, strict=True)
+    ]
+    # What was not carried on is as much worse as the correlation says.
+    carried = {(attempt.start.rv, attempt.start.vsini) for _, attempt in tried}
+    for each in search.solutions:
+        if (each.rv, each.vsini) not in carried:
+            chi2 = best.held.chi2 + 2.0 * inflation * max(search.solutions[0].gain - each.gain, 0.0)
+            candidates.append(_told(each.rv, each.vsini, each.strength, chi2))
+    first, *others = candidates
+    others.sort(key=lambda candidate: candidate["chi2"])
+    apart = [
+        candidate["chi2"] - first["chi2"]
+        for candidate in others
+        if abs(candidate["rv"] - first["rv"]) > max(resolution, first["vsini"], candidate["vsini"])
+    ]
+    scale = best.held.star_scale
+    return best, {
+        "rv": first["rv"],
+        "vsini": first["vsini"],
+        "strength": best.strength,
+        "strength_error": None if scale is None else scale.strength_error,
+        "search": [search.low, search.high],
+        "at_edge": bool(search.at_edge and best.start == search.solutions[0]),
+        "candidates": [first, *others],
+        "delta_chi2": min(apart) / inflation if apart else None,
+        "detection": min(gain / inflation, 2.0 * max(best.start.gain, 0.0)),
+    }
+
+
+def _gain(attempt: Attempt, search: VelocitySearch) -> float:
+    """χ² without any star, the sky as the search has it or as this fit does, less that of a first fit."""
+    begun = attempt.begun
+    model, weights = begun.model, begun.noise.weights()
+    orders = orders_of(model)
+    kept = [order.continuum.coefficients.clone() for order in orders]
+    skies = [list(search.skies)]
+    if model.telluric is not None:
+        skies.append([order.observed("telluric") for order in orders])
+    without = min(starless_chi2(model, each, begun.fluxes, weights) for each in skies)
+    for order, coefficients in zip(orders, kept, strict=True):
+        order.continuum.coefficients.copy_(coefficients)
+    return without - attempt.held.chi2
+
+
+def _told(rv: float, vsini: float, strength: float, chi2: float) -> dict[str, float]:
+    return {"rv": float(rv), "vsini": float(vsini), "strength": float(strength), "chi2": float(chi2)}
