@@ -59,7 +59,7 @@ class Attempt:
         model = self.begun.model
         if model.doppler is None:
             return self.start.rv, self.start.vsini
-        return float(model.doppler.rv), float(model.rotation.vsini)
+        return model.doppler.rv.item(), model.rotation.vsini.item()
 
     @property
     def strength(self) -> float:

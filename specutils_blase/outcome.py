@@ -22,6 +22,7 @@ from .ledger import LineErrors, build_ledger, held_errors
 from .line_discovery import Discovery, missing_lines_table
 from .noise import NoiseModel
 from .observed_orders import ObservedOrder
+from .order_scatter import OrderScatter, order_scatter
 from .parallel import each
 from .parameters import KINDS
 from .posterior import Curvature
@@ -80,6 +81,16 @@ def build_result(problem: AnchoredProblem, solution: Solution, given: Given) -> 
     normal = posterior_mean(problem, normal, solution.vector)
     factor = normal.factor()
     pull = mean_pull(problem, factor, problem.read())
+    border = factor.border_covariance()
+    if given.anchors is not None:
+        border = border + given.anchors.added_covariance(normal)
+    many = isinstance(model, EchelleModel)
+    between = order_scatter(problem) if many else {}
+    for name, scatter in between.items():
+        at = int((normal.border == problem.free.global_slices[name].start).nonzero())
+        border[at] *= scatter.factor
+        border[:, at] *= scatter.factor
+    settings = given.settings | {"order_scatter": {name: scatter.factor for name, scatter in between.items()}}
     reduced = reduced_chi_square(problem, used)
     measured = any(noise.known)
     inflation = 1.0 if measured else reduced
@@ -121,17 +132,13 @@ def build_result(problem: AnchoredProblem, solution: Solution, given: Given) -> 
         for order, one in zip(orders, problem.free.orders, strict=True):
             one.continuum.coefficients.mul_(order.scale)
     orders = [replace(o, data=o.data.select(good)) for o, good in zip(orders, noise.good, strict=True)]
-    table = _order_table(problem, replace(given, orders=orders), used)
-    border = factor.border_covariance()
-    if given.anchors is not None:
-        border = border + given.anchors.added_covariance(normal)
-    parameters, covariance = _parameters(problem, factor.normal.border, inflation * border, orders)
-    many = isinstance(model, EchelleModel)
+    table = _order_table(problem, replace(given, orders=orders), used, between.get("rv"))
+    parameters, covariance = _parameters(problem, normal.border, inflation * border, orders)
     names = [order.name if many or order.frame.meta.get("m") is not None else "" for order in orders]
     if given.found is not None:
         n_found = len(given.found.features)
         message += f"; {n_found or 'no'} line{'' if n_found == 1 else 's'} found that no template has"
-    meta = {"settings": given.settings, "rv": model.doppler.rv.item() if model.doppler is not None else None}
+    meta = {"settings": settings, "rv": model.doppler.rv.item() if model.doppler is not None else None}
     ledger = build_ledger(components, wavelength_range=ranges, orders=names, meta=meta)
     common = {
         "model": model,
@@ -145,7 +152,7 @@ def build_result(problem: AnchoredProblem, solution: Solution, given: Given) -> 
         "success": solution.success,
         "message": message,
         "history": solution.history,
-        "settings": given.settings,
+        "settings": settings,
         "rejected": rejected,
         "curvature": Curvature.of(problem.free, weights, normal.prior_precision, pull, inflation),
     }
@@ -211,7 +218,7 @@ def _barycentric_velocity(orders: list[ObservedOrder]) -> tuple[float | None, st
     )
 
 
-def _order_table(problem: AnchoredProblem, given: Given, used: list[float]) -> QTable:
+def _order_table(problem: AnchoredProblem, given: Given, used: list[float], velocities: OrderScatter | None) -> QTable:
     """One row an order that was given, fitted or not."""
     noise, rows = given.noise, []
     for k, (order, parts) in enumerate(zip(given.orders, each(model_spectra, problem.free.orders), strict=True)):
@@ -226,18 +233,21 @@ def _order_table(problem: AnchoredProblem, given: Given, used: list[float]) -> Q
                 order.index, order.name, *order.span, len(order.data), int(good.sum()), order.resolving_power,
                 float(relative.square().mean().sqrt()),
                 float(square) / freedom if noise.known[k] else math.nan,
-                float(noise.jitter[k] * order.scale / own.mean()), noise.doubted(k), True, "",
+                float(noise.jitter[k] * order.scale / own.mean()), noise.doubted(k),
+                *((math.nan,) * 2 if velocities is None else (velocities.values[k], velocities.errors[k])), True, "",
             )
         )  # fmt: skip
     for index, (name, reason) in given.excluded.items():
-        rows.append((index, name, *(math.nan,) * 2, 0, 0, *(math.nan,) * 3, 0.0, 0, False, reason))
+        rows.append((index, name, *(math.nan,) * 2, 0, 0, *(math.nan,) * 3, 0.0, 0, *(math.nan,) * 2, False, reason))
     names = (
         "index", "order", "low", "high", "pixels", "good", "resolving_power", "rms", "reduced_chi2", "jitter",
-        "doubted", "fitted", "reason",
+        "doubted", "rv", "rv_err", "fitted", "reason",
     )  # fmt: skip
     table = QTable(rows=sorted(rows), names=names)
     for end in ("low", "high"):
         table[end].unit = "AA"
+    for name in ("rv", "rv_err"):
+        table[name].unit = "km / s"
     for name, text in ORDER_COLUMNS.items():
         table[name].info.description = text
     return table
@@ -255,6 +265,8 @@ ORDER_COLUMNS = {
     "reduced_chi2": "Chi-squared per degree of freedom with the noise that the data tell; NaN if they tell none",
     "jitter": "Noise added in quadrature, in units of the continuum; 0 where the model is complete",
     "doubted": "Pixels whose weight was lowered as outliers (Huber, 3 sigma)",
+    "rv": "Radial velocity of this order alone, beside the joint solution; NaN where there is one order or no star",
+    "rv_err": "1-sigma error of it",
     "fitted": "Whether the order took part",
     "reason": "Why it did not",
 }

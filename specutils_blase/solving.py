@@ -19,7 +19,7 @@ from .least_squares import MESSAGES, Solution, minimize
 from .model import ForwardModel
 from .noise import NoiseModel
 from .parallel import each
-from .parameters import FreeParameters
+from .parameters import ORDER_GLOBALS, FreeParameters
 from .problem import AnchoredProblem
 from .rejection import unlike_lines
 from .starting import LOOSE_ITERATIONS
@@ -197,17 +197,20 @@ def solve_orders(
     through the velocities, Levenberg-Marquardt steps of the whole put right. Success is judged on the whole, whose
     promised decrease adds up over the orders while the steps that are left do not.
     """
-    owners = _owners(problem.free.model)
+    owners = line_owners(problem.free.model)
     limit = min(ALONE_ITERATIONS, max_iterations)
     # Wings reach the next order: every other order waits for its neighbours, and once all are solved each settles on
     # what the others have become.
-    for go in (partial(_go_alone, noise, limit), partial(_settle_alone, min(SETTLING_ITERATIONS, max_iterations))):
+    stages = partial(_go_alone, noise, limit), partial(_settle_alone, min(SETTLING_ITERATIONS, max_iterations))
+    for go in stages:
         for parity in (0, 1):
-            made = [(k, names[k], report, *_alone(problem, k, owners)) for k in range(parity, len(names), 2)]
+            made = [(k, names[k], report, *alone_problem(problem, k, owners)) for k in range(parity, len(names), 2)]
             for (k, _, _, alone, copies), vector in zip(made, each(go, made), strict=True):
                 alone.write(vector)
                 _take_over(problem.free.model.orders[k], k, copies, owners)
             problem.set_weight(problem.free.merge(noise.weights()))
+        if anchors is not None and go is not stages[-1]:
+            _follow(anchors, problem.read())
     coarse, fine = ALONE_TOLERANCE * len(names), TOLERANCE * len(names)
     limit = min(TOGETHER_AT_FIRST, max_iterations)
     if anchors is not None:
@@ -228,7 +231,7 @@ def solve_orders(
 
 
 @torch.no_grad()
-def _owners(model: EchelleModel) -> dict[str, Tensor]:
+def line_owners(model: EchelleModel) -> dict[str, Tensor]:
     """The order that may change each line while orders are solved alone: that in whose span it lies deepest.
 
     Lines of other orders whose wings reach an order stay: there they would do what the continuum does.
@@ -272,8 +275,21 @@ def _take_over(order: ForwardModel, k: int, copies: dict, owners: dict[str, Tens
         view.set_line_parameters(torch.where(mine, copies[component].line_parameters(), view.line_parameters()))
 
 
-def _alone(problem: AnchoredProblem, k: int, owners: dict[str, Tensor]) -> tuple[AnchoredProblem, dict]:
-    """The problem of one order with copies of its lines, anchored where the whole is, and velocities held."""
+def alone_problem(
+    problem: AnchoredProblem, k: int, owners: dict[str, Tensor], shared: Sequence[str] = ()
+) -> tuple[AnchoredProblem, dict]:
+    """The problem of order k with copies of its lines, whose prior means are those of the whole, and these copies.
+
+    Parameters
+    ----------
+    problem : AnchoredProblem
+        Of all orders.
+    k : int
+    owners : dict
+        As of `line_owners`: lines of other orders are held.
+    shared : sequence of str
+        Parameters of all orders that are free, as copies; the others are held.
+    """
     order, part = problem.free.model.orders[k], problem.free.part(k)
     copies = {name: view.subset(torch.arange(len(view))) for name, view in order.components.items()}
     model = ForwardModel(
@@ -289,7 +305,7 @@ def _alone(problem: AnchoredProblem, k: int, owners: dict[str, Tensor]) -> tuple
         name: (owners[name][view.index][part.lines[name]] == k).nonzero().squeeze(-1)
         for name, view in order.components.items()
     }
-    own = tuple(name for name in ("resolving_power", "continuum") if name in part.global_slices)
+    own = (*shared, *(name for name in ORDER_GLOBALS if name in part.global_slices))
     free = FreeParameters(model, part.kinds, {name: part.lines[name][chosen] for name, chosen in lines.items()}, own)
     flux, weight = (problem.free.split(values)[k] for values in (problem.flux, problem.weight))
     alone = AnchoredProblem(free, flux, weight, problem.line_priors)

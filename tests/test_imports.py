@@ -47,7 +47,7 @@ LAYERS = (
         "held_lines",
     },
     {"solving", "first_model"},
-    {"line_trials", "hypotheses"},
+    {"line_trials", "hypotheses", "order_scatter"},
     {"line_discovery"},
     {"outcome"},
     {"fitting"},

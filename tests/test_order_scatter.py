@@ -1,0 +1,68 @@
+"""What orders say alone: against their joint mean, and the factor on its error against chance and against scatter."""
+
+import numpy as np
+import pytest
+
+import specutils_blase as sb
+from specutils_blase.order_scatter import BY_CHANCE, scale_factor
+from specutils_blase.simulate import simulate
+
+TRUTH = {"resolving_power": 40_000, "vsini": 6.0, "limb_darkening": (0.4, 0.2), "snr": 150}
+
+
+def test_chance_seldom_widens_an_error():
+    rng = np.random.default_rng(1)
+    errors = np.array([0.1, 0.2, 0.1, 0.3])
+    factors = [scale_factor(list(rng.standard_normal(4) * errors), list(errors)) for _ in range(2000)]
+    assert np.mean(np.array(factors) > 1.0) == pytest.approx(BY_CHANCE, abs=0.015)
+    assert min(factors) == 1.0
+
+
+@pytest.mark.parametrize("true", [3.0, 8.0])
+def test_scatter_is_told_by_its_size(true):
+    rng = np.random.default_rng(2)
+    errors = np.full(20, 0.1)
+    factors = [scale_factor(list(true * rng.standard_normal(20) * errors), list(errors)) for _ in range(200)]
+    assert np.median(factors) == pytest.approx(true, rel=0.1)
+
+
+def test_what_says_nothing_does_not_count():
+    assert scale_factor([1.0], [0.1]) == 1.0
+    assert scale_factor([], []) == 1.0
+    assert scale_factor([0.0, 0.01, 1e4], [0.1, 0.1, 50.0]) == 1.0
+    assert scale_factor([0.0, 0.0, 0.0], [0.0, 0.1, 0.1]) == 1.0
+
+
+@pytest.fixture(scope="module")
+def star():
+    rng = np.random.default_rng(4)
+    centers = np.sort(rng.uniform(10490, 10580, 60))
+    return sb.LineEmulator(centers, *(np.full(60, v) for v in (0.06, 0.05, 0.01)), wavelength_range=(10470, 10600))
+
+
+def night(star, velocities):
+    windows = [np.linspace(10500 + 22 * k, 10520 + 22 * k, 400) for k in range(len(velocities))]
+    return [simulate(w, star, rv=v, seed=k, **TRUTH) for k, (w, v) in enumerate(zip(windows, velocities, strict=True))]
+
+
+def test_orders_agree_with_the_joint_fit(star):
+    fit = sb.fit(night(star, [12.0] * 3), star, resolving_power=40_000, star_lines=(), progress=False)
+    values, errors = (np.asarray(fit.orders[name].to_value("km/s")) for name in ("rv", "rv_err"))
+    weights = errors**-2
+    assert fit.settings["order_scatter"]["rv"] == 1.0
+    assert np.sum(weights * values) / np.sum(weights) == pytest.approx(fit.value("rv"), abs=0.1 * fit.error("rv"))
+    assert np.sum(weights) ** -0.5 == pytest.approx(fit.error("rv"), rel=0.05)
+
+
+def test_orders_that_disagree_widen_the_error(star):
+    shifts = np.array([0.0, 1.5, -1.5])
+    fit = sb.fit(
+        night(star, 12.0 + shifts), star, resolving_power=40_000, star_lines=(), progress=False, jitter=False,
+        robust=False,
+    )  # fmt: skip
+    values, errors = (np.asarray(fit.orders[name].to_value("km/s")) for name in ("rv", "rv_err"))
+    np.testing.assert_array_less(np.abs(values - 12.0 - shifts), 4.0 * errors)
+    factor = fit.settings["order_scatter"]["rv"]
+    assert factor > 5.0
+    assert fit.error("rv") == pytest.approx(factor * np.sum(errors**-2.0) ** -0.5, rel=0.1)
+    assert abs(fit.value("rv") - 12.0) < 3.0 * fit.error("rv")
