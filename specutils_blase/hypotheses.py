@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 CLOSE, PART = 30.0, 0.5
 """Difference of ln L from the likeliest solution, and part of its gain, up to which others are carried on as well."""
 
+ABSURD = 10.0
+"""Strength of a star's lines, up or down, that no template of a star can have."""
+
 MOST, NOBODY = 3, 10.0
 """Solutions that are carried on at most, and gain of the likeliest below which there is no star to choose between."""
 
@@ -143,7 +146,8 @@ def likeliest(
     Attempt
     dict or None
         None without a star; else of plain numbers: `rv`, `vsini`, `strength`, `strength_error`; `search`, the
-        velocities between which was searched, and `at_edge`; `candidates`, the best first, each with `rv`, `vsini`,
+        velocities between which was searched, and `at_edge`, whether `rv` stands at one of them, or rotation or
+        strength where no star has it; `candidates`, the best first, each with `rv`, `vsini`,
         `strength`, `chi2`; `delta_chi2`, by how much the next other solution is worse, None where there is none;
         `detection`, by how much data without any star are. Both differences are divided by the reduced χ² of the best
         where that exceeds 1.
@@ -182,7 +186,7 @@ def likeliest(
         "strength": best.strength,
         "strength_error": None if scale is None else scale.strength_error,
         "search": [search.low, search.high],
-        "at_edge": bool(search.at_edge and best.start == search.solutions[0]),
+        "at_edge": bool(search.at_edge and best.start == search.solutions[0]) or _at_limit(first, vsini_given),
         "candidates": [first, *others],
         "delta_chi2": min(apart) / inflation if apart else None,
         "detection": min(gain / inflation, 2.0 * max(best.start.gain, 0.0)),
@@ -202,6 +206,12 @@ def _gain(attempt: Attempt, search: VelocitySearch) -> float:
     for order, coefficients in zip(orders, kept, strict=True):
         order.continuum.coefficients.copy_(coefficients)
     return without - attempt.held.chi2
+
+
+def _at_limit(candidate: dict[str, float], vsini_given: bool) -> bool:
+    """Whether rotation or strength stand where they say that something else is wrong."""
+    turning = not vsini_given and candidate["vsini"] > 0.9 * FASTEST_ROTATION
+    return turning or not 1.0 / ABSURD < candidate["strength"] < ABSURD
 
 
 def _told(rv: float, vsini: float, strength: float, chi2: float) -> dict[str, float]:

@@ -18,7 +18,7 @@ from .model import ForwardModel, Stages
 STRENGTH_PRIOR = 1.0
 """Standard deviation of ln(strength)."""
 
-LARGEST_STRENGTH = 100.0
+LARGEST_STRENGTH = 30.0
 """Up or down."""
 
 LONGEST = 0.7

@@ -27,6 +27,9 @@ LOOSE_ITERATIONS = 30
 START_ITERATIONS, START_TOLERANCE = 12, 1e-3
 """Limit on the evaluations that find the starting velocities, and the relative decrease of χ² that ends them."""
 
+FASTEST_ROTATION = 400.0
+"""km/s; no star holds together beyond it."""
+
 CLIP = 5.0
 """Robust standard deviations from which on a pixel counts as an outlier of the start."""
 
@@ -130,17 +133,21 @@ def start_velocities(
         prior = torch.cat([prior, prior.new_tensor([STRENGTH_PRIOR**-2])])
     state = {"rv": model.doppler.rv, "vsini": model.rotation.vsini}
     state = {name: float(state[name]) for name in moving} | ({"ln_strength": ln_strength} if scaling else {})
-    damping, best, kept = 1e-3, math.inf, dict(state)
+    damping, best, kept, inflation = 1e-3, math.inf, dict(state), 0.0
     normal = pull = torch.zeros(())
     for _ in range(START_ITERATIONS):
         sums = each(partial(_velocity_sums, moving, scaling), orders)
         lead = state["ln_strength"] if scaling else 0.0
-        cost = sum(chi_square for chi_square, _, _ in sums) + (lead / STRENGTH_PRIOR) ** 2
+        cost = sum(chi_square for chi_square, _, _ in sums)
+        if not inflation:  # Where χ² says that errors are larger, a prior has to say no less against the data.
+            inflation = max(1.0, cost / max(n_datum - len(names), 1))
+            prior = prior * inflation
+        cost += inflation * (lead / STRENGTH_PRIOR) ** 2
         if cost < best:
             promised, best, kept = best - cost, cost, dict(state)
             normal, pull = sum(a for _, a, _ in sums) + torch.diag(prior), sum(b for _, _, b in sums)
             if scaling:
-                pull[-1] -= lead / STRENGTH_PRIOR**2
+                pull[-1] -= inflation * lead / STRENGTH_PRIOR**2
             damping = max(0.1 * damping, 1e-6)
             if promised < START_TOLERANCE * cost:
                 break
@@ -156,8 +163,8 @@ def start_velocities(
     each(lambda item: start_continuum(*item), orders)
     if not scaling:
         return HeldFit(best, n_datum, None)
-    inflation = max(1.0, best / max(n_datum - len(names), 1))
-    error = float(torch.linalg.inv((normal - torch.diag(prior)) / inflation + torch.diag(prior))[-1, -1].sqrt())
+    errors = max(1.0, best / max(n_datum - len(names), 1))
+    error = float(torch.linalg.inv((normal - prior.diag()) / errors + prior.diag() / inflation)[-1, -1].sqrt())
     strength = math.exp(kept["ln_strength"])
     return HeldFit(best, n_datum, StarScale(strength, strength * error))
 
@@ -180,7 +187,7 @@ def _moved(model: ForwardModel | EchelleModel, name: str, value: float, change: 
         return value + min(max(change, -10.0), 10.0)
     rotation = model.rotation
     square = value**2 + min(max(change, -0.75 * value**2), 3.0 * value**2 + 10.0)
-    return min(max(math.sqrt(max(square, 0.0)), rotation.floor), rotation.max_vsini)
+    return min(max(math.sqrt(max(square, 0.0)), rotation.floor), max(FASTEST_ROTATION, value), rotation.max_vsini)
 
 
 def _velocity_sums(
