@@ -220,7 +220,8 @@ def fit(
     }
     on_demand = {name: held_by_ledger(given[name], name, components[name])[places[name]] for name in lines}
     inside, lines = lines, {name: index[~on_demand[name][index]] for name, index in lines.items()}
-    lines = told_by_data(present, lines, orders, noise.weights(), *attempt.velocities)
+    fitted = {name: index for name, index in lines.items() if kinds[name]}
+    lines |= told_by_data(present, fitted, orders, noise.weights(), *attempt.velocities)
     held = {name: int(inside[name].numel() - lines[name].numel()) for name in inside}
     if any(held.values()):
         logger.info("lines held: %s", held)

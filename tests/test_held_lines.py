@@ -163,3 +163,13 @@ def test_the_same_data_twice_are_told(few, fitted, what):
 def test_a_fit_without_the_component_is_named(few, fitted):
     with pytest.raises(ValueError, match="the fit given as telluric has no telluric, only star"):
         sb.fit(observed(few), telluric=fitted, **OPTIONS)
+
+
+def test_a_component_that_is_held_as_a_whole_costs_nothing(few):
+    """More telluric lines than pixels, none of them asked for: every star line is free."""
+    sky = lines(400, seed=6)
+    sky["area"] *= 1e-3
+    fit = sb.fit(observed(few), few, telluric=sky, telluric_lines=(), scale_tellurics=False, **OPTIONS)
+    assert fit.settings["held_lines"] == {"star": 0, "telluric": 0}
+    own = fit.ledger["component"] == "star"
+    assert fit.ledger["free"][own].sum() > 10 and not fit.ledger["free"][~own].any()
