@@ -18,6 +18,7 @@ from astropy.table import QTable
 from specutils import Spectrum
 from tqdm.auto import tqdm
 
+from .clone_assessment import assess_clone
 from .grids import SPEED_OF_LIGHT, Sampling
 from .least_squares import minimize
 from .ledger import build_ledger, held_errors
@@ -28,6 +29,7 @@ from .numeric import is_number, is_whole
 from .parameters import KINDS, FreeParameters
 from .priors import LinePriors
 from .problem import AnchoredProblem
+from .quality import Quality
 from .saturation import saturation_law
 from .spectrum import read_spectrum, spectrum_on, to_resolving_power, to_teff
 
@@ -78,6 +80,8 @@ class CloneResult:
         Whether and why the iteration ended well.
     settings : dict
         Everything that was asked for, and the template's provenance.
+    quality : Quality, optional
+        What speaks against the clone; see `clone_assessment`.
     """
 
     emulator: LineEmulator
@@ -89,6 +93,19 @@ class CloneResult:
     success: bool
     message: str
     settings: dict = field(default_factory=dict)
+    quality: Quality | None = None
+
+    def __repr__(self) -> str:
+        lines = [f"CloneResult: {self.message}"]
+        lines += [] if self.quality is None else [f"  {line}" for line in self.quality.lines()]
+        low, high = self.emulator.wavelength_range
+        return "\n".join([*lines, f"  {len(self.ledger)} lines, {low:.2f}-{high:.2f} Å, RMS {100 * self.rms:.3g} %"])
+
+    def assessed(self, quality: Quality) -> CloneResult:
+        """The clone with its quality, which its ledger tells too."""
+        self.quality = quality
+        quality.write_into(self.ledger)
+        return self
 
     def plot(self, **options):
         """Template, clone and residual; see `specutils_blase.plotting.plot_clone`."""
@@ -265,7 +282,7 @@ def clone(
         "template": str(template.meta.get("source", "")),
     }
     logger.info("cloned %d lines, RMS %.3f %%, %s", len(emulator), 100 * rms, message)
-    return CloneResult(
+    result = CloneResult(
         emulator,
         clone_ledger(emulator, start_area, settings),
         rms,
@@ -276,6 +293,8 @@ def clone(
         message,
         settings,
     )
+    result.assessed(assess_clone(result)).quality.warn()
+    return result
 
 
 def clone_ledger(emulator: LineEmulator, start_area: torch.Tensor, settings: dict, component: str = "star") -> QTable:

@@ -135,7 +135,8 @@ def fit(
     Returns
     -------
     FitResult
-        `success` and `message` say whether it converged.
+        `success` and `message` say whether it converged, `quality` what speaks against its answer: a
+        `BlaseQualityWarning` is given where that is doubtful or bad.
 
     Raises
     ------
@@ -269,7 +270,9 @@ def fit(
         "telluric": source_of(telluric),
         "templates": {name: provenance_of(each, components[name]) for name, each in given.items()},
     }
-    return build_result(problem, solution, Given(orders, excluded, lines, start_area, noise, settings, found))
+    result = build_result(problem, solution, Given(orders, excluded, lines, start_area, noise, settings, found))
+    result.quality.warn()
+    return result
 
 
 def _covered(

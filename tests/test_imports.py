@@ -17,13 +17,13 @@ NAME = "specutils_blase"
 # The rooms of docs/architecture.md, from the bottom up. A module or subpackage may import those of the rows below its
 # own. A new one needs a place here and in that picture.
 LAYERS = (
-    {"profiles", "saturation", "kernels", "parallel", "numeric"},
+    {"profiles", "saturation", "kernels", "parallel", "numeric", "quality"},
     {"grids", "line_sum"},
     {"lines", "extrinsic", "instrument"},
     {"line_view", "model", "data"},
     {"echelle", "velocity"},
-    {"parameters", "telluric_scaling"},
-    {"structure"},
+    {"parameters", "telluric_scaling", "template_agreement"},
+    {"structure", "line_moves"},
     {"jacobian_windows"},
     {"jacobian", "priors", "factor"},
     {"normal_equations"},
@@ -31,7 +31,7 @@ LAYERS = (
     {"least_squares", "telluric_anchors"},
     {"stand_in"},
     {"ledger_columns"},
-    {"spectrum", "ledger", "line_finding", "templates", "simulate", "degeneracies", "provenance"},
+    {"spectrum", "ledger", "line_finding", "templates", "simulate", "degeneracies", "provenance", "assessment", "clone_assessment"},
     {"posterior"},
     {"photon_limit", "missing_lines", "posterior_means"},
     {"cloning", "result", "line_lists", "ledger_files", "observed_orders"},
