@@ -271,7 +271,7 @@ def fit(
         "templates": {name: provenance_of(each, components[name]) for name, each in given.items()},
     }
     result = build_result(problem, solution, Given(orders, excluded, lines, start_area, noise, settings, found))
-    result.quality.warn()
+    result.quality.warn(but=("converged",))
     return result
 
 

@@ -100,15 +100,17 @@ class Quality:
         told = [*self.names[:MOST_TOLD], *(["…"] if len(self.names) > MOST_TOLD else [])]
         return self.status + (f" ({', '.join(told)})" if told else "")
 
-    def warn(self, stacklevel: int = 2) -> None:
-        """Warn, unless the status is good, or all that is wrong is said by another warning: an iteration's end.
+    def warn(self, *, but: tuple[str, ...] = (), stacklevel: int = 2) -> None:
+        """Warn, unless the status is good.
 
         Parameters
         ----------
+        but : tuple of str
+            Names of reasons that another warning has told already: where there are no others, there is none to give.
         stacklevel : int
             As of `warnings.warn`, counted from who calls this.
         """
-        if set(self.names) - {"converged"}:
+        if set(self.names) - set(but):
             told = "; ".join(one.text for one in self.reasons if one.status != "good")
             warnings.warn(f"the result is {self.status}: {told}", BlaseQualityWarning, stacklevel=stacklevel + 1)
 

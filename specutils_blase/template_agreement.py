@@ -27,7 +27,7 @@ from .model import ForwardModel
 FARTHEST = 1000.0
 """km/s on either side of the fitted velocity within which the star is looked for."""
 
-LEAST_OVERLAP = 0.5
+LEAST_OVERLAP = 0.4
 """Part of the pixels that a shifted template must still reach: with fewer, anything agrees."""
 
 MOST_SHIFTS = 801

@@ -49,6 +49,9 @@ WRONG = (
 )  # fmt: skip
 """What is wrong with data, template or options; the scripts F01 to N01 stand for the first of them."""
 
+WITHOUT_TRUTH = ("constant", "another order", "no star")
+"""Where there is no star with this spectrum: every answer is wrong."""
+
 LIMB_DARKENING = (0.4, 0.2)
 
 
@@ -177,14 +180,12 @@ def _spoilt(kind: str, data: Spectrum, star, sky, options: dict, rng):
     return seen, star, sky, options
 
 
-CASES = ("assessed",)
-
-
-def tasks(n_good: int, n_wrong: int) -> list[tuple[str, dict]]:
-    """About as many good and wrong fits, all kinds and instruments in turn."""
-    instruments = list(INSTRUMENTS)
-    return [
-        ("assessed", {"kind": kinds[k % len(kinds)], "instrument": instruments[(k // len(kinds) + k) % 4], "seed": k})
-        for kinds, number in ((GOOD, n_good), (WRONG, n_wrong))
-        for k in range(number)
-    ]
+def tasks(seeds: range) -> list[tuple[str, dict]]:
+    """One fit of each kind of `WRONG` a seed, and as many good ones, instrument by instrument in turn."""
+    names, todo = list(INSTRUMENTS), []
+    for seed in seeds:
+        for place, wrong in enumerate(WRONG):
+            number = len(WRONG) * seed + place
+            for kind, which in ((GOOD[number % len(GOOD)], number // len(GOOD)), (wrong, seed + place)):
+                todo.append(("assessed", {"kind": kind, "instrument": names[which % len(names)], "seed": number}))
+    return todo

@@ -47,6 +47,7 @@ ITEMS = {
     "bugs": Item(None, None, "7"),
     "priors": Item(4, None, "8"),
     "orders": Item(100, None, "9"),
+    "quality": Item(16, None, "10"),
 }
 
 SNRS, VSINIS = (100.0, 300.0), (3.0, 15.0)
@@ -107,17 +108,22 @@ def tasks(item: str, seeds: range, truths: list[str], part: float) -> list[tuple
         return whole + [
             ("orders", {"snr": 100.0, "orders": list(FOUR), "seed": seed, "alone": False}) for seed in seeds
         ]
+    if item == "quality":
+        import assessed_fits
+
+        return assessed_fits.tasks(seeds)
     raise ValueError(item)
 
 
 def one(task: tuple[str, dict]) -> dict:
+    import assessed_fits
     import cases
     import cramer_rao
     import measured_priors
     import simulated_nights
 
     name, arguments = task
-    elsewhere = {"orders": simulated_nights, "bound": cramer_rao} | dict.fromkeys(
+    elsewhere = {"orders": simulated_nights, "bound": cramer_rao, "assessed": assessed_fits} | dict.fromkeys(
         measured_priors.CASES, measured_priors
     )
     module = elsewhere.get(name, cases)
