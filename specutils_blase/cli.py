@@ -2,8 +2,8 @@
 
 Results are printed as a few lines, their quality first; the full ones go to the files asked for. The exit code is the
 first of these that applies: 2: bad input, with one line on stderr that says why, and nothing written; 130 and 143:
-interrupted or terminated; 1: the iteration did not converge; 3: the result is doubtful or bad, for the reasons printed; 0:
-good. With 1 and 3 files are written all the same. An order left out of a list is told, and changes no code.
+interrupted or terminated; 1: the iteration did not converge; 3: the result is doubtful or bad, for the reasons
+printed; 0: good. With 1 and 3 files are written all the same. An order left out of a list changes no code.
 
 Does not live here: the arguments (`cli_arguments`), reading spectra from files (`adapters`), what the demonstration
 simulates (`demo`).

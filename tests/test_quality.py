@@ -227,9 +227,8 @@ def test_a_template_without_a_line_left(healthy, monkeypatch):
 
 
 def pixels_of(result):
-    return [
-        ObservedPixels(result.data.flux, result.data.sigma, torch.where(result.data.good, result.data.sigma**-2, 0.0))
-    ]
+    data = result.data
+    return [ObservedPixels(data.flux, data.sigma, torch.where(data.good, data.sigma**-2, 0.0))]
 
 
 def test_strength_is_least_squares(healthy):
@@ -319,9 +318,8 @@ def test_a_poor_clone_is_told():
 
 
 def test_the_worst_reason_decides():
-    note, doubt, bad = (
-        Reason(name, status, "why", 1, 2) for name, status in zip("abc", ("good", "doubtful", "bad"), strict=True)
-    )
+    levels = {"a": "good", "b": "doubtful", "c": "bad"}
+    note, doubt, bad = (Reason(name, status, "why", 1, 2) for name, status in levels.items())
     assert Quality.of([]).status == Quality.of([note]).status == "good"
     assert Quality.of([note, doubt]).status == "doubtful"
     quality = Quality.of([note, doubt, bad])
@@ -368,9 +366,8 @@ def test_in_the_files_of_ledgers(name, healthy, tmp_path):
 
 def test_through_a_file(healthy, tmp_path):
     """With what else the start, the common scale and rejected pixels say."""
-    rejected = QTable(
-        {"order": ["0"], "index": [7], "wavelength": [10501.0] * u.AA, "reason": ["spike"], "deviation": [12.0]}
-    )
+    rejected = QTable({"order": ["0"], "index": [7], "wavelength": [10501.0] * u.AA, "reason": ["spike"]})
+    rejected["deviation"] = [12.0]
     scale = {"strength": 0.8, "strength_error": 0.1, "width": 1.1, "width_error": 0.2, "inflation": {"ln_area": 1.5}}
     start = START | {"strength": 0.9, "delta_chi2": 2.0, "candidates": CANDIDATES}
     result = edited(settings(healthy, start=start, star_scale=scale), rejected=rejected)

@@ -1,8 +1,8 @@
 """Right and wrong fits, and what their assessment says of them: item "quality", docs/validation.md, section 10.
 
-Every fit is of a small order of one of `INSTRUMENTS`, simulated by brute force. `GOOD` are what the model is for; each
-of `WRONG` is an everyday fault of data or of what a user says of them. Not every faulty fit is wrong: what counts is how
-far it is from the truth, in its own errors.
+Every fit is of a small order of one of `INSTRUMENTS`, simulated by brute force. `GOOD` are what the model is for, each
+of `WRONG` is an everyday fault of data or of what a user says of them. Not every faulty fit is wrong: what counts is
+how far it is from the truth, in its own errors.
 """
 
 from __future__ import annotations

@@ -347,10 +347,7 @@ def quality(records: list[dict]) -> str:
     ]
     head = ["kind", "fits", "refused", "flagged", "flagged of those beyond", "reasons"]
     missed = [fit for fit in answered if fit["beyond"] and not fit["flagged"]]
-    told = "; ".join(
-        f"{fit['kind']}, rv {fit['rv']:+.2f} ± {fit['rv_err']:.2f}, v sin i {fit['vsini']:+.2f} ± {fit['vsini_err']:.2f}"
-        for fit in missed
-    )
+    told = "; ".join(", ".join([fit["kind"], *(_beside(fit, name) for name in ("rv", "vsini"))]) for fit in missed)
     return "\n".join(
         [
             markdown(["fits", "number", "flagged", "95 % interval"], summary), "", markdown(head, rows), "",
@@ -373,6 +370,11 @@ def _judged(kind: str, result: dict) -> dict:
         "far": nothing or max(abs(result["rv"]), abs(result["vsini"])) > result["element"],
         "within": not nothing and max(pulls) < WITHIN,
     }
+
+
+def _beside(fit: dict, name: str) -> str:
+    """A velocity less the truth, and its error."""
+    return f"{name} {fit[name]:+.2f} ± {fit[f'{name}_err']:.2f}"
 
 
 def _interval(count: int, number: int) -> str:
