@@ -48,7 +48,7 @@ CORRELATION, CORRELATION_BAD = 0.6, 0.3
 ELSEWHERE, ELSEWHERE_BAD = 10.0, 50.0
 """ln L by which the template agrees better at another velocity; lines that are wrong in the template make a few."""
 
-STRENGTH, STRENGTH_BAD = 2.5, 6.0
+STRENGTH, STRENGTH_BAD = 2.0, 6.0
 """Factor, up or down, between the star's lines in the data and in its template."""
 
 SMEARING = 0.1
@@ -89,13 +89,8 @@ WIDTHS = ("ln_sigma", "ln_gamma")
 UNTOLD = {"star": WIDTHS}
 """Common changes that mean nothing: rotation broadens all lines of a star, and is fitted."""
 
-STILL = {
-    "ln_area": "stronger",
-    "ln_sigma": "broader (Gaussian part)",
-    "ln_gamma": "broader (Lorentzian part)",
-    "rv_offset": "shifted",
-}
-"""What a common change of lines is in words."""
+MEANING = {"ln_area": "strength", "ln_sigma": "Gaussian width", "ln_gamma": "Lorentzian width"}
+"""What the parameters of lines are in words."""
 
 
 def assess(result, anchored: dict[str, Tensor] | None = None, more: Iterable[Reason] = ()) -> Quality:
@@ -305,12 +300,14 @@ def _lines(result, moves: dict[str, dict[str, LineMoves]], known: bool) -> Itera
                 continue
             pull = abs(move.mean) / move.error
             if pull > MOVED and abs(move.mean) > MOVED_BY[kind]:
-                amount = (
-                    f"by {move.mean:+.2g} km/s" if kind == "rv_offset" else f"by a factor of {math.exp(move.mean):.2g}"
+                change = (
+                    f"are {move.mean:+.2g} km/s from where their template has them"
+                    if kind == "rv_offset"
+                    else f"have {math.exp(move.mean):.2g} times the {MEANING[kind]} of their template"
                 )
                 text = (
-                    f"the {move.n_line} best lines of the {name} are {STILL[kind]} {amount} than in their template, "
-                    f"all together ({pull:.1f} standard deviations): is the resolving power right, and the template?"
+                    f"the {move.n_line} best lines of the {name} {change}, all together ({pull:.1f} standard "
+                    "deviations): is the resolving power right, and the template?"
                 )
                 yield Reason(f"{name}_{kind}", "doubtful", text, pull, MOVED)
         widest = max(kinds, key=lambda kind: kinds[kind].spread, default=None)
@@ -318,7 +315,7 @@ def _lines(result, moves: dict[str, dict[str, LineMoves]], known: bool) -> Itera
             spread = kinds[widest].spread
             text = (
                 f"lines of the {name} scatter about their template {spread:.2g} times as much as their priors expect "
-                f"({widest}): give wider {name}_priors, or a better template"
+                f"({MEANING.get(widest, 'place')}): give wider {name}_priors, or a better template"
             )
             yield from _graded(f"{name}_scatter", text, spread, SPREAD)
     rows = result.ledger[(result.ledger["component"] == "star") & result.ledger["free"]]

@@ -61,6 +61,7 @@ def quick(data, star=STAR, **options):
     with warnings.catch_warnings():
         if "max_iterations" in options:  # stopped early on purpose
             warnings.filterwarnings("ignore", "the fit did not converge", RuntimeWarning)
+            warnings.simplefilter("ignore", sb.BlaseQualityWarning)
         return fit(data, star, progress=False, **options)
 
 
