@@ -67,6 +67,9 @@ MOVED_BY = {"ln_area": math.log(STRENGTH), "ln_sigma": 0.25, "ln_gamma": 0.7, "r
 SPREAD = 3.0
 """Scatter of lines about their template in units of what priors and noise allow: their priors no longer hold them."""
 
+FEWEST = 10
+"""Lines whose scatter is a scatter."""
+
 AT_LIMIT = 0.1
 """Part of the star's significant lines that stand as far from their template as a fit lets them go."""
 
@@ -310,7 +313,9 @@ def _lines(result, moves: dict[str, dict[str, LineMoves]], known: bool) -> Itera
                     "deviations): is the resolving power right, and the template?"
                 )
                 yield Reason(f"{name}_{kind}", "doubtful", text, pull, MOVED)
-        widest = max(kinds, key=lambda kind: kinds[kind].spread, default=None)
+        widest = max(
+            (kind for kind in kinds if kinds[kind].n_line >= FEWEST), key=lambda kind: kinds[kind].spread, default=None
+        )
         if widest is not None:
             spread = kinds[widest].spread
             text = (

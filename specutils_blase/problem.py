@@ -193,8 +193,8 @@ class AnchoredProblem:
         found = {}
         for name, emulator in self.free.model.components.items():
             found[name] = emulator.line_parameters().detach().double().clone()
-            kinds = torch.tensor([KINDS.index(kind) for kind in self.free.kinds[name]], dtype=torch.long)
             lines = self.free.lines[name].unsqueeze(1)
+            kinds = torch.tensor([KINDS.index(kind) for kind in self.free.kinds[name]], device=lines.device).long()
             found[name][lines, kinds] = self.anchor[self.free.columns(name)]
         return found
 

@@ -100,33 +100,26 @@ def template_agreement(
     if model.star is None:
         return None
     fitted = [_star_part(order) for order in orders_of(model)]
-    emulator, rotation = model.star, model.rotation
-    before = emulator.line_parameters().detach().clone()
-    vsini = None if rotation is None else rotation.vsini.detach().clone()
-    try:
-        if anchored is not None:
-            emulator.set_line_parameters(anchored.to(before))
-        template = [_star_part(order) for order in orders_of(model)]
-        smearing = math.nan
-        if rotation is not None:
-            rotation.vsini.fill_(rotation.floor)
-            still = [_star_part(order)[1] for order in orders_of(model)]
-            power = sum(float(_structure(one).square().sum()) for one in still)
-            turning = sum(float(_structure(one).square().sum()) for _, one in template)
-            smearing = math.sqrt(turning / power) if power > 0.0 else math.nan
-    finally:
-        emulator.set_line_parameters(before)
-        if vsini is not None:
-            rotation.vsini.copy_(vsini)
-    return _compare(model, pixels, fitted, [star for _, star in template], smearing)
+    template = fitted
+    if anchored is not None:
+        before = model.star.line_parameters().detach().clone()
+        try:
+            model.star.set_line_parameters(anchored.to(before))
+            template = [_star_part(order) for order in orders_of(model)]
+        finally:
+            model.star.set_line_parameters(before)
+    power, still = (sum(float(_structure(part[k]).square().sum()) for part in template) for k in (1, 2))
+    smearing = math.sqrt(power / still) if still > 0.0 else math.nan
+    return _compare(model, pixels, [part[:2] for part in fitted], [part[1] for part in template], smearing)
 
 
-def _star_part(order: ForwardModel) -> tuple[Tensor, Tensor]:
-    """The model of an order without its star, and what the star adds to it, both with continuum 1."""
+def _star_part(order: ForwardModel) -> tuple[Tensor, Tensor, Tensor]:
+    """The model of an order without its star, and what the star adds to it, turning and at rest; continuum 1."""
     stages = order.stages()
-    without = torch.ones_like(stages.product) if stages.sky is None else stages.sky
-    binned = order.through_instrument(without)
-    return binned, stages.binned - binned
+    sky = torch.ones_like(stages.product) if stages.sky is None else stages.sky
+    without = order.through_instrument(sky)
+    still = order.through_instrument(sky * stages.star)
+    return without, stages.binned - without, still - without
 
 
 def _structure(values: Tensor) -> Tensor:
@@ -134,7 +127,7 @@ def _structure(values: Tensor) -> Tensor:
 
 
 def _compare(model, pixels, fitted, template, smearing) -> Agreement | None:
-    sums = torch.zeros(3, dtype=torch.float64)  # f·y, f·f, y·y of the template
+    overlap = power = total = 0.0  # f·y, f·f, y·y of the template
     left = noise = star_power = count = weights = 0.0
     profiles, shifts = [], _shifts(model)
     for order, one, (without, star), held in zip(orders_of(model), pixels, fitted, template, strict=True):
@@ -147,7 +140,7 @@ def _compare(model, pixels, fitted, template, smearing) -> Agreement | None:
         project = _Projection(design, weight)
         seen, added = one.flux.double() - level * without, level * held
         f, y = project(added), project(seen)
-        sums += torch.stack([f @ y, f @ f, y @ y])
+        overlap, power, total = overlap + float(f @ y), power + float(f @ f), total + float(y @ y)
         expected = float((weight * one.sigma.double().square()).sum())
         residual = weight * (seen - level * star).square()
         left += max(float(residual.sum()) - expected, 0.0)
@@ -157,9 +150,8 @@ def _compare(model, pixels, fitted, template, smearing) -> Agreement | None:
         count += float((weight * (level * star - (level * star).mean()).square()).sum())
         weights += float((weight * level.square()).sum())
         profiles.append(_log_likelihoods(order, design, weight, seen, added, shifts))
-    if not profiles or not float(sums[1]) > 0.0:
+    if not profiles or not power > 0.0:
         return None
-    overlap, power, total = sums.tolist()
     scores = torch.stack(profiles).sum(0)
     here = shifts.abs() <= _nearby(model)
     best = int(scores.argmax())
@@ -201,7 +193,7 @@ class _Projection:
 
 def _shifts(model) -> Tensor:
     """Velocities [km/s] from the fitted one, (n,)."""
-    return torch.linspace(-FARTHEST, FARTHEST, MOST_SHIFTS, dtype=torch.float64)
+    return torch.linspace(-FARTHEST, FARTHEST, MOST_SHIFTS, dtype=torch.float64, device=model.star.center.device)
 
 
 def _nearby(model) -> float:

@@ -145,7 +145,7 @@ def test_options_arrive(files, tmp_path):
     out = tmp_path / "f.asdf"
     options = ("--rv", "-11.5", "--vsini", "4", "--free", "rv,continuum", "--continuum", "1", "--star-lines", "ln_area")
     options += ("--telluric-lines", "none", "--limb-darkening", "0.3", "0.1", "--out", str(out))
-    assert run_fit(files, *options) == 0
+    assert run_fit(files, *options) in (0, 3)  # with a v sin i that is not the star's, held
     fit = sb.read(out)
     assert fit.settings["free"] == ["rv", "continuum"]
     assert (fit.settings["start_rv"], fit.settings["continuum"]) == (-11.5, 1)
@@ -162,7 +162,7 @@ def test_lines_that_are_missing_are_found(files, tmp_path, capsys):
     lines[np.abs(lines["center"].value - 10508.0) > 0.5].write(poorer["poorer"])
     assert run_fit(poorer, "--missing-lines", "0.1", "--out", str(out), star="poorer") == 0
     printed = capsys.readouterr().out
-    assert "; 1 line found that no template has" in printed
+    assert "missing_lines (good): 1 line found that no template has" in printed
     (row,) = sb.read(out).missing_lines
     seen = 10508.0 * (1.0 + RV / 299792.458)
     assert row["added"] and row["wavelength"].to_value(u.AA) == pytest.approx(seen, abs=0.03)
