@@ -67,7 +67,7 @@ MOVED_BY = {"ln_area": math.log(STRENGTH), "ln_sigma": 0.25, "ln_gamma": 0.7, "r
 SPREAD = 3.0
 """Scatter of lines about their template in units of what priors and noise allow: their priors no longer hold them."""
 
-FEWEST = 10
+FEWEST = 6
 """Lines whose scatter is a scatter."""
 
 AT_LIMIT = 0.1

@@ -2,8 +2,8 @@
 
 import math
 import sys
-import warnings
 import time
+import warnings
 
 import astropy.units as u
 import numpy as np
