@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .line_selection import change_significance, select_lines
     from .lines import LineEmulator
     from .model import ForwardModel
+    from .quality import BlaseQualityWarning, Quality, Reason
     from .result import FitResult
     from .species_cloning import clone_species
 
@@ -37,12 +38,15 @@ if TYPE_CHECKING:
 
 # Public name -> where it lives; a submodule stands for itself.
 _LAZY = {
+    "BlaseQualityWarning": ".quality",
     "CloneResult": ".cloning",
     "EchelleFitResult": ".echelle_result",
     "EchelleModel": ".echelle",
     "FitResult": ".result",
     "ForwardModel": ".model",
     "LineEmulator": ".lines",
+    "Quality": ".quality",
+    "Reason": ".quality",
     "change_significance": ".line_selection",
     "clone": ".cloning",
     "clone_species": ".species_cloning",
@@ -65,12 +69,15 @@ _LAZY = {
 }
 
 __all__ = [
+    "BlaseQualityWarning",
     "CloneResult",
     "EchelleFitResult",
     "EchelleModel",
     "FitResult",
     "ForwardModel",
     "LineEmulator",
+    "Quality",
+    "Reason",
     "__version__",
     "change_significance",
     "clone",

@@ -1,7 +1,9 @@
 """The command line: ``specutils-blase demo | clone | fit | orders``.
 
-Results are printed as a few lines; the full ones go to the files asked for. Exit code 0: done; 1: done, but the
-iteration did not converge (files are written all the same); 2: bad input, with one line on stderr that says why.
+Results are printed as a few lines, their quality first; the full ones go to the files asked for. The exit code is the
+first of these that applies: 2: bad input, with one line on stderr that says why, and nothing written; 130 and 143:
+interrupted or terminated; 1: the iteration did not converge; 3: the result is doubtful or bad, for the reasons
+printed; 0: good. With 1 and 3 files are written all the same. An order left out of a list changes no code.
 
 Does not live here: the arguments (`cli_arguments`), reading spectra from files (`adapters`), what the demonstration
 simulates (`demo`).
@@ -10,7 +12,9 @@ simulates (`demo`).
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import time
 import warnings
 from contextlib import contextmanager
@@ -21,7 +25,15 @@ from .cli_arguments import BAD_INPUT, NAMED_TEMPLATES, argument_parser, in_optio
 MARGINS = {"star": 300.0, "telluric": 30.0}
 """km/s by which a template's clone exceeds the data, where the template reaches so far."""
 
-CONVERGED, NOT_CONVERGED, INTERRUPTED = 0, 1, 130
+GOOD, NOT_CONVERGED, DOUBTFUL = 0, 1, 3
+"""Exit codes of results; see the module."""
+
+INTERRUPTED, TERMINATED = 130, 143
+"""Exit codes of SIGINT and SIGTERM, as shells have them: 128 and the number of the signal."""
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM has come: everything is left as on Ctrl-C."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -39,11 +51,12 @@ def main(argv: list[str] | None = None) -> int:
     """
     args = argument_parser().parse_args(argv)
     try:
-        with _threads(1 if args.threads is None else args.threads), _warnings_as_notes():
+        with _terminable(), _threads(1 if args.threads is None else args.threads), _warnings_as_notes():
             return COMMANDS[args.command](args)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
+    except KeyboardInterrupt as stop:
+        terminated = isinstance(stop, _Terminated)
+        print("terminated" if terminated else "interrupted", file=sys.stderr)
+        return TERMINATED if terminated else INTERRUPTED
     except (ValueError, TypeError, OSError, ImportError) as error:
         if args.debug:
             raise
@@ -89,6 +102,7 @@ def run_clone(args) -> int:
     low, high = result.template.spectral_axis.value[[0, -1]]
     print(f"{args.file}: {len(result.ledger)} lines in {low:.1f}-{high:.1f} Å, RMS {100 * result.rms:.2f} %")
     print(f"medium of the template: {args.medium} (as declared)")
+    _print_quality(result)
     _write(result, args.out, args.ledger, args.plot, overwrite=args.overwrite)
     return _status(result)
 
@@ -149,13 +163,23 @@ def run_orders(args) -> int:
     spectra = load_orders(args.files, format=args.format, extension=args.extension)
     lines = order_lines(spectra, medium=args.medium, barycentric_velocity=args.barycentric_velocity)
     print("\n".join([", ".join(args.files), *lines]))
-    return CONVERGED
+    return GOOD
+
+
+def _print_quality(result) -> None:
+    if result.quality is not None and result.quality.reasons:
+        print("\n".join(result.quality.lines()))
 
 
 def _status(result) -> int:
+    """The exit code of a result, and on stderr why it is not 0."""
     if not result.success:
         print(result.message, file=sys.stderr)
-    return CONVERGED if result.success else NOT_CONVERGED
+        return NOT_CONVERGED
+    if result.quality is None or result.quality.status == "good":
+        return GOOD
+    print(f"the result is {result.quality.headline}", file=sys.stderr)
+    return DOUBTFUL
 
 
 def _progress(args) -> bool:
@@ -173,9 +197,26 @@ def _warnings_as_notes():
     with warnings.catch_warnings():
         warnings.showwarning = show
         warnings.simplefilter("always", AstropyUserWarning)  # of the loaders: what the files do not tell
-        for said in ("the fit did not converge", "order .* of the list is left out"):
+        for said in ("the fit did not converge", "order .* of the list is left out", "the result is (doubtful|bad): "):
             warnings.filterwarnings("ignore", message=said)
         yield
+
+
+@contextmanager
+def _terminable():
+    """A block that SIGTERM ends as Ctrl-C does, so that no half of a file stays; only the main thread can do that."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_):
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -8,7 +8,6 @@ Continuum → line finding → first guess → rounds. Does not live here: what 
 from __future__ import annotations
 
 import logging
-import warnings
 from dataclasses import dataclass, field
 
 import astropy.units as u
@@ -17,6 +16,7 @@ import torch
 from astropy.table import QTable
 from specutils import Spectrum
 
+from .clone_assessment import assess_clone
 from .clone_continuum import gaps, template_continuum
 from .cloning_rounds import (
     CLONE_PRIORS,
@@ -34,6 +34,7 @@ from .line_finding import find_lines, own_widths, share_out_areas
 from .lines import LineEmulator
 from .numeric import is_number
 from .parameters import KINDS
+from .quality import Quality
 from .saturation import saturation_law
 from .spectrum import read_spectrum, spectrum_on, to_resolving_power, to_teff
 
@@ -80,6 +81,8 @@ class CloneResult:
         Whether and why the iteration ended well.
     settings : dict
         Everything that was asked for, and the template's provenance.
+    quality : Quality, optional
+        What speaks against the clone; see `clone_assessment`.
     """
 
     emulator: LineEmulator
@@ -91,6 +94,19 @@ class CloneResult:
     success: bool
     message: str
     settings: dict = field(default_factory=dict)
+    quality: Quality | None = None
+
+    def __repr__(self) -> str:
+        lines = [f"CloneResult: {self.message}"]
+        lines += [] if self.quality is None else [f"  {line}" for line in self.quality.lines()]
+        low, high = self.emulator.wavelength_range
+        return "\n".join([*lines, f"  {len(self.ledger)} lines, {low:.2f}-{high:.2f} Å, RMS {100 * self.rms:.3g} %"])
+
+    def assessed(self, quality: Quality) -> CloneResult:
+        """The clone with its quality, which its ledger tells too."""
+        self.quality = quality
+        quality.write_into(self.ledger)
+        return self
 
     def plot(self, **options):
         """Template, clone and residual; see `specutils_blase.plotting.plot_clone`."""
@@ -268,9 +284,7 @@ def clone(
         "template": str(template.meta.get("source", "")),
     }
     logger.info("cloned %d lines, RMS %.3f %%, %s", len(done.emulator), 100 * done.rms, done.message)
-    if not done.success:
-        warnings.warn(f"the clone is not as good as it should be: {done.message}", RuntimeWarning, stacklevel=2)
-    return CloneResult(
+    result = CloneResult(
         done.emulator,
         clone_ledger(done.emulator, done.start_area, settings),
         done.rms,
@@ -281,6 +295,8 @@ def clone(
         done.message,
         settings,
     )
+    result.assessed(assess_clone(result)).quality.warn()
+    return result
 
 
 def clone_ledger(emulator: LineEmulator, start_area: torch.Tensor, settings: dict, component: str = "star") -> QTable:

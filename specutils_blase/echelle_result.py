@@ -43,7 +43,7 @@ class EchelleFitResult(FitResult):
         return len(self.data)
 
     def __repr__(self) -> str:
-        lines = [f"FitResult of {len(self)} orders: {self.message}"]
+        lines = [f"FitResult of {len(self)} orders: {self.message}", *self._quality_lines()]
         for row in self.parameters:
             if (row["free"] and not row["order"]) or row["name"] == "rv_barycentric":
                 lines.append(f"  {row['name']} = {row['value']:.4f} ± {row['error']:.2g} {row['unit']}")
@@ -92,6 +92,7 @@ class EchelleFitResult(FitResult):
             history=self.history,
             settings=self.settings,
             orders=QTable(row),
+            quality=self.quality,
         )
 
     def evaluate(self) -> list[dict[str, torch.Tensor]]:

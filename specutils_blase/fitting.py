@@ -139,7 +139,8 @@ def fit(
     Returns
     -------
     FitResult
-        `success` and `message` say whether it converged.
+        `success` and `message` say whether it converged, `quality` what speaks against its answer: a
+        `BlaseQualityWarning` is given where that is doubtful or bad.
 
     Warns
     -----
@@ -276,7 +277,10 @@ def fit(
         "data": data_of(orders),
         "from_fit": from_fit(given, orders),
     }
-    return build_result(problem, solution, Given(orders, excluded, lines, start_area, noise, settings, found, anchors))
+    given = Given(orders, excluded, lines, start_area, noise, settings, found, anchors)
+    result = build_result(problem, solution, given)
+    result.quality.warn(but=("converged",))
+    return result
 
 
 def _search(orders: list[ObservedOrder], components: dict[str, LineEmulator], rv, vsini, continuum: int):

@@ -79,7 +79,7 @@ HELD_BACK, PATIENCE = 0.25, 3
 """Promise of a damped step, relative to the undamped one's, below which damping is in the way; iterations of it."""
 
 MESSAGES = {
-    "converged": "converged: the predicted further decrease of the cost is below the tolerance",
+    "converged": "converged",
     "stalled": "stopped: no step decreases the cost any more although more decrease is predicted",
     "iterations": "not converged: the limit on iterations was reached",
     "slow": "stopped: further iterations improve next to nothing although more decrease is predicted",

@@ -13,6 +13,7 @@ import torch
 from astropy.table import QTable
 from torch import Tensor
 
+from .assessment import assess
 from .common_changes import CommonChanges
 from .echelle import EchelleModel
 from .echelle_result import EchelleFitResult
@@ -27,11 +28,11 @@ from .parallel import each
 from .parameters import KINDS
 from .posterior import Curvature
 from .problem import AnchoredProblem
+from .quality import Reason
 from .rejection import rejected_table
 from .result import FitResult, model_spectra
 from .solving import degrees_of_freedom_used, reduced_chi_square
 from .stand_in import mean_pull, posterior_mean, prior_error
-from .telluric_scaling import largest_factor
 
 BARYCENTRIC_AGREEMENT = 0.01
 """km/s within which the orders' barycentric velocities must agree to count as one exposure's."""
@@ -111,20 +112,6 @@ def build_result(problem: AnchoredProblem, solution: Solution, given: Given) -> 
         components[name] = (emulator, errors)
         shift = 1.0 + (model.doppler.rv.item() / SPEED_OF_LIGHT if name == "star" else 0.0)
         ranges[name] = [(low / shift, high / shift) for low, high in (order.fitted_span for order in orders)]
-    message = solution.message
-    if not measured:
-        message += (
-            "; the data bring no uncertainty: all pixels weigh the same, errors are scaled by the residual scatter"
-        )
-    if any(noise.jitter):
-        message += (
-            f"; jitter added to {sum(s > 0 for s in noise.jitter)} of {len(orders)} orders, whose model is incomplete"
-        )
-    message += _at_bound(model, problem.free.global_slices)
-    if given.settings["telluric_scale"] is not None:
-        message += _doubtful_sky(given.settings["telluric_scale"]["factors"])
-    if model.doppler is not None:
-        message += _barycentric_velocity(orders)[1]
     rejected = _rejected(problem, given)
     # Those of the errors: what the noise has learnt since, too little for another fit, is not in them.
     weights = [w / order.scale**2 for w, order in zip(problem.free.split(problem.weight), orders, strict=True)]
@@ -135,9 +122,6 @@ def build_result(problem: AnchoredProblem, solution: Solution, given: Given) -> 
     table = _order_table(problem, replace(given, orders=orders), used, between.get("rv"))
     parameters, covariance = _parameters(problem, normal.border, inflation * border, orders)
     names = [order.name if many or order.frame.meta.get("m") is not None else "" for order in orders]
-    if given.found is not None:
-        n_found = len(given.found.features)
-        message += f"; {n_found or 'no'} line{'' if n_found == 1 else 's'} found that no template has"
     meta = {"settings": settings, "rv": model.doppler.rv.item() if model.doppler is not None else None}
     ledger = build_ledger(components, wavelength_range=ranges, orders=names, meta=meta)
     common = {
@@ -150,17 +134,18 @@ def build_result(problem: AnchoredProblem, solution: Solution, given: Given) -> 
         "reduced_chi2": reduced if measured else 1.0,
         "noise_scale": math.sqrt(inflation),
         "success": solution.success,
-        "message": message,
+        "message": solution.message,
         "history": solution.history,
         "settings": settings,
         "rejected": rejected,
         "curvature": Curvature.of(problem.free, weights, normal.prior_precision, pull, inflation),
     }
-    if not many:
-        return FitResult(data=orders[0].data, frame=orders[0].frame, orders=table, **common)
-    return EchelleFitResult(
-        data=[order.data for order in orders], frame=[order.frame for order in orders], orders=table, **common
-    )
+    if many:
+        data, frame = [order.data for order in orders], [order.frame for order in orders]
+        result = EchelleFitResult(data=data, frame=frame, orders=table, **common)
+    else:
+        result = FitResult(data=orders[0].data, frame=orders[0].frame, orders=table, **common)
+    return result.assessed(assess(result, problem.anchored_lines(), _noticed(problem, orders)))
 
 
 @torch.no_grad()
@@ -176,46 +161,27 @@ def _rejected(problem: AnchoredProblem, given: Given) -> QTable:
     return rejected_table(names, wavelengths, codes, deviations)
 
 
-def _at_bound(model, free: dict) -> str:
-    """What to say where v sin i ended at the largest value that the model has room for."""
-    if "vsini" not in free or model.rotation.vsini.item() < (1.0 - 1e-6) * model.rotation.max_vsini:
-        return ""
-    return (
-        f"; v sin i stands at the largest value that this model has room for, {model.rotation.max_vsini:.0f} km/s, and "
-        "its error means nothing: give a larger vsini= to start from, or ask whether the template is right"
-    )
-
-
-def _doubtful_sky(factors: dict[str, float]) -> str:
-    """What to say where a species' optical depth is further from the template's than nights are."""
-    far = [
-        f"{name or 'all species'} {factor:.3g}"
-        for name, factor in factors.items()
-        if abs(math.log(factor)) > 0.99 * math.log(largest_factor(name))
-    ]
-    if not far:
-        return ""
-    return (
-        f"; optical depths in units of the telluric template's that no night brings ({', '.join(far)}): is the "
-        "atmosphere divided out of the data already, or does the star have lines there that its template lacks?"
-    )
-
-
-def _barycentric_velocity(orders: list[ObservedOrder]) -> tuple[float | None, str]:
-    """The orders' barycentric correction [km/s], and what to say where they have no one correction.
+def _barycentric_velocity(orders: list[ObservedOrder]) -> tuple[float | None, float]:
+    """The orders' barycentric correction [km/s], and by how much theirs differ; None where they have no one correction.
 
     An order that does not know it shares that of the others.
     """
     known = [order.barycentric_velocity for order in orders if order.barycentric_velocity is not None]
     if not known:
-        return None, ""
+        return None, 0.0
     spread = max(known) - min(known)
-    if spread <= BARYCENTRIC_AGREEMENT:
-        return known[0], ""
-    return None, (
-        f"; the orders' barycentric corrections differ by {spread:.3g} km/s: none is applied, and one radial velocity "
+    return (known[0] if spread <= BARYCENTRIC_AGREEMENT else None), spread
+
+
+def _noticed(problem: AnchoredProblem, orders: list[ObservedOrder]) -> list[Reason]:
+    """What the orders tell that the result does not."""
+    spread = _barycentric_velocity(orders)[1] if problem.free.model.doppler is not None else 0.0
+    text = (
+        f"the orders' barycentric corrections differ by {spread:.3g} km/s: none is applied, and one radial velocity "
         "for all of them may be wrong"
     )
+    found = Reason("barycentric", "doubtful", text, spread, BARYCENTRIC_AGREEMENT)
+    return [found] if spread > BARYCENTRIC_AGREEMENT else []
 
 
 def _order_table(problem: AnchoredProblem, given: Given, used: list[float], velocities: OrderScatter | None) -> QTable:

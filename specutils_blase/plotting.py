@@ -165,7 +165,7 @@ def plot_clone(
     handles, labels = legend_of(panels[0][0], ("template", "clone", "lines"))
     if title is None:
         title = f"{len(result.ledger)} lines, RMS of template − clone {100 * result.rms:.3g} %"
-        title += "" if result.success else "  (not converged)"
+        title += "" if result.quality is None else f"     quality: {result.quality.headline}"
     crown(figure, title, handles, labels)
     return figure
 
@@ -328,8 +328,8 @@ def _headline(result: FitResult) -> str:
     if result.data.noise_known:
         words.append(f"reduced χ² = {result.reduced_chi2:.2f}")
     words.append(f"RMS = {100 * result.rms:.2f} %")
-    if not result.success:
-        words.append("NOT CONVERGED")
+    if result.quality is not None:
+        words.append(f"quality: {result.quality.headline}")
     return "     ".join(words).replace("-", "−")
 
 

@@ -65,9 +65,10 @@ def plot_orders(result, *, orders: Sequence[int] | None = None, figure: QuickLoo
         panel.tick_params(labelsize=7)
     panels[-1].set_xlabel("vacuum wavelength [Å]", fontsize=8)
     panels[len(chosen) // 2].set_ylabel("flux / continuum", fontsize=8)
+    quality = "" if result.quality is None else f"\nquality: {result.quality.headline}"
     figure.suptitle(
         f"{len(chosen)} of {len(result)} orders: data (grey), model (black), atmosphere (blue), "
-        f"residual × {MAGNIFIED:g} (red)",
+        f"residual × {MAGNIFIED:g} (red){quality}",
         fontsize=9,
     )
     return figure

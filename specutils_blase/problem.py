@@ -20,7 +20,7 @@ from .kernels import FWHM_PER_SIGMA
 from .lines import LineEmulator
 from .model import Stages
 from .normal_equations import NormalEquations
-from .parameters import FreeParameters
+from .parameters import KINDS, FreeParameters
 from .priors import GLOBAL_LIMITS, GLOBAL_PRIORS, LINE_LIMITS, LinePriors, penalty
 from .profiles import voigt_fwhm
 
@@ -211,6 +211,16 @@ class AnchoredProblem:
             own = self.free.columns(component)[:, self.free.kinds[component].index("ln_area")]
             area[self.free.lines[component]] = self.anchor[own]
         return area
+
+    def anchored_lines(self) -> dict[str, Tensor]:
+        """Component to (n_line, 4), the parameters of its lines where their priors stand; those held as they are."""
+        found = {}
+        for name, emulator in self.free.model.components.items():
+            found[name] = emulator.line_parameters().detach().double().clone()
+            lines = self.free.lines[name].unsqueeze(1)
+            kinds = torch.tensor([KINDS.index(kind) for kind in self.free.kinds[name]], device=lines.device).long()
+            found[name][lines, kinds] = self.anchor[self.free.columns(name)]
+        return found
 
     def _at(self, vector: Tensor) -> _Evaluation:
         """The evaluation at a vector; the last one is kept, so that nothing is evaluated twice."""

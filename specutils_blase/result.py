@@ -19,6 +19,7 @@ from .model import ForwardModel
 from .photon_limit import RVPhotonLimit, rv_photon_limit
 from .posterior import Curvature, Draws, draw
 from .posterior_means import line_means
+from .quality import Quality
 from .spectrum import SpectrumFrame, spectrum_on
 
 OPAQUE = 0.02
@@ -64,7 +65,7 @@ class FitResult:
     noise_scale : float
         Factor on the errors: 1, or the residual scatter where the data bring no uncertainty.
     success, message : bool, str
-        Whether the iteration converged, and how it ended.
+        Whether the iteration converged, and how it ended; what its answer is worth is told by `quality`.
     history : list of dict
         Iteration, cost, damping.
     settings : dict
@@ -77,6 +78,8 @@ class FitResult:
         Lines that the fit found and added, where it was asked to.
     rejected : QTable, optional
         One row a pixel that was left out because no spectrum can show it; see `rejection.COLUMNS`.
+    quality : Quality, optional
+        What speaks against the result; see `assessment`.
     """
 
     model: ForwardModel
@@ -96,9 +99,10 @@ class FitResult:
     curvature: Curvature | None = None
     found: QTable | None = None
     rejected: QTable | None = None
+    quality: Quality | None = None
 
     def __repr__(self) -> str:
-        lines = [f"FitResult: {self.message}"]
+        lines = [f"FitResult: {self.message}", *self._quality_lines()]
         for row in self.parameters:
             if (row["free"] and not str(row["name"]).startswith("continuum")) or row["name"] == "rv_barycentric":
                 lines.append(f"  {row['name']} = {row['value']:.4f} ± {row['error']:.2g} {row['unit']}")
@@ -107,6 +111,15 @@ class FitResult:
         lines.append(f"  medium of the data: {self.frame.medium} (as declared)")
         lines += [f"  {sentence}" for sentence in self.degeneracies]
         return "\n".join(lines)
+
+    def _quality_lines(self) -> list[str]:
+        return [] if self.quality is None else [f"  {line}" for line in self.quality.lines()]
+
+    def assessed(self, quality: Quality) -> FitResult:
+        """The result with its quality, which its tables tell too, first of all that is in their meta."""
+        self.quality = quality
+        quality.write_into(self.parameters, self.ledger, self.orders)
+        return self
 
     def value(self, name: str) -> float:
         """Value of a row of `parameters`."""

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from specutils import Spectrum
 
+from .clone_assessment import assess_clone
 from .cloning import CloneResult, NoLinesError, clone, clone_ledger, clone_model
 from .cloning_rounds import Template, worst_places
 from .lines import LineEmulator
@@ -158,7 +159,7 @@ def _merged(clones: dict[str, CloneResult], without: list[str], component: str) 
     message += f"; no lines of {', '.join(without)}" if without else ""
     message += "".join(f"; {name}: {clones[name].message}" for name in failed)
     history = [entry for result in clones.values() for entry in result.history]
-    return CloneResult(
+    result = CloneResult(
         emulator,
         clone_ledger(emulator, ln_area - change[order], settings, component),
         rms,
@@ -169,3 +170,4 @@ def _merged(clones: dict[str, CloneResult], without: list[str], component: str) 
         message,
         settings,
     )
+    return result.assessed(assess_clone(result))

@@ -27,6 +27,22 @@ FLUX = {
         2.9980352112601514,
     ],
 }
+FLUX |= {
+    "clone-1.1.0": [0.9340940681111565, 0.8655232779462289, 0.9228987618366695, 0.942757181087312, 0.9389994310504622],
+    "fit-1.1.0": [2.404171319265545, 2.5923710547265237, 2.8369492963105882, 2.743569891089164, 2.9330206773764314],
+    "echelle-1.1.0": [
+        2.4278303943664725,
+        2.6046962395672604,
+        2.8523278048884566,
+        2.718161086508844,
+        2.9167449140037958,
+        2.8198045908056253,
+        2.557365331929658,
+        2.7666176599555836,
+        2.769521890408265,
+        2.997958784403277,
+    ],
+}
 TYPES = {"clone": sb.CloneResult, "fit": sb.FitResult, "echelle": sb.EchelleFitResult}
 
 
@@ -54,10 +70,21 @@ def test_frozen_file_gives_the_same_spectrum(frozen_file):
         assert "Fe I" in result.ledger["species"] and "Fe I" in result.model.star.species
 
 
+def test_frozen_file_has_a_quality(frozen_file):
+    """That of its file; one of version 1.0.0 is assessed on reading, and says so."""
+    quality = sb.read(frozen_file).quality
+    assert (quality.reason("file") is not None) == frozen_file.stem.endswith("1.0.0")
+    # A clone of three iterations; a fit without jitter, whose star saturates otherwise than the truth; one with it.
+    speaks_against = {"clone": "converged", "fit": "chi2", "echelle": None}[frozen_file.stem.partition("-")[0]]
+    assert speaks_against in quality.names if speaks_against else quality.status == "good"
+
+
 def test_frozen_file_can_be_written_again(frozen_file, tmp_path):
     result = sb.read(frozen_file)
     result.write(tmp_path / "again.asdf")
-    np.testing.assert_array_equal(flux(sb.read(tmp_path / "again.asdf")), flux(result))
+    again = sb.read(tmp_path / "again.asdf")
+    np.testing.assert_array_equal(flux(again), flux(result))
+    assert again.quality == result.quality and again.ledger.meta["quality"] == result.quality.record()
 
 
 def test_every_version_has_its_files():
@@ -67,4 +94,4 @@ def test_every_version_has_its_files():
 
 
 def test_frozen_files_are_small(frozen_file):
-    assert frozen_file.stat().st_size < 60_000
+    assert frozen_file.stat().st_size < 70_000

@@ -200,9 +200,9 @@ def test_no_line_is_added_where_none_is_missing():
 
 def test_a_target_out_of_reach_is_said():
     _, spectrum = blended()
-    with pytest.warns(RuntimeWarning, match="not as good as it should be: not converged: the limit on iterations"):
+    with pytest.warns(sb.BlaseQualityWarning, match="not converged: the limit on iterations"):
         result = clone(spectrum, rms_target=1e-3, max_iterations=2, progress=False)
-    assert not result.success
+    assert not result.success and "converged" in result.quality.names
     assert "the target is 0.1 %" in result.message
 
 

@@ -17,13 +17,13 @@ NAME = "specutils_blase"
 # The rooms of docs/architecture.md, from the bottom up. A module or subpackage may import those of the rows below its
 # own. A new one needs a place here and in that picture.
 LAYERS = (
-    {"profiles", "saturation", "kernels", "parallel", "numeric", "scatter"},
+    {"profiles", "saturation", "kernels", "parallel", "numeric", "scatter", "quality"},
     {"grids", "line_sum"},
     {"lines", "extrinsic", "instrument"},
     {"line_view", "model", "data"},
     {"echelle", "correlation"},
-    {"parameters", "telluric_scaling", "star_scaling"},
-    {"structure", "velocity"},
+    {"parameters", "telluric_scaling", "star_scaling", "template_agreement"},
+    {"structure", "velocity", "line_moves"},
     {"jacobian_windows"},
     {"jacobian", "priors", "factor"},
     {"normal_equations"},
@@ -32,7 +32,7 @@ LAYERS = (
     {"stand_in", "telluric_anchors"},
     {"ledger_columns", "star_anchors", "flux"},
     {"spectrum", "ledger", "line_finding", "templates", "simulate", "degeneracies", "provenance"},
-    {"posterior", "clone_continuum", "cloning_rounds"},
+    {"posterior", "clone_continuum", "cloning_rounds", "assessment", "clone_assessment"},
     {"photon_limit", "missing_lines", "posterior_means"},
     {"cloning", "result", "line_lists", "ledger_files", "observed_orders"},
     {

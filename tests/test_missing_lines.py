@@ -112,7 +112,7 @@ def test_the_ledger_has_them(found, without):
         new = table["id"][table["added_to"] == name]
         area = np.delete(found.model.components[name].center.numpy(), new)
         np.testing.assert_allclose(area, np.asarray(start["center"])[: len(area)], atol=1e-9)
-    assert "2 lines found" in found.message
+    assert found.quality.reason("missing_lines").text.startswith("2 lines found")
 
 
 def test_the_fit_is_better_for_it(found, without):
@@ -178,7 +178,7 @@ def test_nothing_is_missing():
     result = fitted(observed(), missing_lines=0.01)
     plain = fitted(observed())
     assert isinstance(result.missing_lines, QTable) and len(result.missing_lines) == 0
-    assert "no lines found" in result.message
+    assert result.quality.reason("missing_lines").text.startswith("no lines found")
     for name in ("rv", "vsini"):
         assert result.value(name) == plain.value(name) and result.error(name) == plain.error(name)
 

@@ -118,7 +118,7 @@ def test_headline_tells_what_was_found(fit):
 def test_failure_is_in_the_title():
     with pytest.warns(RuntimeWarning, match="did not converge"):
         failed = fitted(observation(), rv=RV - 3.0, max_iterations=0)
-    assert "NOT CONVERGED" in plot_fit(failed)._suptitle.get_text()
+    assert "quality: doubtful (converged" in plot_fit(failed)._suptitle.get_text()
 
 
 def test_masked_pixels_are_shaded_and_not_drawn():
@@ -152,7 +152,8 @@ def test_spikes_are_marked_at_the_edge_of_the_residuals():
     flux = spectrum.flux.value.copy()
     flux[40] += 0.3
     spiked = Spectrum(spectral_axis=PIXELS * u.AA, flux=flux * u.one, uncertainty=spectrum.uncertainty)
-    residual = plot_fit(fitted(spiked), rows=1).axes[2]
+    with pytest.warns(sb.BlaseQualityWarning, match="χ²"):
+        residual = plot_fit(fitted(spiked), rows=1).axes[2]
     markers = next(artist for artist in residual.lines if artist.get_marker() == "^")
     np.testing.assert_allclose(markers.get_xdata(), PIXELS[40])
     assert abs(markers.get_ydata()[0]) < RESIDUAL_LIMIT

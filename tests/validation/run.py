@@ -48,6 +48,7 @@ ITEMS = {
     "priors": Item(4, None, "8"),
     "orders": Item(100, None, "9"),
     "start": Item(21, None, "10"),
+    "quality": Item(16, None, "11"),
 }
 
 SNRS, VSINIS = (100.0, 300.0), (3.0, 15.0)
@@ -112,10 +113,15 @@ def tasks(item: str, seeds: range, truths: list[str], part: float) -> list[tuple
         return whole + [
             ("orders", {"snr": 100.0, "orders": list(FOUR), "seed": seed, "alone": False}) for seed in seeds
         ]
+    if item == "quality":
+        import assessed_fits
+
+        return assessed_fits.tasks(seeds)
     raise ValueError(item)
 
 
 def one(task: tuple[str, dict]) -> dict:
+    import assessed_fits
     import cases
     import cramer_rao
     import measured_priors
@@ -123,9 +129,12 @@ def one(task: tuple[str, dict]) -> dict:
     import starts
 
     name, arguments = task
-    elsewhere = {"orders": simulated_nights, "bound": cramer_rao, "start": starts} | dict.fromkeys(
-        measured_priors.CASES, measured_priors
-    )
+    elsewhere = {
+        "orders": simulated_nights,
+        "bound": cramer_rao,
+        "start": starts,
+        "assessed": assessed_fits,
+    } | dict.fromkeys(measured_priors.CASES, measured_priors)
     module = elsewhere.get(name, cases)
     return {"case": name, "arguments": arguments, "result": getattr(module, name)(**arguments)}
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 import numpy as np
+from scipy.stats import binomtest
 
 
 def grouped(records: list[dict], *names: str) -> dict[tuple, list[dict]]:
@@ -350,3 +351,74 @@ def start(records: list[dict]) -> str:
             row(f"v sin i {low:.0f} to {high:.0f} km/s", chosen)
     row("all", everything)
     return markdown(head, rows)
+
+
+BEYOND, WITHIN = 5.0, 3.0
+"""Errors from the truth beyond which a fit counts as wrong, and within which as right."""
+
+
+def quality(records: list[dict]) -> str:
+    """Item 10: which fits were flagged, of those that are wrong and of those that are right."""
+    from assessed_fits import GOOD, WITHOUT_TRUTH
+
+    answered, rows = [], []
+    for (kind,), results in grouped(records, "kind").items():
+        fits = [_judged(kind, result) for result in results if result["status"] != "refused"]
+        answered += fits
+        beyond = [fit for fit in fits if fit["beyond"]]
+        names = Counter(name for fit in fits for name in fit["reasons"]).most_common(4)
+        rows.append(
+            [
+                kind, str(len(results)), str(len(results) - len(fits)), str(sum(fit["flagged"] for fit in fits)),
+                f"{sum(fit['flagged'] for fit in beyond)} of {len(beyond)}",
+                ", ".join(f"{name} {count}" for name, count in names),
+            ]
+        )  # fmt: skip
+    chosen = {
+        f"beyond {BEYOND:g} σ in rv or v sin i": [fit for fit in answered if fit["beyond"]],
+        "of these, beyond a resolution element": [fit for fit in answered if fit["beyond"] and fit["far"]],
+        f"good ones within {WITHIN:g} σ in both": [fit for fit in answered if fit["within"] and fit["kind"] in GOOD],
+        "good ones, all": [fit for fit in answered if fit["kind"] in GOOD],
+    }
+    summary = [
+        [name, str(len(fits)), str(count := sum(fit["flagged"] for fit in fits)), _interval(count, len(fits))]
+        for name, fits in chosen.items()
+    ]
+    head = ["kind", "fits", "refused", "flagged", "flagged of those beyond", "reasons"]
+    missed = [fit for fit in answered if fit["beyond"] and not fit["flagged"]]
+    told = "; ".join(", ".join([fit["kind"], *(_beside(fit, name) for name in ("rv", "vsini"))]) for fit in missed)
+    return "\n".join(
+        [
+            markdown(["fits", "number", "flagged", "95 % interval"], summary), "", markdown(head, rows), "",
+            f"Every answer counts as wrong where there is no star: {', '.join(WITHOUT_TRUTH)}.",
+            f"Wrong and not flagged: {told or 'none'}.",
+        ]
+    )  # fmt: skip
+
+
+def _judged(kind: str, result: dict) -> dict:
+    """A fit beside its truth."""
+    from assessed_fits import WITHOUT_TRUTH
+
+    pulls = [abs(result[name]) / max(result[f"{name}_err"], 1e-9) for name in ("rv", "vsini")]
+    nothing = kind in WITHOUT_TRUTH
+    return result | {
+        "kind": kind,
+        "flagged": result["status"] in ("doubtful", "bad"),
+        "beyond": nothing or max(pulls) > BEYOND,
+        "far": nothing or max(abs(result["rv"]), abs(result["vsini"])) > result["element"],
+        "within": not nothing and max(pulls) < WITHIN,
+    }
+
+
+def _beside(fit: dict, name: str) -> str:
+    """A velocity less the truth, and its error."""
+    return f"{name} {fit[name]:+.2f} ± {fit[f'{name}_err']:.2f}"
+
+
+def _interval(count: int, number: int) -> str:
+    """Clopper & Pearson's (1934) interval of a fraction."""
+    if not number:
+        return ""
+    interval = binomtest(count, number).proportion_ci(0.95)
+    return f"{100 * interval.low:.1f} to {100 * interval.high:.1f} %"

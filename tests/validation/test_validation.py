@@ -256,7 +256,7 @@ def test_the_command_explains_itself(tmp_path):
 def test_the_defaults_are_those_of_the_document():
     """Numbers of fits in the tables of docs/validation.md, section by section, are the seeds of the command."""
     text = (HERE.parents[1] / "docs" / "validation.md").read_text(encoding="utf-8")
-    sections = dict(re.findall(r"^## (\d)\. (.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))
+    sections = dict(re.findall(r"^## (\d+)\. (.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))
     assert set(sections) == {item.section for item in ITEMS.values()}
     for name in ("calibration", "changed", "missing", "star", "flaws"):
         item = ITEMS[name]

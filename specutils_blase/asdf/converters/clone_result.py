@@ -2,7 +2,7 @@
 
 from asdf.extension import Converter
 
-from .fit_result import LEDGER
+from .fit_result import LEDGER, load_quality, quality_of
 
 
 class CloneResultConverter(Converter):
@@ -12,6 +12,7 @@ class CloneResultConverter(Converter):
     types = ["specutils_blase.cloning.CloneResult"]
 
     def to_yaml_tree(self, obj, tag, ctx):
+        from ...clone_assessment import assess_clone
         from ...provenance import of_template
         from ..records import plain, share, spectrum_record, table_record, written
 
@@ -20,6 +21,7 @@ class CloneResultConverter(Converter):
             "emulator": obj.emulator,
             "ledger": table_record(obj.ledger, "ledger", LEDGER),
             "rms": float(obj.rms),
+            "quality": quality_of(obj, assess_clone).record(),
             "success": bool(obj.success),
             "message": str(obj.message),
             "history": plain(obj.history),
@@ -31,13 +33,14 @@ class CloneResultConverter(Converter):
         }
 
     def from_yaml_tree(self, node, tag, ctx):
+        from ...clone_assessment import assess_clone
         from ...cloning import CloneResult
         from ...lines import LineEmulator
         from ..records import load_plain, load_spectrum, load_table
 
         if not isinstance(node["emulator"], LineEmulator):
             raise ValueError("expected the emulator of a clone as a line emulator, got other data")
-        return CloneResult(
+        result = CloneResult(
             emulator=node["emulator"],
             ledger=load_table(node["ledger"], "ledger", LEDGER),
             rms=float(node["rms"]),
@@ -48,3 +51,4 @@ class CloneResultConverter(Converter):
             message=node["message"],
             settings=load_plain(node["settings"]),
         )
+        return load_quality(node, result, assess_clone)

@@ -9,6 +9,7 @@ from asdf.extension import Converter
 PARAMETERS = ("name", "value", "error", "unit", "free")
 LEDGER = ("component", "id", "center", "free")
 ORDERS = ("index", "order", "good", "rms", "reduced_chi2", "jitter", "fitted", "reason")
+REJECTED = ("order", "index", "wavelength", "reason")
 MISSING = ("wavelength", "component", "id", "significance", "false_alarm_probability")
 
 
@@ -30,6 +31,7 @@ class FitResultConverter(Converter):
         }
 
     def from_yaml_tree(self, node, tag, ctx):
+        from ...assessment import assess
         from ...model import ForwardModel
         from ...result import FitResult
 
@@ -37,7 +39,8 @@ class FitResultConverter(Converter):
         if not isinstance(model, ForwardModel):
             raise ValueError("expected the model of a fit as a forward model, got other data")
         data, frame = _load_observed(node["data"], node["frame"], model)
-        return FitResult(model=model, data=data, frame=frame, **_load_outcome(node, model))
+        result = FitResult(model=model, data=data, frame=frame, **_load_outcome(node, model))
+        return load_quality(node, result, assess)
 
 
 class EchelleFitResultConverter(Converter):
@@ -60,6 +63,7 @@ class EchelleFitResultConverter(Converter):
     def from_yaml_tree(self, node, tag, ctx):
         import numpy as np
 
+        from ...assessment import assess
         from ...echelle import EchelleModel
         from ...echelle_result import EchelleFitResult
 
@@ -75,7 +79,23 @@ class EchelleFitResultConverter(Converter):
         if fitted != len(observed):
             raise ValueError(f"expected {len(observed)} orders that were fitted in the table orders, got {fitted}")
         data, frame = (list(column) for column in zip(*observed, strict=True))
-        return EchelleFitResult(model=model, data=data, frame=frame, **outcome)
+        return load_quality(node, EchelleFitResult(model=model, data=data, frame=frame, **outcome), assess)
+
+
+def quality_of(obj, assess):
+    """The quality of a result, assessed now where nobody has yet."""
+    return assess(obj) if obj.quality is None else obj.quality
+
+
+def load_quality(node, result, assess):
+    """The result with its quality; files of version 1.0.0 have none, and what they hold is assessed now."""
+    from ...quality import Quality, Reason
+
+    if "quality" in node:
+        result.quality = Quality.from_record(node["quality"])
+        return result
+    text = "the file is of an older version, without an assessment: it was made on reading, from what the file holds"
+    return result.assessed(Quality.of([*assess(result).reasons, Reason("file", "good", text)]))
 
 
 def _spectra_record(parts):
@@ -98,6 +118,7 @@ def _load_observed(data, frame, model):
 
 def _outcome_record(obj, more_parameters=(), more_ledger=()):
     """What the fit found, of one order or of many."""
+    from ...assessment import assess
     from ..records import array, plain, table_record, written
 
     settings = plain(obj.settings)
@@ -109,6 +130,7 @@ def _outcome_record(obj, more_parameters=(), more_ledger=()):
         "line_covariance": {name: array(values) for name, values in obj.line_covariance.items()},
         "reduced_chi2": float(obj.reduced_chi2),
         "noise_scale": float(obj.noise_scale),
+        "quality": quality_of(obj, assess).record(),
         "success": bool(obj.success),
         "message": str(obj.message),
         "history": plain(obj.history),
@@ -118,6 +140,8 @@ def _outcome_record(obj, more_parameters=(), more_ledger=()):
     }
     if obj.orders is not None:
         record["orders"] = table_record(obj.orders, "orders", ORDERS)
+    if obj.rejected is not None:
+        record["rejected"] = table_record(obj.rejected, "rejected", REJECTED)
     if obj.found is not None:
         record["missing_lines"] = table_record(obj.found, "missing_lines", MISSING)
     if obj.curvature is not None:
@@ -159,6 +183,7 @@ def _load_outcome(node, model, more_parameters=(), more_ledger=()):
         "settings": load_plain(node["settings"]),
         "orders": load_table(node["orders"], "orders", ORDERS) if "orders" in node else None,
         "curvature": _load_curvature(node["curvature"], model) if "curvature" in node else None,
+        "rejected": load_table(node["rejected"], "rejected", REJECTED) if "rejected" in node else None,
         "found": load_table(node["missing_lines"], "missing_lines", MISSING) if "missing_lines" in node else None,
     }
 

@@ -1,0 +1,399 @@
+"""The assessment of a fit: what speaks against its numbers, each with what was measured and from where on it counts.
+
+Convergence says that an iteration has arrived, not where. Here the answer itself is looked at: what the noise, the
+template, the lines, the sky and the continuum say of it. Limits were set on simulated fits, right and wrong ones; see
+docs/validation.md, section 10, and ``tests/validation/run.py quality``.
+
+Does not live here: statuses and words about them (`quality`), what is measured of template and lines
+(`template_agreement`, `line_moves`), the assessment of clones (`clone_assessment`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .echelle import orders_of
+from .grids import SPEED_OF_LIGHT
+from .line_moves import LineMoves, line_moves
+from .parameters import KINDS
+from .quality import Quality, Reason
+from .telluric_scaling import LARGEST_SHIFT, largest_factor
+from .template_agreement import Agreement, ObservedPixels, template_agreement
+
+CHI2 = 2.0
+"""Reduced χ² with the noise of the data, from which on errors are too small by half, if no jitter pays for it."""
+
+CHI2_BAD = 30.0
+"""The same, from which on errors mean nothing: they are too small by more than five."""
+
+MISFIT, MISFIT_BAD = 0.5, 1.0
+"""What the model leaves beyond the noise, in units of what the star's lines add: at 1, the star explains no more than
+what is unexplained, and its velocity follows whatever else is in the data."""
+
+OUTLIERS = 0.05
+"""Part of the pixels that were doubted or left out. Of Gaussian noise 0.3 % are, of cosmic rays rarely 1 %."""
+
+DETECTION, DETECTION_BAD = 8.0, 5.0
+"""Strength of the template in the data over its error. By chance the best of a thousand velocities reaches 3.5; noise
+that is told too small, as much more."""
+
+CORRELATION, CORRELATION_BAD = 0.6, 0.3
+"""Correlation of data and template, lines held, the noise taken out. Another star's template reaches 0.7."""
+
+ELSEWHERE, ELSEWHERE_BAD = 10.0, 50.0
+"""ln L by which the template agrees better at another velocity; lines that are wrong in the template make a few."""
+
+STRENGTH, STRENGTH_BAD = 2.0, 6.0
+"""Factor, up or down, between the star's lines in the data and in its template."""
+
+SMEARING = 0.1
+"""RMS of the rotating template over that of one at rest, below which hardly a line is left that could tell v sin i:
+what bends by as much is continuum, blaze and molecules as well."""
+
+RESOLVED = 0.3
+"""v sin i, with its error, in units of the FWHM of the line spread, below which the data tell an upper limit."""
+
+MOVED = 4.0
+"""Common change of a component's lines against its template in units of its error, from which on it is no chance."""
+
+MOVED_BY = {"ln_area": math.log(STRENGTH), "ln_sigma": 0.25, "ln_gamma": 0.7, "rv_offset": 1.0}
+"""The least common change that matters: a width by a quarter is what a resolving power wrong by as much leaves."""
+
+SPREAD = 3.0
+"""Scatter of lines about their template in units of what priors and noise allow: their priors no longer hold them."""
+
+FEWEST = 6
+"""Lines whose scatter is a scatter."""
+
+AT_LIMIT = 0.1
+"""Part of the star's significant lines that stand as far from their template as a fit lets them go."""
+
+SIGNIFICANT = 5.0
+"""Signal-to-noise ratio of an equivalent width from which on a line counts for that."""
+
+DARKEST, ENVELOPE = 0.02, 3.0
+"""Least continuum in units of its median; and the factor by which continuum over upper envelope of the data may change
+along an order. A blanket of lines depresses an order, and changes slowly."""
+
+PIECES = 10
+"""Parts of an order in each of which the data have an upper envelope."""
+
+SECOND, SECOND_BAD = 12.0, 4.0
+"""Δχ² of the second solution of (rv, v sin i): two are told apart at 3.5 and at 2 standard deviations."""
+
+WIDTHS = ("ln_sigma", "ln_gamma")
+"""What a file of an older version does not tell of the template."""
+
+UNTOLD = {"star": WIDTHS}
+"""Common changes that mean nothing: rotation broadens all lines of a star, and is fitted."""
+
+MEANING = {"ln_area": "strength", "ln_sigma": "Gaussian width", "ln_gamma": "Lorentzian width"}
+"""What the parameters of lines are in words."""
+
+
+def assess(result, anchored: dict[str, Tensor] | None = None, more: Iterable[Reason] = ()) -> Quality:
+    """Look at the answer of a fit.
+
+    Parameters
+    ----------
+    result : FitResult or EchelleFitResult
+        Of one order or of many.
+    anchored : dict of Tensor, optional
+        Component to (n_line, 4), where the template has its lines, as `LineEmulator.line_parameters`. From the ledger
+        when not given: widths then count as they were fitted.
+    more : iterable of Reason
+        What the fit itself has noticed.
+
+    Returns
+    -------
+    Quality
+    """
+    many = isinstance(result.data, list)
+    known = anchored is not None
+    anchored = anchored if known else _anchored_by_ledger(result)
+    pixels = _pixels(result)
+    agreement = template_agreement(result.model, pixels, anchored.get("star"))
+    moves = {
+        name: line_moves(
+            emulator.line_parameters().detach(),
+            anchored[name],
+            torch.as_tensor(result.line_covariance[name]),
+            result.curvature.prior_precision[name],
+            result.settings["priors"][name],
+        )
+        for name, emulator in result.model.components.items()
+        if result.curvature is not None and name in result.settings.get("priors", {})
+    }
+    parts = result.evaluate()
+    reasons = [
+        *more,
+        *_iteration(result),
+        *_noise(result, agreement),
+        *_velocities(result, agreement),
+        *_start(result.settings.get("start")),
+        *_template(result, agreement),
+        *_lines(result, moves, known),
+        *_sky(result.settings.get("telluric_scale")),
+        *_continuum(result, parts if many else [parts]),
+        *_left_out(result),
+    ]
+    return Quality.of(reasons)
+
+
+def _pixels(result) -> list[ObservedPixels]:
+    data = result.data if isinstance(result.data, list) else [result.data]
+    weights = (
+        [torch.where(one.good, one.sigma.double() ** -2, 0.0) for one in data]
+        if result.curvature is None
+        else result.curvature.weight
+    )
+    pixels = []
+    for one, weight in zip(data, weights, strict=True):
+        # Where the data tell no noise, it is what the weights were scaled to.
+        sigma = one.sigma.double() if one.noise_known else torch.where(weight > 0, weight, 1.0).rsqrt()
+        pixels.append(ObservedPixels(torch.where(weight > 0, one.flux.double(), 0.0), sigma, weight))
+    return pixels
+
+
+def _anchored_by_ledger(result) -> dict[str, Tensor]:
+    """Where lines were before the fit, as far as a ledger tells: strengths and places."""
+    anchored = {}
+    for name, emulator in result.model.components.items():
+        values = emulator.line_parameters().detach().double().clone()
+        rows = result.ledger[result.ledger["component"] == name]
+        change = torch.as_tensor(np.array(rows["delta_ln_area"], dtype=float))
+        values[:, KINDS.index("ln_area")] -= change.nan_to_num()
+        values[:, KINDS.index("rv_offset")] = 0.0
+        anchored[name] = values
+    return anchored
+
+
+def _graded(
+    name: str, text: str, value: float, limit: float, bad: float = math.inf, below: bool = False
+) -> Iterator[Reason]:
+    """A reason where a value is beyond its limit: above it, or below it."""
+    beyond, worse = (value < limit, value < bad) if below else (value > limit, value > bad)
+    if below and math.isinf(bad):
+        worse = False
+    if beyond or worse:
+        yield Reason(name, "bad" if worse else "doubtful", text, value, bad if worse else limit)
+
+
+def _iteration(result) -> Iterator[Reason]:
+    if not result.success:
+        yield Reason("converged", "doubtful", f"the iteration has not arrived ({result.message})")
+
+
+def _noise(result, agreement: Agreement | None) -> Iterator[Reason]:
+    fitted = result.orders[result.orders["fitted"]]
+    chi2, jitter = np.asarray(fitted["reduced_chi2"]), np.asarray(fitted["jitter"])
+    if np.isnan(chi2).any():
+        text = "the data bring no uncertainty: all pixels weigh the same, and errors follow from the residual scatter"
+        yield Reason("uncertainty", "good", text)
+    unpaid = chi2[np.isfinite(chi2) & (jitter == 0.0)]
+    if unpaid.size:
+        worst = float(unpaid.max())
+        text = f"reduced χ² is {worst:.3g}: the model lacks something, and errors are too small by {worst**0.5:.2g}"
+        yield from _graded("chi2", text, worst, CHI2, CHI2_BAD)
+    if (jitter > 0.0).any():
+        text = (
+            f"jitter was added in {int((jitter > 0).sum())} of {len(fitted)} orders, up to {100 * jitter.max():.2g} % "
+            "of the continuum: their model is incomplete, and the errors allow for it"
+        )
+        yield Reason("jitter", "good", text, float(jitter.max()))
+    if agreement is not None:
+        text = (
+            f"what the model leaves beyond the noise is {agreement.misfit:.2g} times what the star's lines add to it: "
+            "velocities follow what is not understood as much as the star"
+        )
+        yield from _graded("misfit", text, agreement.misfit, MISFIT, MISFIT_BAD)
+    rejected = getattr(result, "rejected", None)
+    doubted = int(np.sum(fitted["doubted"])) + (0 if rejected is None else len(rejected))
+    part = doubted / max(int(np.sum(fitted["good"])) + (0 if rejected is None else len(rejected)), 1)
+    text = f"{100 * part:.2g} % of the pixels are outliers, doubted or left out: no noise has as many"
+    yield from _graded("outliers", text, part, OUTLIERS)
+
+
+def _velocities(result, agreement: Agreement | None) -> Iterator[Reason]:
+    rotation = result.model.rotation
+    names = list(result.parameters["name"])
+    if rotation is None or "vsini" not in names or not bool(result.parameters["free"][names.index("vsini")]):
+        return
+    vsini, error = result.value("vsini"), result.error("vsini")
+    if vsini >= (1.0 - 1e-6) * rotation.max_vsini:
+        text = (
+            f"v sin i stands at the largest value that this model has room for, {rotation.max_vsini:.0f} km/s, and its "
+            "error means nothing: give a larger vsini= to start from, or ask whether the template is right"
+        )
+        yield Reason("vsini_bound", "bad", text, vsini, rotation.max_vsini)
+    spreads = [order.line_spread for order in orders_of(result.model) if order.line_spread is not None]
+    if spreads:
+        widths = [SPEED_OF_LIGHT / math.exp(one.ln_resolving_power[0].item()) for one in spreads]
+        element = min(widths)
+        if vsini + error < RESOLVED * element:
+            text = (
+                f"v sin i is far below the resolution of {element:.1f} km/s: take {vsini + 2 * error:.1f} km/s as its "
+                "upper limit, which holds as well as the resolving power is known"
+            )
+            yield Reason("vsini_upper_limit", "good", text, vsini, RESOLVED * element)
+    if agreement is not None and math.isfinite(agreement.smearing):
+        text = (
+            f"rotating with {vsini:.0f} km/s the template keeps {100 * agreement.smearing:.2g} % of its structure: "
+            "hardly a line is left that could tell v sin i from continuum and blaze"
+        )
+        yield from _graded("vsini_template", text, agreement.smearing, SMEARING, below=True)
+
+
+def _start(start: dict | None) -> Iterator[Reason]:
+    if not start:
+        return
+    if start.get("at_edge"):
+        low, high = start.get("search", (math.nan, math.nan))
+        text = (
+            f"the radial velocity was looked for between {low:.0f} and {high:.0f} km/s, and agreement still grew at "
+            "the end: the star may be beyond it; clone a wider region, or give rv="
+        )
+        yield Reason("rv_search", "bad", text, start.get("rv"))
+    gap = start.get("delta_chi2")
+    if gap is not None:
+        other = start["candidates"][1] if len(start.get("candidates", ())) > 1 else {}
+        at = f" at rv {other['rv']:.1f}, v sin i {other['vsini']:.1f} km/s" if {"rv", "vsini"} <= other.keys() else ""
+        text = f"a second solution{at} is worse by only {gap:.2g} in χ²: the answer may be that one"
+        yield from _graded("second_solution", text, gap, SECOND, SECOND_BAD, below=True)
+
+
+def _template(result, agreement: Agreement | None) -> Iterator[Reason]:
+    if agreement is None:
+        return
+    strength, error = agreement.strength, agreement.strength_error
+    significance = strength / error
+    text = (
+        f"the star is hardly seen: its template has {strength:.2g} ± {error:.2g} of its strength in the data, "
+        f"{significance:.1f} standard deviations"
+    )
+    yield from _graded("detection", text, significance, DETECTION, DETECTION_BAD, below=True)
+    text = (
+        f"data and template correlate with {agreement.correlation:.2f}, noise taken out: they do not show the same "
+        "lines; are wavelengths, velocities and the kind of star right?"
+    )
+    yield from _graded("correlation", text, agreement.correlation, CORRELATION, CORRELATION_BAD, below=True)
+    text = (
+        f"the template agrees better {agreement.elsewhere:+.0f} km/s from the fitted velocity (ln L higher by "
+        f"{agreement.gain:.0f}): the star may be there"
+    )
+    yield from _graded("elsewhere", text, agreement.gain, ELSEWHERE, ELSEWHERE_BAD)
+    factor = strength * (result.settings.get("star_scale") or {}).get("strength", 1.0)
+    if factor > 0.0:
+        text = (
+            f"the star's lines have {factor:.2g} of the strength that its template has: is the template of this kind "
+            "of star, and the flux linear, without scattered light?"
+        )
+        yield from _graded("strength", text, max(factor, 1.0 / factor), STRENGTH, STRENGTH_BAD)
+
+
+def _lines(result, moves: dict[str, dict[str, LineMoves]], known: bool) -> Iterator[Reason]:
+    for name, kinds in moves.items():
+        for kind, move in kinds.items():
+            if (kind in WIDTHS and not known) or kind in UNTOLD.get(name, ()):
+                continue
+            pull = abs(move.mean) / move.error
+            if pull > MOVED and abs(move.mean) > MOVED_BY[kind]:
+                change = (
+                    f"are {move.mean:+.2g} km/s from where their template has them"
+                    if kind == "rv_offset"
+                    else f"have {math.exp(move.mean):.2g} times the {MEANING[kind]} of their template"
+                )
+                text = (
+                    f"the {move.n_line} best lines of the {name} {change}, all together ({pull:.1f} standard "
+                    "deviations): is the resolving power right, and the template?"
+                )
+                yield Reason(f"{name}_{kind}", "doubtful", text, pull, MOVED)
+        widest = max(
+            (kind for kind in kinds if kinds[kind].n_line >= FEWEST), key=lambda kind: kinds[kind].spread, default=None
+        )
+        if widest is not None:
+            spread = kinds[widest].spread
+            text = (
+                f"lines of the {name} scatter about their template {spread:.2g} times as much as their priors expect "
+                f"({MEANING.get(widest, 'place')}): give wider {name}_priors, or a better template"
+            )
+            yield from _graded(f"{name}_scatter", text, spread, SPREAD)
+    rows = result.ledger[(result.ledger["component"] == "star") & result.ledger["free"]]
+    if "at_limit" in rows.colnames and len(rows):
+        rows = rows[np.nan_to_num(np.asarray(rows["snr"])) > SIGNIFICANT]
+        part = float(np.mean(rows["at_limit"])) if len(rows) else 0.0
+        text = f"{100 * part:.0f} % of the star's lines went as far from their template as a fit lets them go"
+        yield from _graded("lines_at_limit", text, part, AT_LIMIT)
+
+
+def _sky(scale: dict | None) -> Iterator[Reason]:
+    """Where optical depths or the shift of the sky are further from the template's than nights are."""
+    if not scale:
+        return
+    far = {
+        name: factor
+        for name, factor in scale["factors"].items()
+        if abs(math.log(factor)) > 0.99 * math.log(largest_factor(name))
+    }
+    if far:
+        told = ", ".join(f"{name or 'all species'} {factor:.3g}" for name, factor in far.items())
+        text = (
+            f"optical depths in units of the telluric template's that no night brings ({told}): is the atmosphere "
+            "divided out of the data already, or does the star have lines there that its template lacks?"
+        )
+        yield Reason("telluric_amount", "doubtful", text, next(iter(far.values())))
+    if abs(scale["shift"]) > 0.99 * LARGEST_SHIFT:
+        text = (
+            f"the sky's lines are shifted by {scale['shift']:.2f} km/s, as far as a fit lets them go: are the "
+            "wavelengths in the frame of the observatory, and in the medium that was declared?"
+        )
+        yield Reason("telluric_shift", "doubtful", text, scale["shift"], LARGEST_SHIFT)
+
+
+def _continuum(result, parts: list[dict[str, Tensor]]) -> Iterator[Reason]:
+    data = result.data if isinstance(result.data, list) else [result.data]
+    lowest, widest = math.inf, 1.0
+    for one, spectra in zip(data, parts, strict=True):
+        good = one.good.cpu().numpy()
+        level, flux = spectra["continuum"].double().cpu().numpy()[good], one.flux.double().cpu().numpy()[good]
+        middle = float(np.median(level))
+        if not middle > 0.0:
+            lowest = -math.inf
+            continue
+        lowest = min(lowest, float(level.min()) / middle)
+        model = spectra["model"].double().cpu().numpy()[good]
+        pieces = [
+            float(np.quantile(values, 0.95) / max(np.quantile(above, 0.95), 1e-300))
+            for values, above in zip(np.array_split(flux, PIECES), np.array_split(model, PIECES), strict=True)
+            if values.size
+        ]
+        if min(pieces) > 0.0:
+            widest = max(widest, max(pieces) / min(pieces))
+        else:
+            widest = math.inf
+    text = (
+        f"the continuum falls to {lowest:.2g} of its median: what is there has no scale; choose a lower continuum= or "
+        "cut the dark end"
+    )
+    yield from _graded("continuum_dark", text, lowest, DARKEST, 0.0, below=True)
+    text = (
+        f"model and data change against each other by a factor of {widest:.2g} along an order: choose a higher "
+        "continuum=, or divide the blaze out"
+    )
+    yield from _graded("continuum", text, widest, ENVELOPE)
+
+
+def _left_out(result) -> Iterator[Reason]:
+    out = result.orders[~np.asarray(result.orders["fitted"], dtype=bool)]
+    if len(out):
+        names = ", ".join(map(str, out["order"]))
+        yield Reason("orders", "good", f"{len(out)} of {len(result.orders)} orders were left out: {names}", len(out))
+    if result.found is not None:
+        n_found = len(result.found)
+        text = f"{n_found or 'no'} line{'' if n_found == 1 else 's'} found that no template has"
+        yield Reason("missing_lines", "good", text, n_found)

@@ -1,0 +1,237 @@
+r"""How well a star's template agrees with the data of a fit, with its lines held as they are in the template.
+
+Thousands of free lines follow whatever the data show. The template does not: its lines at the fitted velocities say how
+strong the star is in the data, and whether it is somewhere else. For every order, with P the projection off the
+continuum, W the weights, y the data less the model without its star, and f what the template adds to that model,
+
+.. math:: α = \frac{f^T P W y}{f^T P W f}, \quad C^2 = \frac{(f^T P W y)^2}{f^T P W f \; y^T P W y},
+
+α being the strength that the data ask for, and C their correlation, also at other velocities.
+
+Does not live here: what is too little agreement (`assessment`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .echelle import EchelleModel, orders_of
+from .grids import SPEED_OF_LIGHT
+from .model import ForwardModel
+
+FARTHEST = 1000.0
+"""km/s on either side of the fitted velocity within which the star is looked for."""
+
+LEAST_OVERLAP = 0.4
+"""Part of the pixels that a shifted template must still reach: with fewer, anything agrees."""
+
+MOST_SHIFTS = 801
+"""Velocities that are tried: with 1,000 km/s on either side, one every 2.5 km/s."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What the template says, of all orders together.
+
+    Parameters
+    ----------
+    strength, strength_error : float
+        α and its error: 1 where the data have the template's lines, 0 where they have none of them, negative where they
+        have them in emission.
+    correlation : float
+        C at the fitted velocity with the noise that the data tell taken out of y, with the sign of α; at most 1.
+    elsewhere : float
+        Shift [km/s] from the fitted velocity at which the template agrees best.
+    gain : float
+        By how much ln L is higher there than at the fitted velocity, with L of Zucker (2003); 0 where it is not.
+    structure : float
+        RMS of what the fitted star adds to the model, in units of the continuum.
+    misfit : float
+        RMS of what the model leaves, beyond the noise that the data tell, in units of `structure`.
+    smearing : float
+        RMS of the rotating template's structure over that of one at rest.
+    """
+
+    strength: float
+    strength_error: float
+    correlation: float
+    elsewhere: float
+    gain: float
+    structure: float
+    misfit: float
+    smearing: float
+
+
+@dataclass(frozen=True)
+class ObservedPixels:
+    """Of one order, (n,) each: data, 1-sigma noise, and the weights that the fit ended with."""
+
+    flux: Tensor
+    sigma: Tensor
+    weight: Tensor
+
+
+@torch.no_grad()
+def template_agreement(
+    model: ForwardModel | EchelleModel, pixels: Sequence[ObservedPixels], anchored: Tensor | None
+) -> Agreement | None:
+    """Compare the template with the data.
+
+    Parameters
+    ----------
+    model : ForwardModel or EchelleModel
+        As fitted; it is left as it is.
+    pixels : sequence of ObservedPixels
+        Of each order.
+    anchored : Tensor, (n_line, 4), optional
+        Where the template has the parameters of the star's lines, as `LineEmulator.line_parameters`; as fitted when
+        not given.
+
+    Returns
+    -------
+    Agreement or None
+        None for a model without a star, or data without weight.
+    """
+    if model.star is None:
+        return None
+    fitted = [_star_part(order) for order in orders_of(model)]
+    template = fitted
+    if anchored is not None:
+        before = model.star.line_parameters().detach().clone()
+        try:
+            model.star.set_line_parameters(anchored.to(before))
+            template = [_star_part(order) for order in orders_of(model)]
+        finally:
+            model.star.set_line_parameters(before)
+    power, still = (sum(float(_structure(part[k]).square().sum()) for part in template) for k in (1, 2))
+    smearing = math.sqrt(power / still) if still > 0.0 else math.nan
+    return _compare(model, pixels, [part[:2] for part in fitted], [part[1] for part in template], smearing)
+
+
+def _star_part(order: ForwardModel) -> tuple[Tensor, Tensor, Tensor]:
+    """The model of an order without its star, and what the star adds to it, turning and at rest; continuum 1."""
+    stages = order.stages()
+    sky = torch.ones_like(stages.product) if stages.sky is None else stages.sky
+    without = order.through_instrument(sky)
+    still = order.through_instrument(sky * stages.star)
+    return without, stages.binned - without, still - without
+
+
+def _structure(values: Tensor) -> Tensor:
+    return values - values.mean()
+
+
+def _compare(model, pixels, fitted, template, smearing) -> Agreement | None:
+    overlap = power = total = 0.0  # f·y, f·f, y·y of the template
+    left = noise = star_power = count = weights = 0.0
+    profiles, shifts = [], _shifts(model)
+    for order, one, (without, star), held in zip(orders_of(model), pixels, fitted, template, strict=True):
+        weight = one.weight.double()
+        if not bool((weight > 0).any()):
+            continue
+        level, basis = _continuum(order, len(weight))
+        # What the continuum can do, everywhere where the model has light.
+        design = (basis * (without + star)).T.double()
+        project = _Projection(design, weight)
+        seen, added = one.flux.double() - level * without, level * held
+        f, y = project(added), project(seen)
+        overlap, power, total = overlap + float(f @ y), power + float(f @ f), total + float(y @ y)
+        expected = float((weight * one.sigma.double().square()).sum())
+        residual = weight * (seen - level * star).square()
+        left += max(float(residual.sum()) - expected, 0.0)
+        noise += expected
+        own = project(level * star)
+        star_power += float(own.square().sum())
+        count += float((weight * (level * star - (level * star).mean()).square()).sum())
+        weights += float((weight * level.square()).sum())
+        profiles.append(_log_likelihoods(order, design, weight, seen, added, shifts))
+    if not profiles or not power > 0.0:
+        return None
+    scores = torch.stack(profiles).sum(0)
+    here = shifts.abs() <= _nearby(model)
+    best = int(scores.argmax())
+    gain = float(scores[best] - scores[here].max())
+    # The error of what the data scatter by, where that is more than the weights say.
+    freedom = max(sum(int((one.weight > 0).sum()) for one in pixels) - len(profiles), 1)
+    scatter = max(total - overlap**2 / power, 0.0) / freedom
+    return Agreement(
+        strength=overlap / power,
+        strength_error=math.sqrt(max(scatter, 1e-300) / power),
+        correlation=max(-1.0, min(1.0, overlap / math.sqrt(power * max(total - noise, 1e-12 * total, 1e-300)))),
+        elsewhere=float(shifts[best]) if gain > 0.0 else 0.0,
+        gain=max(gain, 0.0),
+        structure=math.sqrt(count / weights) if weights > 0 else math.nan,
+        misfit=math.sqrt(left / star_power) if star_power > 0 else math.inf,
+        smearing=smearing,
+    )
+
+
+def _continuum(order: ForwardModel, n_pixel: int) -> tuple[Tensor, Tensor]:
+    """The continuum of an order, and the polynomials that it is made of."""
+    if order.continuum is None:
+        ones = torch.ones(n_pixel, dtype=torch.float64)
+        return ones, ones.unsqueeze(0)
+    return order.continuum.value().double(), order.continuum.basis.double()
+
+
+class _Projection:
+    """Weighted values less what a design can make of them."""
+
+    def __init__(self, design: Tensor, weight: Tensor):
+        self.root = weight.sqrt()
+        self.columns = torch.linalg.qr(design * self.root.unsqueeze(1)).Q
+
+    def __call__(self, values: Tensor) -> Tensor:
+        values = values * self.root
+        return values - self.columns @ (self.columns.T @ values)
+
+
+def _shifts(model) -> Tensor:
+    """Velocities [km/s] from the fitted one, (n,)."""
+    return torch.linspace(-FARTHEST, FARTHEST, MOST_SHIFTS, dtype=torch.float64, device=model.star.center.device)
+
+
+def _nearby(model) -> float:
+    """km/s within which the template is still at the fitted velocity: its own broadening."""
+    spreads = [order.line_spread for order in orders_of(model) if order.line_spread is not None]
+    resolution = max((SPEED_OF_LIGHT / math.exp(one.ln_resolving_power[0].item()) for one in spreads), default=5.0)
+    turning = 0.0 if model.rotation is None else model.rotation.vsini.item()
+    return 2.0 * (resolution + turning) + 2.0 * FARTHEST / (MOST_SHIFTS - 1)
+
+
+def _log_likelihoods(order, design: Tensor, weight: Tensor, seen: Tensor, added: Tensor, shifts: Tensor) -> Tensor:
+    """Zucker's ln L of an order at shifts of what its template adds, (n_shift,); 0 where that is not a line in both."""
+    ln_wavelength = order.pixels.edges.mean(1).double().log()
+    scores = []
+    products = (design.unsqueeze(2) * design.unsqueeze(1)).flatten(1)
+    enough = LEAST_OVERLAP * int((weight > 0).sum())
+    for part in shifts.split(128):
+        at = ln_wavelength - torch.log1p(part.unsqueeze(1) / SPEED_OF_LIGHT)
+        inside = (at >= ln_wavelength[0]) & (at <= ln_wavelength[-1])
+        moved = torch.where(inside, _interpolated(at, ln_wavelength, added), 0.0)
+        w = weight * inside
+        gram = (w @ products).view(-1, design.shape[1], design.shape[1])
+        ridge = 1e-12 * gram.diagonal(dim1=1, dim2=2).mean(1).view(-1, 1, 1).clamp(min=1e-300)
+        gram = gram + ridge * torch.eye(design.shape[1], dtype=gram.dtype, device=gram.device)
+        data, line = (w * seen) @ design, (w * moved) @ design
+        solved = torch.linalg.solve(gram, torch.stack([data, line], dim=2))
+        cross = (w * seen * moved).sum(1) - (line * solved[:, :, 0]).sum(1)
+        own = (w * moved.square()).sum(1) - (line * solved[:, :, 1]).sum(1)
+        total = (w * seen.square()).sum(1) - (data * solved[:, :, 0]).sum(1)
+        square = cross.clamp(min=0.0).square() / (own * total).clamp(min=1e-300)
+        n_pixel = (w > 0).sum(1)
+        score = -0.5 * n_pixel * torch.log1p(-square.clamp(max=1.0 - 1e-12))
+        scores.append(torch.where(n_pixel >= enough, score, 0.0))
+    return torch.cat(scores)
+
+
+def _interpolated(at: Tensor, x: Tensor, values: Tensor) -> Tensor:
+    """Linear interpolation, (n_shift, n)."""
+    high = torch.searchsorted(x, at).clamp(1, len(x) - 1)
+    fraction = ((at - x[high - 1]) / (x[high] - x[high - 1])).clamp(0.0, 1.0)
+    return values[high - 1] + fraction * (values[high] - values[high - 1])
