@@ -124,7 +124,7 @@ def assess(result, anchored: dict[str, Tensor] | None = None, more: Iterable[Rea
             anchored[name],
             torch.as_tensor(result.line_covariance[name]),
             result.curvature.prior_precision[name],
-            result.settings["priors"][name],
+            _priors(result.settings, name),
         )
         for name, emulator in result.model.components.items()
         if result.curvature is not None and name in result.settings.get("priors", {})
@@ -143,6 +143,13 @@ def assess(result, anchored: dict[str, Tensor] | None = None, more: Iterable[Rea
         *_left_out(result),
     ]
     return Quality.of(reasons)
+
+
+def _priors(settings: dict, name: str) -> dict[str, float]:
+    """Widths of a component's priors as the fit ended with them: the scatter that they allow for is in the errors."""
+    scale = settings.get("star_scale") if name == "star" else None
+    inflation = scale["inflation"] if scale else {}
+    return {kind: width * inflation.get(kind, 1.0) for kind, width in settings["priors"][name].items()}
 
 
 def _pixels(result) -> list[ObservedPixels]:
