@@ -15,7 +15,7 @@ import torch
 from .echelle import orders_of
 from .first_model import FirstModel
 from .star_scaling import scale_star
-from .starting import HeldFit, starless_chi2, start_continuum, start_velocities
+from .starting import FASTEST_ROTATION, HeldFit, starless_chi2, start_continuum, start_velocities
 from .telluric_scaling import TelluricScale, scale_telluric
 from .velocity import Solution, VelocitySearch
 
