@@ -62,8 +62,8 @@ PATIENCE = 2
 STRETCH, LEAST_GAIN = 10, 0.02
 """Iterations that together must take this part off the cost: 1 % off the residual."""
 
-N_WORST = 5
-"""Resolution elements of the largest residuals that are told."""
+N_WORST, APART = 5, 10.0
+"""Resolution elements of the largest residuals that are told, and how many lie between two of them at least."""
 
 
 @dataclass
@@ -179,7 +179,7 @@ def clone_model(emulator: LineEmulator, wavelength: Tensor, edges: Tensor, resol
 
 
 def worst_places(template: Template, emulator: LineEmulator, flux: np.ndarray) -> list[dict[str, float]]:
-    """The resolution elements of the largest mean residuals, no two within one of each other.
+    """The resolution elements of the largest mean residuals, no two within `APART` of each other.
 
     Returns
     -------
@@ -204,7 +204,7 @@ def worst_places(template: Template, emulator: LineEmulator, flux: np.ndarray) -
         if size[worst] < 0.0:
             break
         found.append({"wavelength": float(place[worst]), "residual": float(mean[worst])})
-        size[np.abs(place - place[worst]) < 2.0 * width] = -1.0
+        size[np.abs(place - place[worst]) < APART * width] = -1.0
     return found
 
 
