@@ -23,7 +23,7 @@ from .line_moves import LineMoves, line_moves
 from .parameters import KINDS
 from .quality import Quality, Reason
 from .telluric_scaling import LARGEST_SHIFT, largest_factor
-from .template_agreement import Agreement, ObservedPixels, template_agreement
+from .template_agreement import Agreement, observed_pixels, template_agreement
 
 CHI2 = 2.0
 """Reduced χ² with the noise of the data, from which on errors are too small by half, if no jitter pays for it."""
@@ -116,7 +116,7 @@ def assess(result, anchored: dict[str, Tensor] | None = None, more: Iterable[Rea
     many = isinstance(result.data, list)
     known = anchored is not None
     anchored = anchored if known else _anchored_by_ledger(result)
-    pixels = _pixels(result)
+    pixels = observed_pixels(result.data if many else [result.data], result.curvature)
     agreement = template_agreement(result.model, pixels, anchored.get("star"))
     moves = {
         name: line_moves(
@@ -150,21 +150,6 @@ def _priors(settings: dict, name: str) -> dict[str, float]:
     scale = settings.get("star_scale") if name == "star" else None
     inflation = scale["inflation"] if scale else {}
     return {kind: width * inflation.get(kind, 1.0) for kind, width in settings["priors"][name].items()}
-
-
-def _pixels(result) -> list[ObservedPixels]:
-    data = result.data if isinstance(result.data, list) else [result.data]
-    weights = (
-        [torch.where(one.good, one.sigma.double() ** -2, 0.0) for one in data]
-        if result.curvature is None
-        else result.curvature.weight
-    )
-    pixels = []
-    for one, weight in zip(data, weights, strict=True):
-        # Where the data tell no noise, it is what the weights were scaled to.
-        sigma = one.sigma.double() if one.noise_known else torch.where(weight > 0, weight, 1.0).rsqrt()
-        pixels.append(ObservedPixels(torch.where(weight > 0, one.flux.double(), 0.0), sigma, weight))
-    return pixels
 
 
 def _anchored_by_ledger(result) -> dict[str, Tensor]:

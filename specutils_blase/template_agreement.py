@@ -76,6 +76,25 @@ class ObservedPixels:
     weight: Tensor
 
 
+def observed_pixels(data, curvature) -> list[ObservedPixels]:
+    """The pixels of each order of a fit.
+
+    Parameters
+    ----------
+    data : sequence of SpectralData
+    curvature : Curvature or None
+        Of the fit, for the weights that it ended with; without it those of the noise that the data tell.
+    """
+    pixels = []
+    for k, one in enumerate(data):
+        own = torch.where(one.good, one.sigma.double() ** -2, 0.0)
+        weight = own if curvature is None else curvature.weight[k]
+        # Where the data tell no noise, it is what the weights were scaled to.
+        sigma = one.sigma.double() if one.noise_known else torch.where(weight > 0, weight, 1.0).rsqrt()
+        pixels.append(ObservedPixels(torch.where(weight > 0, one.flux.double(), 0.0), sigma, weight))
+    return pixels
+
+
 @torch.no_grad()
 def template_agreement(
     model: ForwardModel | EchelleModel, pixels: Sequence[ObservedPixels], anchored: Tensor | None
