@@ -148,7 +148,7 @@ def assess(result, anchored: dict[str, Tensor] | None = None, more: Iterable[Rea
 def _priors(settings: dict, name: str) -> dict[str, float]:
     """Widths of a component's priors as the fit ended with them: the scatter that they allow for is in the errors."""
     scale = settings.get("star_scale") if name == "star" else None
-    inflation = scale["inflation"] if scale else {}
+    inflation = scale.get("inflation", {}) if scale else {}
     return {kind: width * inflation.get(kind, 1.0) for kind, width in settings["priors"][name].items()}
 
 

@@ -189,7 +189,7 @@ def clone(
 
     Warns
     -----
-    RuntimeWarning
+    BlaseQualityWarning
         Where the clone does not reach its target, or does not converge.
 
     Raises

@@ -131,9 +131,10 @@ class OrderCorrelation:
         wavelength = data.wavelength[good]
         low, high = (math.log(float(end)) for end in (wavelength[0], wavelength[-1]))
         room = ROOM * STEP
+        # The star at all its shifts, and the pixels at rest.
         grid = velocity_grid(
-            math.exp(low - (reach[1] + room) / SPEED_OF_LIGHT),
-            math.exp(high - (reach[0] - room) / SPEED_OF_LIGHT),
+            math.exp(low - (max(reach[1], 0.0) + room) / SPEED_OF_LIGHT),
+            math.exp(high - (min(reach[0], 0.0) - room) / SPEED_OF_LIGHT),
             STEP,
         )
         flux = data.flux[good].double()

@@ -37,8 +37,8 @@ class FirstModel:
     noise : NoiseModel
     fluxes : list of Tensor
         Of each order, in units of its median.
-    places : dict
-        Component to the places of its present lines among all, in the order of their shifted centres.
+    fixed : dict
+        Component to which of its present lines are fixed, (n_line,) boolean.
     """
 
     model: ForwardModel | EchelleModel
@@ -46,12 +46,13 @@ class FirstModel:
     present: dict[str, LineEmulator]
     noise: NoiseModel
     fluxes: list[Tensor]
-    places: dict[str, Tensor]
+    fixed: dict[str, Tensor]
 
 
 def first_model(
     orders: list[ObservedOrder],
     components: dict[str, LineEmulator],
+    fixed: dict[str, Tensor],
     start: Solution,
     *,
     many: bool,
@@ -66,6 +67,8 @@ def first_model(
     orders : list of ObservedOrder
     components : dict
         "star", "telluric" to their lines, which are copied.
+    fixed : dict
+        Of each component, which of its lines are fixed, in the order of their shifted centres.
     start : Solution
     many : bool
         Whether the orders came as a list.
@@ -82,9 +85,12 @@ def first_model(
             kept.append(order if bool(mask[order.data.good].all()) else replace(order, data=order.data.select(mask)))
         orders = kept
     present, seen, places = _lines_seen(orders, components, start.rv)
+    fixed = {name: fixed[name][places[name]] for name in present}
+    for name, emulator in present.items():
+        emulator.fixed = fixed[name] if bool(fixed[name].any()) else None
     options |= {"rv": start.rv, "vsini": start.vsini}
     model = _model(orders, present, seen, many, options)
-    return FirstModel(model, orders, present, *_noise(orders, jitter, robust), places)
+    return FirstModel(model, orders, present, *_noise(orders, jitter, robust), fixed)
 
 
 def union(indices: Iterable[Tensor]) -> Tensor:

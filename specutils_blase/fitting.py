@@ -198,10 +198,11 @@ def fit(
         orders = [without_impossible(order, emission) for order in orders]
     options = {"limb_darkening": limb_darkening, "continuum_degree": continuum, "velocity_step": velocity_step}
     options |= {"many": many, "jitter": jitter, "robust": robust}
+    fixed = {name: held_by_ledger(given[name], name, emulator) for name, emulator in components.items()}
     scaling = {"tellurics": scale_tellurics, "star": "ln_area" in kinds["star"]}
     while True:
         search = _search(orders, components, rv, vsini, continuum)
-        build = partial(first_model, orders, components, **options)
+        build = partial(first_model, orders, components, fixed, **options)
         attempt, start = likeliest(build, search, free, SPEED_OF_LIGHT / finest, vsini is not None, scaling)
         begun = attempt.begun
         model, noise, orders, fluxes = begun.model, begun.noise, begun.orders, begun.fluxes
@@ -214,13 +215,12 @@ def fit(
         orders = [order for k, order in enumerate(orders) if k not in wrong]
     free = tuple(name for name in free if _exists(model, name))
     warn_excluded(excluded)
-    rv, present, places = attempt.start.rv, begun.present, begun.places
+    rv, present = attempt.start.rv, begun.present
     lines = {
         name: union(lines_inside(emulator, order.fitted_span, rv if name == "star" else 0.0) for order in orders)
         for name, emulator in present.items()
     }
-    on_demand = {name: held_by_ledger(given[name], name, components[name])[places[name]] for name in lines}
-    inside, lines = lines, {name: index[~on_demand[name][index]] for name, index in lines.items()}
+    inside, lines = lines, {name: index[~begun.fixed[name][index]] for name, index in lines.items()}
     fitted = {name: index for name, index in lines.items() if kinds[name]}
     lines |= told_by_data(present, fitted, orders, noise.weights(), *attempt.velocities)
     held = {name: int(inside[name].numel() - lines[name].numel()) for name in inside}

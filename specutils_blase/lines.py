@@ -105,6 +105,8 @@ class LineEmulator(DoublePrecision):
         self.ln_gamma = nn.Parameter(gamma[order].clamp(min=1e-8).log())
         self.rv_offset = nn.Parameter(rv_offset[order])
         self.species = None if species is None else [str(species[k]) for k in order.tolist()]
+        self.fixed: Tensor | None = None
+        """Lines that do not follow what all others have in common, (n_line,) boolean; None for none. Not copied."""
 
     @classmethod
     def from_ledger(cls, table, *, component: str | None = None, law=None, wavelength_range=None) -> LineEmulator:
@@ -147,6 +149,23 @@ class LineEmulator(DoublePrecision):
                 (self.ln_area, self.ln_sigma, self.ln_gamma, self.rv_offset), values.unbind(-1), strict=True
             ):
                 parameter.copy_(column)
+
+    @torch.no_grad()
+    def change_together(self, *, shift: Tensor | float = 0.0, **changes: Tensor | float) -> None:
+        """Change what lines have in common against their template; those that are `fixed` stay.
+
+        Parameters
+        ----------
+        shift : float
+            Of the centres, km/s.
+        **changes : Tensor, (n_line,), or float
+            To be added to `ln_area`, `ln_sigma`, `ln_gamma`.
+        """
+        follows = 1.0 if self.fixed is None else (~self.fixed).to(torch.float64)
+        for name, change in changes.items():
+            parameter = getattr(self, name)
+            parameter += torch.as_tensor(change * follows, dtype=parameter.dtype, device=parameter.device)
+        self.center *= 1.0 + shift * follows / SPEED_OF_LIGHT
 
     def subset(self, index: Tensor) -> LineEmulator:
         """New emulator of some of the lines, sharing nothing with this one."""

@@ -44,7 +44,7 @@ Noise and model improve each other step by step: solved to the end before the no
 to 322 iterations instead of 120 to 165.
 """
 
-UNSETTLED = "not converged: the factors or the shift at which the telluric lines are anchored still move"
+UNSETTLED = "not converged: a strength, width or shift that lines have in common still moves"
 
 ALONE_TOLERANCE = 0.1
 """Promised decrease of χ² below which an order that is solved alone is good enough for the fit of all."""

@@ -98,13 +98,10 @@ class StarAnchors(CommonChanges):
 
     def _change(self, step: Tensor, vector: Tensor) -> Tensor:
         """Lines that are held change with the others."""
-        problem, emulator = self.problem, self.problem.free.model.star
         self.state += step
-        for kind in self.kinds:
-            if kind != "rv_offset":
-                change = step[int(kind != "ln_area")]
-                getattr(emulator, kind).data += change.to(getattr(emulator, kind).dtype)
-        problem.anchor += self.design @ step
+        changes = {kind: step[int(kind != "ln_area")] for kind in self.kinds if kind != "rv_offset"}
+        self.problem.free.model.star.change_together(**changes)
+        self.problem.anchor += self.design @ step
         return vector
 
     @torch.no_grad()

@@ -43,8 +43,8 @@ class StarScale:
 
 @torch.no_grad()
 def scale_star(model, ln_strength: float) -> None:
-    """Multiply the areas of all lines of a model's star by exp(`ln_strength`)."""
-    model.star.ln_area += ln_strength
+    """Multiply the areas of a model's star by exp(`ln_strength`), but those of lines that are fixed."""
+    model.star.change_together(ln_area=ln_strength)
 
 
 def limited(ln_strength: float, change: float) -> float:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from .common_changes import CommonChanges
-from .grids import SPEED_OF_LIGHT
 from .problem import AnchoredProblem
 from .telluric_scaling import FACTOR_PRIOR, SHIFT_PRIOR, TelluricScale
 
@@ -51,10 +50,10 @@ class TelluricAnchors(CommonChanges):
         problem, emulator = self.problem, self.problem.free.model.telluric
         self.state += step
         if self.area.numel():
-            emulator.ln_area += step[self.member].to(emulator.ln_area.dtype)
+            emulator.change_together(ln_area=step[self.member])
             problem.anchor[self.area] += self.design[self.area] @ step
         if self.offset.numel():
-            emulator.center *= 1.0 + step[-1] / SPEED_OF_LIGHT
+            emulator.change_together(shift=step[-1])
             vector[self.offset] -= step[-1]
         return vector
 

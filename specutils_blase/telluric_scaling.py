@@ -102,8 +102,7 @@ def scale_telluric(model: ForwardModel | EchelleModel, fluxes: list[Tensor], wei
     depths = [_optical_depths(order, member, len(names)) for order in orders]
     stars = [order.stages().rotated for order in orders]
     best, cost, normal, precision = _fitted(names, orders, stars, depths, fluxes, weights)
-    emulator.ln_area += best[member].to(emulator.ln_area.dtype)
-    emulator.center *= 1.0 + best[-1] / SPEED_OF_LIGHT
+    emulator.change_together(ln_area=best[member], shift=best[-1])
     result = TelluricScale.of(names, best, _errors(normal, precision, cost, weights))
     logger.info("telluric optical depths scaled by %s, shifted by %.3f km/s", result.factors, result.shift)
     for name, depth in zip(names, torch.stack([each.amax(1) for each in depths]).amax(0).tolist(), strict=True):

@@ -22,15 +22,11 @@ def clones():
     low, high = (simulate.hpf_wavelengths(order)[k] for order, k in ((CHOSEN[0], 0), (CHOSEN[-1], -1)))
     margin = 200.0 / SPEED_OF_LIGHT
     region = (low * (1 - margin), high * (1 + margin))
-    star = sb.clone(templates.arcturus(), region=region, progress=False, prominence=0.03, rms_target=0.04)
-    sky = sb.clone(
-        templates.telfit_hpf(),
-        region=region,
-        resolving_power=55_000,
-        prominence=0.03,
-        progress=False,
-        rms_target=0.04,
-    )
+    options = {"region": region, "progress": False, "prominence": 0.03, "rms_target": 0.04}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", sb.BlaseQualityWarning)  # coarse ones do, and are fast
+        star = sb.clone(templates.arcturus(), **options)
+        sky = sb.clone(templates.telfit_hpf(), resolving_power=55_000, **options)
     return star, sky
 
 
@@ -243,7 +239,8 @@ def test_sky_only(night, clones):
 
 
 def test_jitter_makes_an_incomplete_model_consistent(night, clones):
-    result = sb.fit(night, clones[0], resolving_power=55_000, rv=TRUTH["rv"], progress=False)  # no atmosphere
+    with pytest.warns(sb.BlaseQualityWarning, match="of the star's lines went as far from their template"):
+        result = sb.fit(night, clones[0], resolving_power=55_000, rv=TRUTH["rv"], progress=False)  # no atmosphere
     assert result.reduced_chi2 == pytest.approx(1.0, abs=0.15)
     jitter = np.asarray(result.orders["jitter"])
     assert (jitter[np.asarray(result.orders["reduced_chi2"]) > 2.0] > 0).all()

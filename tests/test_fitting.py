@@ -329,11 +329,6 @@ def test_wrong_kind_of_component_and_keyword():
         quick(observed(), 3)
     with pytest.raises(TypeError, match="unexpected keyword"):
         quick(observed(), colour="red")
-    with pytest.raises(ValueError, match="more than the data can tell apart"):
-        centers = np.linspace(10490.0, 10540.0, 900)
-        dense = Table({"center": centers, "area": centers * 1e-6, "sigma": centers * 2e-6, "gamma": centers * 2e-6})
-        dense.meta["wavelength_range"] = (10480.0, 10550.0)
-        quick(observed(), dense)
 
 
 def test_two_dimensional_flux_says_how_to_loop():

@@ -17,6 +17,7 @@ from specutils_blase.grids import SPEED_OF_LIGHT
 from specutils_blase.ledger import emulator_from_ledger
 from specutils_blase.lines import LineEmulator
 from specutils_blase.model import ForwardModel
+from specutils_blase.quality import BlaseQualityWarning
 from specutils_blase.simulate import pixel_edges, simulate
 from specutils_blase.spectrum import read_spectrum
 from specutils_blase.star_scaling import scale_star, strength_tangent
@@ -36,6 +37,7 @@ def started(data, star, **options):
     """What a fit says of its start; it goes no farther than a step."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "the fit did not converge", RuntimeWarning)
+        warnings.simplefilter("ignore", BlaseQualityWarning)  # how good a start is, is what is tested
         options = {"telluric": SKY, "resolving_power": R, "progress": False, "max_iterations": 1} | options
         return fit(data, star, **options).settings["start"]
 
