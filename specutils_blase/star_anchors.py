@@ -178,6 +178,6 @@ class StarAnchors(CommonChanges):
     def scale(self) -> FittedStarScale:
         """The common changes, with the errors that the scatter of the lines leaves them."""
         (strength, width), (strength_error, width_error) = self.state.exp().tolist(), self.error.tolist()
-        if float(self.precision[1]) == LEAST_WIDTH_PRIOR**-2:
+        if not bool(self.moving[1]) or float(self.precision[1]) == LEAST_WIDTH_PRIOR**-2:
             width, width_error = 1.0, 0.0
         return FittedStarScale(strength, strength * strength_error, width, width * width_error, dict(self.inflation))

@@ -171,13 +171,6 @@ def scattered():
     return observed(star)
 
 
-def as_if_unnoticed(result):
-    """A result that does not know how far its lines scatter: its priors are as they were given."""
-    assert result.settings["star_scale"]["inflation"]["ln_area"] > 3.0
-    known = settings(result, star_scale=None)
-    return replace(known, quality=assess(known))
-
-
 def constant():
     rng = np.random.default_rng(2)
     return changed(observed(), 1.0 + rng.normal(0.0, 0.005, PIXELS.size), np.full(PIXELS.size, 0.005))
@@ -194,7 +187,7 @@ SPOILT = {
     "detection": ("bad", lambda: fitted(constant(), sky=None)),
     "correlation": ("bad", lambda: fitted(reversed_order(), sky=None, jitter=True, robust=True)),
     "strength": ("doubtful", lambda: fitted(observed(), strong(10.0))),
-    "star_scatter": ("doubtful", lambda: as_if_unnoticed(fitted(scattered()))),
+    "star_ln_area": ("doubtful", lambda: fitted(scattered())),
     "telluric_ln_sigma": ("doubtful", lambda: fitted(observed(), resolving_power=2 * R)),
     "chi2": ("doubtful", lambda: fitted(changed(observed(), sigma=observed().uncertainty.array / 3.0), jitter=False)),
     "outliers": ("doubtful", lambda: fitted(spikes(), jitter=True, robust=True)),
