@@ -52,9 +52,9 @@ class FirstModel:
 def first_model(
     orders: list[ObservedOrder],
     components: dict[str, LineEmulator],
-    fixed: dict[str, Tensor],
     start: Solution,
     *,
+    fixed: dict[str, Tensor] | None = None,
     many: bool,
     jitter: bool,
     robust: bool,
@@ -67,9 +67,9 @@ def first_model(
     orders : list of ObservedOrder
     components : dict
         "star", "telluric" to their lines, which are copied.
-    fixed : dict
-        Of each component, which of its lines are fixed, in the order of their shifted centres.
     start : Solution
+    fixed : dict, optional
+        Of each component, which of its lines are fixed, in the order of their shifted centres; none when not given.
     many : bool
         Whether the orders came as a list.
     jitter, robust : bool
@@ -85,7 +85,8 @@ def first_model(
             kept.append(order if bool(mask[order.data.good].all()) else replace(order, data=order.data.select(mask)))
         orders = kept
     present, seen, places = _lines_seen(orders, components, start.rv)
-    fixed = {name: fixed[name][places[name]] for name in present}
+    none = {name: torch.zeros(len(emulator), dtype=torch.bool) for name, emulator in components.items()}
+    fixed = {name: (none if fixed is None else fixed)[name][places[name]] for name in present}
     for name, emulator in present.items():
         emulator.fixed = fixed[name] if bool(fixed[name].any()) else None
     options |= {"rv": start.rv, "vsini": start.vsini}

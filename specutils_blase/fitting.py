@@ -202,7 +202,7 @@ def fit(
     scaling = {"tellurics": scale_tellurics, "star": "ln_area" in kinds["star"]}
     while True:
         search = _search(orders, components, rv, vsini, continuum)
-        build = partial(first_model, orders, components, fixed, **options)
+        build = partial(first_model, orders, components, fixed=fixed, **options)
         attempt, start = likeliest(build, search, free, SPEED_OF_LIGHT / finest, vsini is not None, scaling)
         begun = attempt.begun
         model, noise, orders, fluxes = begun.model, begun.noise, begun.orders, begun.fluxes

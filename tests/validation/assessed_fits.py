@@ -95,8 +95,7 @@ def assessed(kind: str, instrument: str, seed: int) -> dict:
     simulated |= {"limb_darkening": LIMB_DARKENING, "resolving_power": power}
     skyless = kind == "without sky" or kind in ("line table", "useless ends", "emission")
     data = simulate.simulate(pixels, seen_star, None if skyless else seen_sky, **simulated)
-    options = {"resolving_power": power, "limb_darkening": LIMB_DARKENING, "jitter": bool(rng.random() < 0.5)}
-    options["robust"] = options["jitter"]
+    options = {"resolving_power": power, "limb_darkening": LIMB_DARKENING}
     data, star, sky, options = _spoilt(kind, data, star.emulator, None if skyless else sky, options, rng)
     record = {"snr": snr, "true_rv": rv, "true_vsini": vsini, "element": SPEED_OF_LIGHT / power}
     with warnings.catch_warnings():
