@@ -232,7 +232,7 @@ def start(instrument: str, orders: int, template: str, sky: bool, seed: int) -> 
         )
         parts = {"star": case["star"]} | ({} if case["sky"] is None else {"telluric": case["sky"]})
         options = {"limb_darkening": LIMB_DARKENING, "continuum_degree": degree, "velocity_step": None}
-        build = partial(first_model, read, parts, many=many, jitter=many, robust=many, **options)
+        build = partial(first_model, read, parts, many=many, jitter=True, robust=True, **options)
         scaling = {"tellurics": True, "star": True}
         _, told = likeliest(build, search, ("rv", "vsini", "continuum"), SPEED_OF_LIGHT / power, False, scaling)
     seconds = time.process_time() - began
