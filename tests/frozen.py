@@ -20,6 +20,9 @@ from specutils_blase.simulate import simulate
 VERSION = "1.1.0"
 FOLDER = Path(__file__).parent / "data"
 ORDERS = (np.linspace(10490.0, 10493.5, 40), np.linspace(10492.9, 10496.4, 40))
+HIT = 25
+"""Pixel of the first order that is below zero: the fits leave it out."""
+
 TRUTH = {"rv": -12.0, "vsini": 4.0, "resolving_power": 55_000.0}
 
 
@@ -41,7 +44,7 @@ def sky():
 
 
 def observed():
-    """Two orders that overlap, and between them one without light."""
+    """Two orders that overlap, a pixel below zero in the first, and between them one without light."""
     names = ("center", "area", "sigma", "gamma", "rv_offset")
     true_star, true_sky = ({name: getattr(each, name).detach().numpy() for name in names} for each in (star(), sky()))
     orders = [
@@ -50,6 +53,7 @@ def observed():
     ]
     for number, order in enumerate(orders):
         order.meta |= {"m": 4 + number, "header": {"OBJECT": "a star", "EXPTIME": 30.0}}
+    orders[0].flux[HIT] *= -0.3
     dark = Spectrum(flux=np.full(40, np.nan) * u.one, spectral_axis=ORDERS[0] * u.AA)
     return [orders[0], dark, orders[1]]
 
@@ -63,7 +67,7 @@ def results():
         warnings.simplefilter("ignore", RuntimeWarning)  # order 1 of the list is left out
         warnings.simplefilter("ignore", sb.BlaseQualityWarning)  # a clone of three iterations
         return {
-            "clone": sb.clone(data[0] / 3.0, prominence=0.05, max_iterations=3, progress=False),
+            "clone": sb.clone(data[-1] / 3.0, prominence=0.05, max_iterations=3, progress=False),
             "fit": sb.fit(data[0], star(), **options),
             "echelle": sb.fit(data, star(), **options),
         }

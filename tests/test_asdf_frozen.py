@@ -4,7 +4,7 @@ import astropy.units as u
 import numpy as np
 import pytest
 import torch
-from frozen import FOLDER, VERSION, flux
+from frozen import FOLDER, HIT, ORDERS, VERSION, flux
 
 import specutils_blase as sb
 from specutils_blase.asdf.integration import MANIFESTS
@@ -28,19 +28,19 @@ FLUX = {
     ],
 }
 FLUX |= {
-    "clone-1.1.0": [0.9340940681111565, 0.8655232779462289, 0.9228987618366695, 0.942757181087312, 0.9389994310504622],
-    "fit-1.1.0": [2.404171319265545, 2.5923710547265237, 2.8369492963105882, 2.743569891089164, 2.9330206773764314],
+    "clone-1.1.0": [0.9360265792599306, 0.8772705546115308, 0.9719250854538491, 0.9262596117290747, 0.9868869334165018],
+    "fit-1.1.0": [2.4061393421702997, 2.597041476332743, 2.847412523660555, 2.71733442187716, 2.9293085823675082],
     "echelle-1.1.0": [
-        2.4278303943664725,
-        2.6046962395672604,
-        2.8523278048884566,
-        2.718161086508844,
-        2.9167449140037958,
-        2.8198045908056253,
-        2.557365331929658,
-        2.7666176599555836,
-        2.769521890408265,
-        2.997958784403277,
+        2.4263072327832416,
+        2.60391630837158,
+        2.8532353585066064,
+        2.714823195658938,
+        2.915477765555466,
+        2.819799503320046,
+        2.556728289094025,
+        2.766265020390146,
+        2.768935524572202,
+        2.9985863347382256,
     ],
 }
 TYPES = {"clone": sb.CloneResult, "fit": sb.FitResult, "echelle": sb.EchelleFitResult}
@@ -74,9 +74,25 @@ def test_frozen_file_has_a_quality(frozen_file):
     """That of its file; one of version 1.0.0 is assessed on reading, and says so."""
     quality = sb.read(frozen_file).quality
     assert (quality.reason("file") is not None) == frozen_file.stem.endswith("1.0.0")
-    # A clone of three iterations; a fit without jitter, whose star saturates otherwise than the truth; one with it.
-    speaks_against = {"clone": "converged", "fit": "chi2", "echelle": None}[frozen_file.stem.partition("-")[0]]
+    # A clone of three iterations; a fit whose star saturates otherwise than the truth, without and with jitter.
+    told = {"clone-1.0.0": "converged", "clone-1.1.0": "converged", "fit-1.0.0": "chi2", "fit-1.1.0": "detection"}
+    speaks_against = told.get(frozen_file.stem)
     assert speaks_against in quality.names if speaks_against else quality.status == "good"
+
+
+@pytest.mark.parametrize("frozen_file", ["fit-1.1.0", "echelle-1.1.0"], indirect=True)
+def test_frozen_file_tells_what_1_1_0_added(frozen_file):
+    fit, many = sb.read(frozen_file), frozen_file.stem.startswith("echelle")
+    (row,) = fit.rejected
+    assert (row["order"], row["index"], row["reason"]) == ("4", HIT, "negative") and row["deviation"] < -6.0
+    assert row["wavelength"].to_value(u.AA) == pytest.approx(ORDERS[0][HIT], rel=1e-12)
+    settings = fit.settings
+    assert settings["start"]["search"] == [-12.0, -12.0] and settings["start"]["delta_chi2"] is None
+    assert settings["star_scale"]["inflation"].keys() == {"ln_area"} and settings["star_scale"]["strength_error"] > 0.0
+    assert settings["order_scatter"] == ({"rv": 1.0, "vsini": 1.0} if many else {})
+    assert settings["jitter"] and settings["robust"]
+    if many:
+        assert np.isfinite(fit.orders["rv"][fit.orders["fitted"]]).all()
 
 
 def test_frozen_file_can_be_written_again(frozen_file, tmp_path):
