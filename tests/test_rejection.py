@@ -142,7 +142,7 @@ def test_a_fit_leaves_them_out_and_tells(star, hit):
 
 def test_the_old_way_is_an_option(star, hit):
     _, bad, _ = hit
-    fit = sb.fit(
-        bad, star, resolving_power=40_000, star_lines=(), rv=5.0, jitter=False, robust=False, progress=False
-    )  # fmt: skip
+    options = {"resolving_power": 40_000, "star_lines": (), "rv": 5.0, "progress": False}
+    with pytest.warns(sb.BlaseQualityWarning, match="the result is bad: reduced χ² is"):
+        fit = sb.fit(bad, star, jitter=False, robust=False, **options)
     assert len(fit.rejected) == 0 and fit.data.good.all() and fit.reduced_chi2 > 1000.0
