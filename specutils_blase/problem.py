@@ -164,7 +164,7 @@ class AnchoredProblem:
         return found
 
     def set_line_priors(self, component: str, priors: LinePriors, columns: Tensor | None = None) -> None:
-        """Give the lines of a component, or those of `columns`, priors of other widths or tails about the same means."""
+        """Give the lines of a component, or those of `columns`, priors of other widths about the same means."""
         self.line_priors[component] = priors
         columns = self.free.columns(component) if columns is None else columns
         for position, kind in enumerate(self.free.kinds[component]):
