@@ -248,11 +248,10 @@ def fit(
         start_area = {name: problem.anchored_area(name) for name in present}
         found = None
         if missing_lines is not None:
-            problem, solution, noise, start_area, found = discover(
-                problem, solution, noise, start_area, float(missing_lines), max_iterations, report
+            problem, solution, noise, start_area, found, star_anchors = discover(
+                problem, solution, noise, start_area, float(missing_lines), max_iterations, report, star_anchors
             )
-            lines = problem.free.lines
-            anchors = None if star_anchors is None else star_anchors.on(problem)
+            lines, anchors = problem.free.lines, star_anchors
     if not solution.success:
         warnings.warn(f"the fit did not converge: {solution.message}", RuntimeWarning, stacklevel=2)
     settings = {

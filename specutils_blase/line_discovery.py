@@ -41,6 +41,7 @@ from .parameters import KINDS
 from .posterior import free_parameters, needed, prior_precision
 from .problem import AnchoredProblem
 from .solving import ALONE_TOLERANCE, residuals, solve_near
+from .star_anchors import StarAnchors
 
 ROUNDS = 10
 """Searches at most."""
@@ -92,12 +93,14 @@ def discover(
     expected: float,
     max_iterations: int,
     report: Callable,
-) -> tuple[AnchoredProblem, Solution, NoiseModel, dict[str, Tensor], Discovery]:
+    anchors: StarAnchors | None = None,
+) -> tuple[AnchoredProblem, Solution, NoiseModel, dict[str, Tensor], Discovery, StarAnchors | None]:
     """Search a solved problem's residuals for lines, add them, solve again.
 
     Returns the problem with all lines in it, its solution, the noise, `start_area` with the strengths at which lines
-    were found, and what was found.
+    were found, what was found, and what the star's lines have in common beside them.
     """
+    again = None if anchors is None else anchors.anew()  # lines that did what missing ones should tell nothing of it
     before = problem.weight, noise
     noise = noise.anew()  # jitter may stand for what is missing
     problem.set_weight(problem.free.merge(noise.weights()))
@@ -116,17 +119,26 @@ def discover(
         features = fitted
     if not features:  # nothing, or only what the old lines do as well under their own priors
         problem.weight, noise = before
+        if again is not None:
+            again()
         problem.write(solution.vector)
-        return problem, solution, noise, start_area, Discovery(expected, [], [])
+        return problem, solution, noise, start_area, Discovery(expected, [], []), anchors
+    if anchors is not None:
+        columns = larger.free.columns("star")
+        anchors = anchors.on(larger, columns[torch.isin(columns[:, 0], grown.old)])
+        final = solve_near(larger, noise, max_iterations, report, anchors)
+        history += final.history
+        fitted = as_fitted(fitted, larger.free.model, grown)
     areas = {}
-    for name, old in start_area.items():
+    for name in start_area:
+        old = larger.anchored_area(name)[grown.kept[name]]
         areas[name] = old.new_empty(len(larger.free.model.components[name]))
         areas[name][grown.kept[name]] = old
         found = [math.log(one.area) for one in features if one.component == name]
         areas[name][grown.added[name]] = old.new_tensor(found)
     history = [*solution.history, *history]
     final = replace(final, history=[entry | {"iteration": k} for k, entry in enumerate(history)])
-    return larger, final, noise, areas, Discovery(expected, fitted, places(features, grown))
+    return larger, final, noise, areas, Discovery(expected, fitted, places(features, grown)), anchors
 
 
 def _gather(problem: AnchoredProblem, noise: NoiseModel, expected: float, max_iterations: int, report: Callable):

@@ -77,6 +77,7 @@ def build_result(problem: AnchoredProblem, solution: Solution, given: Given) -> 
     What all lines share stands at its posterior mean, not at the summit over all lines together: see `stand_in`.
     """
     model, orders, noise = problem.free.model, given.orders, given.noise
+    problem.forget()  # the same solution gives the same result, whatever way led to it
     normal = problem.linearize(solution.vector, precise=True)
     used = degrees_of_freedom_used(problem.free, normal.factor())  # at the summit, with the priors as they hold there
     normal = posterior_mean(problem, normal, solution.vector)

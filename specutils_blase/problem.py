@@ -163,10 +163,10 @@ class AnchoredProblem:
             found[self.free.lines[component][at]] = True
         return found
 
-    def set_line_priors(self, component: str, priors: LinePriors) -> None:
-        """Give the lines of a component priors of other widths or tails, about the same prior means."""
+    def set_line_priors(self, component: str, priors: LinePriors, columns: Tensor | None = None) -> None:
+        """Give the lines of a component, or those of `columns`, priors of other widths about the same means."""
         self.line_priors[component] = priors
-        columns = self.free.columns(component)
+        columns = self.free.columns(component) if columns is None else columns
         for position, kind in enumerate(self.free.kinds[component]):
             self.precision[columns[:, position]] = getattr(priors, kind) ** -2
         self.freedom[columns] = priors.degrees_of_freedom

@@ -128,9 +128,15 @@ def solve(
     return _with_history(solution, history)
 
 
-def solve_near(problem: AnchoredProblem, noise: NoiseModel, max_iterations: int, report: Callable) -> Solution:
+def solve_near(
+    problem: AnchoredProblem,
+    noise: NoiseModel,
+    max_iterations: int,
+    report: Callable,
+    anchors: CommonChanges | None = None,
+) -> Solution:
     """Minimise from a start that is near, with the noise that the residuals show."""
-    return _settle(problem, noise, max_iterations, TOLERANCE * len(problem.free.orders), report)
+    return _settle(problem, noise, max_iterations, TOLERANCE * len(problem.free.orders), report, anchors=anchors)
 
 
 def _settle(

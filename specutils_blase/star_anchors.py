@@ -15,6 +15,7 @@ Does not live here: the equations of common changes (`common_changes`), when the
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -71,12 +72,14 @@ class StarAnchors(CommonChanges):
     problem : AnchoredProblem
     start : StarScale, optional
         By which the star's areas have been scaled already.
+    columns : Tensor, (n, n_kind), optional
+        Where the parameters of the lines that the template has are among all; all of the star's by default.
     """
 
-    def __init__(self, problem: AnchoredProblem, start: StarScale | None = None):
+    def __init__(self, problem: AnchoredProblem, start: StarScale | None = None, columns: Tensor | None = None):
         start = StarScale(1.0, STRENGTH_PRIOR) if start is None else start
         free = problem.free
-        columns, self.kinds = free.columns("star"), free.kinds["star"]
+        self.columns, self.kinds = free.columns("star") if columns is None else columns, free.kinds["star"]
         self.given: LinePriors = problem.line_priors["star"]
         self.inflation = dict.fromkeys(self.kinds, 1.0)
         like = problem.anchor
@@ -86,15 +89,39 @@ class StarAnchors(CommonChanges):
         design = like.new_zeros(len(free), 2)
         for position, kind in enumerate(self.kinds):
             if kind != "rv_offset":
-                design[columns[:, position], int(kind != "ln_area")] = 1.0
+                design[self.columns[:, position], int(kind != "ln_area")] = 1.0
         super().__init__(problem, state, errors, precision, design)
+        self.start = state.clone()
 
-    def on(self, problem: AnchoredProblem) -> StarAnchors:
-        """The same for a problem to which lines have been added."""
-        other = StarAnchors(problem)
+    def on(self, problem: AnchoredProblem, columns: Tensor) -> StarAnchors:
+        """The same for a problem to which lines have been added; `columns` are those of the old ones."""
+        other = StarAnchors(problem, columns=columns)
         other.state, other.error, other.precision = self.state, self.error, self.precision
-        other.given, other.inflation = self.given, self.inflation
+        other.start, other.given, other.inflation = self.start, self.given, self.inflation
         return other
+
+    @torch.no_grad()
+    def anew(self) -> Callable[[], None]:
+        """Take back all that the lines have told; who calls what is returned has it again."""
+        problem, star = self.problem, self.problem.free.model.star
+        state, precision, anchor = self.state.clone(), self.precision.clone(), problem.anchor.clone()
+        lines = {name: values.clone() for name, values in star.state_dict().items()}
+        inflation, priors = self.inflation, problem.line_priors["star"]
+
+        def again() -> None:
+            self.state.copy_(state)
+            self.precision.copy_(precision)
+            self.inflation = inflation
+            problem.anchor.copy_(anchor)
+            problem.set_line_priors("star", priors, self.columns)
+            star.load_state_dict(lines)
+            problem.forget()
+
+        self._apply(self.start - self.state, problem.read())
+        self.precision[1] = LEAST_WIDTH_PRIOR**-2
+        self.inflation = dict.fromkeys(self.kinds, 1.0)
+        problem.set_line_priors("star", self.given, self.columns)
+        return again
 
     def _change(self, step: Tensor, vector: Tensor) -> Tensor:
         """Lines that are held change with the others."""
@@ -114,7 +141,7 @@ class StarAnchors(CommonChanges):
             The lines as they are. What is left to go is taken from the quadratic model there.
         """
         problem = self.problem
-        columns = problem.free.columns("star")
+        columns = self.columns
         if not columns.numel():
             return False
         normal = problem.linearize(vector)
@@ -129,7 +156,7 @@ class StarAnchors(CommonChanges):
             self.inflation[kind] = best
             priors = replace(priors, **{kind: best * getattr(self.given, kind)})
         if changed:
-            problem.set_line_priors("star", priors)
+            problem.set_line_priors("star", priors, columns)
             # Once free the common width stays so: what it takes on no longer shows as scatter.
             self.precision[1] = min(float(self.precision[1]), self._width_prior() ** -2)
         return changed

@@ -45,8 +45,14 @@ def fitted(data, star, freedom=4.0, **options):
     return sb.fit(data, star, progress=False, **options)  # fmt: skip
 
 
-def integrated(result, kinds, freedom, n_grid=45, reach=5.5):
-    """Mean and standard deviation of each line's two parameters, by sums over a grid around the fit."""
+def integrated(result, kinds, freedom, n_grid=31, reach=5.5):
+    """Mean and standard deviation of each line's two parameters, by sums over a grid around the fit.
+
+    Their priors stand where the fit has left them: what the lines have in common moves and widens them.
+    """
+    common = result.settings["star_scale"]
+    moved = {"ln_area": np.log(common["strength"]), "ln_sigma": np.log(common["width"]), "rv_offset": 0.0}
+    moved["ln_gamma"] = moved["ln_sigma"]
     free = free_parameters(result.model, result.parameters, result.curvature)
     start, columns = free.read(), free.columns("star")
     error = normal_equations(free, result.curvature).factor().variance().sqrt()
@@ -63,7 +69,8 @@ def integrated(result, kinds, freedom, n_grid=45, reach=5.5):
                 chi2 = weight * (result.data.flux - result.model()).square()
             found[i, j].index_add_(0, torch.as_tensor(nearest), -0.5 * chi2)
             for k, kind in enumerate(kinds):
-                d = (vector[columns[:, k]] - anchor[KINDS.index(kind)]) / BROAD[kind]
+                d = vector[columns[:, k]] - anchor[KINDS.index(kind)] - moved[kind]
+                d = d / (BROAD[kind] * common["inflation"][kind])
                 one = 0.5 * (freedom + 1.0) * torch.log1p(d**2 / freedom) if np.isfinite(freedom) else 0.5 * d**2
                 found[i, j] -= one
     free.write(start)

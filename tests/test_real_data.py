@@ -2,6 +2,7 @@
 
 import gc
 import warnings
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from astropy.table import Table
 from specutils import Spectrum
 
 import specutils_blase as sb
+from specutils_blase import BlaseQualityWarning
 
 
 @pytest.fixture(scope="module")
@@ -80,14 +82,25 @@ def hr3039(shared_data):
 
 
 # Order 5 has no tellurics at all; 15 has weak ones; 13 is full of water vapour.
-@pytest.mark.parametrize(("order", "rms_limit", "gain"), [(5, 0.006, None), (15, 0.004, 2.0), (13, 0.008, 5.0)])
-def test_hr3039(hr3039, order, rms_limit, gain):
+# A fast rotator of which few lines tell: the fits are for its continuum and the sky, and say what they cannot tell.
+AT_BOUND, MISFIT = "v sin i stands at the largest value", "velocities follow what is not understood as much"
+
+
+@pytest.mark.parametrize(
+    ("order", "rms_limit", "gain", "told"),
+    [(5, 0.006, None, AT_BOUND), (15, 0.004, 2.0, AT_BOUND), (13, 0.008, 5.0, MISFIT)],
+)
+def test_hr3039(hr3039, order, rms_limit, gain, told):
     data = hr3039[order]
     low, high = data.wavelength.value[[0, -1]]
-    star = sb.clone(sb.templates.phoenix_10000K(), region=(low - 25, high + 25), continuum=3, progress=False)
+    # Around order 15 the clone leaves 1.4 % of the continuum.
+    poor = pytest.warns(BlaseQualityWarning, match="the clone has not arrived") if order == 15 else nullcontext()
+    with poor:
+        star = sb.clone(sb.templates.phoenix_10000K(), region=(low - 25, high + 25), continuum=3, progress=False)
     telfit = sb.templates.telfit_hpf()
     sky = sb.clone(telfit, region=(low - 1, high + 1), resolving_power=55_000, prominence=0.005, progress=False)
-    result = data.blase_fit(star, telluric=sky, rv=0.0, vsini=150.0, progress=False)
+    with pytest.warns(BlaseQualityWarning, match=told):
+        result = data.blase_fit(star, telluric=sky, rv=0.0, vsini=150.0, progress=False)
     assert result.success, result.message
     assert result.rms < rms_limit
     if gain is None:
