@@ -252,7 +252,7 @@ def test_clone(clone):
 def test_crowded_ticks_are_thinned(clone):
     depth = np.random.default_rng(0).uniform(0.1, 1.0, 500)
     ledger = QTable({"center": np.linspace(10491.0, 10521.0, 500) * u.AA, "depth": depth})
-    names = ("template", "model_spectrum", "rms", "success")
+    names = ("template", "model_spectrum", "rms", "success", "quality")
     crowd = types.SimpleNamespace(ledger=ledger, **{name: getattr(clone, name) for name in names})
     drawn = ticks(plot_clone(crowd, rows=1).axes[0], "lines")
     deepest = ledger["center"].value[depth >= np.sort(depth)[-60]]
