@@ -51,6 +51,10 @@ ELSEWHERE, ELSEWHERE_BAD = 10.0, 50.0
 STRENGTH, STRENGTH_BAD = 2.0, 6.0
 """Factor, up or down, between the star's lines in the data and in its template."""
 
+WIDTH = 3.5
+"""Factor, up or down, on the widths of the star's lines, from which on rotation and widths stand in for something else.
+Lines of an M dwarf have two to three times the widths of its template."""
+
 SMEARING = 0.1
 """RMS of the rotating template over that of one at rest, below which hardly a line is left that could tell v sin i:
 what bends by as much is continuum, blaze and molecules as well."""
@@ -286,6 +290,9 @@ def _template(result, agreement: Agreement | None) -> Iterator[Reason]:
             "of star, and the flux linear, without scattered light?"
         )
         yield from _graded("strength", text, max(factor, 1.0 / factor), STRENGTH, STRENGTH_BAD)
+    width = (result.settings.get("star_scale") or {}).get("width", 1.0)
+    text = f"the star's lines are {width:.2g} times as wide as in its template: v sin i may be what they have too much"
+    yield from _graded("width", text, max(width, 1.0 / width), WIDTH)
 
 
 def _lines(result, moves: dict[str, dict[str, LineMoves]], known: bool) -> Iterator[Reason]:

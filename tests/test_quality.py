@@ -112,6 +112,7 @@ EDITED = {
     "rv_search": ("bad", lambda fit: settings(fit, start=START | {"at_edge": True})),
     "second_solution": ("bad", lambda fit: settings(fit, start=START | {"delta_chi2": 2.0, "candidates": CANDIDATES})),
     "strength": ("doubtful", lambda fit: settings(fit, star_scale={"strength": 0.25})),
+    "width": ("doubtful", lambda fit: settings(fit, star_scale={"strength": 1.0, "width": 4.0})),
     "telluric_amount": ("doubtful", lambda fit: settings(fit, telluric_scale=SCALE | {"factors": {"O2": 4.99}})),
     "telluric_shift": ("doubtful", lambda fit: settings(fit, telluric_scale=SCALE | {"shift": -3.0})),
     "chi2": ("doubtful", lambda fit: orders(fit, reduced_chi2=2.5)),
