@@ -151,3 +151,29 @@ def test_joint_changes_share_their_state_with_the_parts():
     assert joint.settle(vector) is not None
     assert float(part.state[0]) == float(joint.state[0]) != 0.0
     assert float(part.error[0]) == float(joint.error[0]) < 1.0
+
+
+def test_added_covariance_is_that_of_the_joint_posterior():
+    """With Gaussian priors: lines and common changes in one dense matrix, inverted."""
+    problem = star_problem(10, free=("rv", "vsini"))
+    problem.set_line_priors("star", LinePriors(degrees_of_freedom=np.inf))
+    changes = StarAnchors(problem)
+    changes.precision[1] = 0.2**-2  # as where lines scatter
+    vector = minimize(problem, absolute_tolerance=1e-4, max_iterations=60).vector
+    normal = problem.linearize(vector, precise=True)
+    factor = normal.factor()
+    unit = torch.eye(len(vector), dtype=F64)
+    matrix = torch.linalg.inv(torch.stack([factor.solve(each) for each in unit], dim=1))
+    held = normal.prior_precision.unsqueeze(1) * changes.design
+    joint = torch.cat(
+        [
+            torch.cat([matrix, -held], dim=1),
+            torch.cat([-held.T, torch.diag(changes.precision) + changes.design.T @ held], dim=1),
+        ]
+    )
+    dense = torch.linalg.inv(joint)[: len(vector), : len(vector)]
+    border = normal.border
+    told = factor.border_covariance() + changes.added_covariance(normal)
+    torch.testing.assert_close(told, dense[border][:, border], rtol=1e-6, atol=1e-12)
+    added = changes.added_covariance(normal).diagonal() / factor.border_covariance().diagonal()
+    assert float(added.max()) > 0.05  # and it is not nothing: rotation depends on the common width

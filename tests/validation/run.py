@@ -47,8 +47,8 @@ ITEMS = {
     "bugs": Item(None, None, "7"),
     "priors": Item(4, None, "8"),
     "orders": Item(100, None, "9"),
-    "start": Item(21, None, "10"),
-    "quality": Item(16, None, "11"),
+    "start": Item(21, None, "11"),
+    "quality": Item(16, None, "10"),
 }
 
 SNRS, VSINIS = (100.0, 300.0), (3.0, 15.0)
