@@ -114,6 +114,7 @@ def fitted(data, star, sky, **options):
     options = {"resolving_power": RESOLVING_POWER, "limb_darkening": LIMB_DARKENING} | options
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "the fit did not converge", RuntimeWarning)  # kept in the record
+        warnings.simplefilter("ignore", sb.BlaseQualityWarning)
         return sb.fit(data, star, telluric=sky, progress=False, **options)
 
 

@@ -11,7 +11,8 @@ where it stands, as its errors are those there.
 
 For P there are two answers: the Gaussians that the fit itself used, so that nothing but the Jacobian and the algebra
 differ, and the mean information of Student's t, (ν + 1)/(ν + 3)/s², which makes it the bound of van Trees (1968), below
-which no estimate's mean square error over truths drawn from the priors can be.
+which no estimate's mean square error over truths drawn from the priors can be. What the lines have in common against
+their templates, strength, amount and shift, adds to both by the same dense algebra.
 
     python tests/validation/run.py bound
 """
@@ -27,6 +28,8 @@ from specutils_blase.grids import SPEED_OF_LIGHT
 from specutils_blase.parameters import KINDS
 from specutils_blase.priors import LinePriors
 from specutils_blase.simulate.flux import legendre_continuum, simulate_flux
+from specutils_blase.star_scaling import STRENGTH_PRIOR
+from specutils_blase.telluric_scaling import FACTOR_PRIOR, SHIFT_PRIOR
 
 CHANGE = {"ln_area": 1e-3, "ln_sigma": 1e-3, "ln_gamma": 1e-3, "rv_offset": 1e-2, "rv": 1e-2, "vsini": 1e-2}
 """Steps h of the differences: they truncate by 1e-6, and the simulator's own error, 1e-10, does not show."""
@@ -129,9 +132,39 @@ def jacobian(place: Place) -> np.ndarray:
     return np.stack(columns, axis=1)
 
 
-def errors(curvature: np.ndarray, place: Place, rows: int) -> tuple[float, float]:
-    """Of the radial velocity and v sin i [km/s], which follow on `rows` line parameters."""
-    variance = np.linalg.inv(curvature).diagonal()[rows : rows + 2]
+def common_changes(place: Place, n_parameter: int) -> tuple[np.ndarray, np.ndarray]:
+    """What strength of the star, amount and shift of the sky do to each parameter, and the precisions of their priors.
+
+    Shapes (n_parameter, 3) and (3,).
+    """
+    design, first = np.zeros((n_parameter, 3)), 0
+    for name, lines in place.free.items():
+        rows = first + len(KINDS) * np.arange(len(lines))
+        design[rows + KINDS.index("ln_area"), 0 if name == "star" else 1] = 1.0
+        if name == "telluric":
+            design[rows + KINDS.index("rv_offset"), 2] = 1.0
+        first += len(KINDS) * len(lines)
+    return design, np.array([STRENGTH_PRIOR, FACTOR_PRIOR, SHIFT_PRIOR]) ** -2
+
+
+def added(place: Place, data: np.ndarray, information: np.ndarray) -> np.ndarray:
+    """What not knowing the common changes adds to the variance of every parameter.
+
+    `information` is that of the lines' priors, of their centres.
+    """
+    n_line = len(information)
+    design, precision = common_changes(place, len(data))
+    priors = np.zeros(len(data))
+    priors[:n_line] = information
+    held = priors[:, None] * design
+    follow = np.linalg.solve(data + np.diag(priors), held)
+    covariance = np.linalg.inv(design.T @ held - held.T @ follow + np.diag(precision))
+    return np.einsum("ki,ij,kj->k", follow, covariance, follow)
+
+
+def errors(curvature: np.ndarray, place: Place, rows: int, more: np.ndarray) -> tuple[float, float]:
+    """Of the radial velocity and v sin i [km/s], which follow on `rows` line parameters; `more` is added variance."""
+    variance = (np.linalg.inv(curvature).diagonal() + more)[rows : rows + 2]
     return float(np.sqrt(variance[0])), float(np.sqrt(place.vsini**2 + np.sqrt(variance[1])) - place.vsini)
 
 
@@ -148,7 +181,7 @@ def bounds(fit) -> dict[str, tuple[float, float]]:
     for name, precision in precisions.items():
         curvature = data.copy()
         curvature[np.arange(n_line), np.arange(n_line)] += precision
-        found[name] = errors(curvature, place, n_line)
+        found[name] = errors(curvature, place, n_line, added(place, data, information))
     return found
 
 
