@@ -104,7 +104,7 @@ def test_settings_that_leave_out_an_order():
     spectrum, half = observed(), len(WAVELENGTH) // 2
     first, second = spectrum[:half], spectrum[half:]
     second.uncertainty = None
-    narrow = STAR.copy()
+    narrow = STAR[STAR["center"] < 10_514.0]
     narrow.meta["wavelength_range"] = (10_470.0, 10_514.0)  # of the second order, a sixth
     options = {name: given for name, given in OPTIONS.items() if name != "resolving_power"}
     settings = {name: {"star": star, "resolving_power": POWER} for name, star in (("all", STAR), ("narrow", narrow))}

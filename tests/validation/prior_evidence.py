@@ -112,8 +112,10 @@ def knowledge(fit, clones: dict) -> Knowledge:
     for name, emulator in fit.model.components.items():
         columns, lines = free.columns(name), free.lines[name]
         moved = (emulator.line_parameters().detach().double() - anchors[name])[lines]
-        priors = fit.settings["priors"][name]
+        priors = dict(fit.settings["priors"][name])
         freedom = priors["degrees_of_freedom"]
+        if name == "star":  # as wide as the fit has found that they have to be
+            priors |= {kind: factor * priors[kind] for kind, factor in fit.settings["star_scale"]["inflation"].items()}
         for position, kind in enumerate(free.kinds[name]):
             own, d = columns[:, position], moved[:, KINDS.index(kind)]
             group[own], displacement[own] = GROUPS.index((name, kind)), d
@@ -124,7 +126,7 @@ def knowledge(fit, clones: dict) -> Knowledge:
 
 
 def _anchors(fit, name: str, clone) -> Tensor:
-    """Where the fit had each line anchored: the clone, the sky brought to the night (`telluric_scaling`)."""
+    """Prior mean of each line: the clone, with what the fit has found its lines to have in common against it."""
     emulator, start = fit.model.components[name], clone.settled()
     center = emulator.center.detach().double()
     scale = fit.settings["telluric_scale"] if name == "telluric" else None
@@ -138,6 +140,9 @@ def _anchors(fit, name: str, clone) -> Tensor:
     if scale is not None:
         species = start.species or [""] * len(start)
         anchors[:, 0] += torch.tensor([math.log(scale["factors"][species[i]]) for i in index.tolist()])
+    if name == "star":
+        anchors[:, 0] += math.log(fit.settings["star_scale"]["strength"])
+        anchors[:, 1:3] += math.log(fit.settings["star_scale"]["width"])
     return anchors
 
 
