@@ -31,6 +31,12 @@ from .star_scaling import STRENGTH_PRIOR, StarScale
 LARGEST_WIDTH_PRIOR, LEAST_WIDTH_PRIOR = 0.2, 1e-4
 """Bounds on the standard deviation of ln(width factor)."""
 
+ANOTHER_STAR = 1.15
+"""Geometric mean of the inflations of all kinds, from which on a template may have all its widths wrong.
+
+A line that is missing beside others inflates one kind by as much, and must not let all widths trade with rotation.
+"""
+
 MOST_INFLATION = {"ln_area": 4.0, "ln_sigma": 4.0, "ln_gamma": 4.0, "rv_offset": 15.0}
 """Largest factor on the width of a prior. Lines of LTE 3500 K are off by 0.65, 0.6, 0.7 and 1.1 km/s on GJ 699."""
 
@@ -199,6 +205,8 @@ class StarAnchors(CommonChanges):
     def _width_prior(self) -> float:
         """Standard deviation of the common ln width: that of one line, as far as the template is known to be wrong."""
         wrong = math.exp(sum(math.log(each) for each in self.inflation.values()) / len(self.inflation))
+        if wrong < ANOTHER_STAR:
+            return LEAST_WIDTH_PRIOR
         width = self.given.ln_sigma * math.sqrt(wrong**2 - 1.0)
         return min(max(width, LEAST_WIDTH_PRIOR), LARGEST_WIDTH_PRIOR)
 
