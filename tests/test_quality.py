@@ -165,13 +165,6 @@ def spikes():
     return changed(data, flux)
 
 
-def scattered():
-    star = copy.deepcopy(STAR)
-    with torch.no_grad():
-        star.ln_area += torch.as_tensor(np.random.default_rng(5).normal(0.0, 2.0, N_STAR))
-    return observed(star)
-
-
 def constant():
     rng = np.random.default_rng(2)
     return changed(observed(), 1.0 + rng.normal(0.0, 0.005, PIXELS.size), np.full(PIXELS.size, 0.005))
@@ -188,7 +181,6 @@ SPOILT = {
     "detection": ("bad", lambda: fitted(constant(), sky=None)),
     "correlation": ("bad", lambda: fitted(reversed_order(), sky=None, jitter=True, robust=True)),
     "strength": ("doubtful", lambda: fitted(observed(), strong(10.0))),
-    "star_ln_area": ("doubtful", lambda: fitted(scattered())),
     "telluric_ln_sigma": ("doubtful", lambda: fitted(observed(), resolving_power=2 * R)),
     "chi2": ("doubtful", lambda: fitted(changed(observed(), sigma=observed().uncertainty.array / 3.0), jitter=False)),
     "outliers": ("doubtful", lambda: fitted(spikes(), jitter=True, robust=True)),
