@@ -80,6 +80,9 @@ AT_LIMIT = 0.1
 SIGNIFICANT = 5.0
 """Signal-to-noise ratio of an equivalent width from which on a line counts for that."""
 
+ORDERS = 3.0
+"""Scatter between orders in units of their errors. The joint error allows for it, and its own cause is unknown."""
+
 DARKEST, ENVELOPE = 0.02, 3.0
 """Least continuum in units of its median; and the factor by which continuum over upper envelope of the data may change
 along an order. A blanket of lines depresses an order, and changes slowly."""
@@ -139,6 +142,7 @@ def assess(result, anchored: dict[str, Tensor] | None = None, more: Iterable[Rea
         *_iteration(result),
         *_noise(result, agreement),
         *_velocities(result, agreement),
+        *_orders(result.settings.get("order_scatter")),
         *_start(result.settings.get("start")),
         *_template(result, agreement),
         *_lines(result, moves, known),
@@ -243,6 +247,17 @@ def _velocities(result, agreement: Agreement | None) -> Iterator[Reason]:
             "hardly a line is left that could tell v sin i from continuum and blaze"
         )
         yield from _graded("vsini_template", text, agreement.smearing, SMEARING, below=True)
+
+
+def _orders(factors: dict | None) -> Iterator[Reason]:
+    for name, factor in (factors or {}).items():
+        if factor > 1.0:
+            text = (
+                f"{name} scatters between orders {factor:.2g} times as much as their errors allow: its error was "
+                "multiplied by as much; look at the orders one by one"
+            )
+            status = "doubtful" if factor > ORDERS else "good"
+            yield Reason(f"order_scatter_{name}", status, text, factor, ORDERS)
 
 
 def _start(start: dict | None) -> Iterator[Reason]:

@@ -10,7 +10,9 @@ import math
 
 import astropy.units as u
 import numpy as np
+from matplotlib import rcParams
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
 PLAIN_POWERS = range(-2, 4)
@@ -23,6 +25,10 @@ LABEL_GAP = 4.0
 
 LONGEST_LABEL = 0.95
 """Length of an ordinate's label, in units of the height of its panel."""
+
+
+LABEL_ROOM = 0.7
+"""Least distance of a tick from the end of its panel, in units of the size of its label: half the label, and air."""
 
 
 class QuickLook(Figure):
@@ -69,6 +75,17 @@ def scale_flux_axis(panels, limits: tuple[float, float], unit: u.UnitBase) -> st
     return f"Flux [{text}]" if text else "Flux"
 
 
+class _ClearOfEnds(MaxNLocator):
+    """Ticks whose labels stay within the panel: a label at its edge would stand on one of the panel beside it."""
+
+    def tick_values(self, vmin, vmax):
+        panel = self.axis.axes
+        size = FontProperties(size=rcParams["ytick.labelsize"]).get_size_in_points()
+        room = LABEL_ROOM * size * panel.figure.dpi / 72.0 / panel.bbox.height * abs(vmax - vmin)
+        ticks = super().tick_values(vmin, vmax)
+        return ticks[(ticks >= min(vmin, vmax) + room) & (ticks <= max(vmin, vmax) - room)]
+
+
 def label_panels(panels, labels: tuple[str, ...], axis_label: str) -> None:
     for row in panels:
         for panel, label in zip(row, labels, strict=True):
@@ -76,7 +93,7 @@ def label_panels(panels, labels: tuple[str, ...], axis_label: str) -> None:
             panel.tick_params(direction="in", top=True, right=True, labelbottom=panel is row[-1])
             panel.margins(x=0)
             panel.ticklabel_format(axis="x", useOffset=False)
-        row[0].yaxis.set_major_locator(MaxNLocator(5, prune="both"))
+        row[0].yaxis.set_major_locator(_ClearOfEnds(5))
     panels[-1][-1].set_xlabel(axis_label)
 
 

@@ -70,7 +70,8 @@ def impossible(flux: Tensor, sigma: Tensor, good: Tensor, *, emission: bool = Fa
     least = torch.clamp(LEAST_DEVIATION * sigma, min=LEAST_EXCESS)
     codes[good & (flux < -least)] = NEGATIVE
     if not emission:
-        values = np.interp(np.arange(flux.numel()), *(v[good.cpu().numpy()] for v in _arrays(flux)))
+        pixels, counts = np.arange(flux.numel()), good.cpu().numpy()
+        values = np.interp(pixels, pixels[counts], flux.detach().cpu().double().numpy()[counts])
         envelope = torch.as_tensor(percentile_filter(values, ENVELOPE_PERCENT, ENVELOPE_PIXELS, mode="mirror"))
         envelope = envelope.to(flux).clamp(min=0.0)
         spike = good & (flux > LEAST_RATIO * envelope + torch.maximum(least, 0.1 * envelope.median()))
@@ -156,8 +157,3 @@ def rejected_table(
         table[key] = values if unit is None else values * unit
         table[key].info.description = meaning
     return table
-
-
-def _arrays(flux: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Pixel numbers and values."""
-    return np.arange(flux.numel()), flux.detach().cpu().double().numpy()

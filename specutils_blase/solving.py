@@ -344,7 +344,7 @@ def reject_pixels(orders: Sequence[ForwardModel], fluxes: Sequence[Tensor], nois
             noise.variance(k).sqrt(),
             noise.good[k],
             element=_element(order),
-            emission=any(bool((emulator.sign < 0).any()) for emulator in order.components.values()),
+            emission=any(emulator.has_emission for emulator in order.components.values()),
         )
         new[k] = noise.reject(k, codes)
     return any(new)

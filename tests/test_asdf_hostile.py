@@ -361,6 +361,6 @@ def test_damaged_files(tmp_path, damaged):
 
 @pytest.mark.slow
 @given(damaged_files())
-@settings(max_examples=300, **FUZZ)
+@settings(max_examples=2500, **FUZZ)
 def test_many_damaged_files(tmp_path, damaged):
     check_damaged(damaged, tmp_path)

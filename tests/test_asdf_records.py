@@ -89,3 +89,12 @@ def test_table_keeps_descriptions_masks_and_order():
 def test_objects_are_no_array():
     with pytest.raises(ValueError, match="got one of objects, which no file of ours holds"):
         records.array(np.array([{}, []], dtype=object))
+
+
+def test_text_columns_are_text():
+    """A ledger whose orders are truth values passed, and failed where its orders were asked for."""
+    table = QTable({"orders": np.array([True, False]), "value": [1.0, 2.0]})
+    with pytest.raises(ValueError, match="expected text in the column orders of ledger, got bool"):
+        records.load_table(table, "ledger", ("orders", "value"))
+    table["orders"] = ["5", "5,6"]
+    assert records.load_table(table, "ledger", ("orders", "value"))["orders"].tolist() == ["5", "5,6"]

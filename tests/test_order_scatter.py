@@ -50,19 +50,21 @@ def test_orders_agree_with_the_joint_fit(star):
     values, errors = (np.asarray(fit.orders[name].to_value("km/s")) for name in ("rv", "rv_err"))
     weights = errors**-2
     assert fit.settings["order_scatter"]["rv"] == 1.0
+    assert fit.quality.reason("order_scatter_rv") is None
     assert np.sum(weights * values) / np.sum(weights) == pytest.approx(fit.value("rv"), abs=0.1 * fit.error("rv"))
     assert np.sum(weights) ** -0.5 == pytest.approx(fit.error("rv"), rel=0.05)
 
 
 def test_orders_that_disagree_widen_the_error(star):
     shifts = np.array([0.0, 1.5, -1.5])
-    fit = sb.fit(
-        night(star, 12.0 + shifts), star, resolving_power=40_000, star_lines=(), progress=False, jitter=False,
-        robust=False,
-    )  # fmt: skip
+    options = {"resolving_power": 40_000, "star_lines": (), "progress": False, "jitter": False, "robust": False}
+    with pytest.warns(sb.BlaseQualityWarning, match="rv scatters between orders"):
+        fit = sb.fit(night(star, 12.0 + shifts), star, **options)
     values, errors = (np.asarray(fit.orders[name].to_value("km/s")) for name in ("rv", "rv_err"))
     np.testing.assert_array_less(np.abs(values - 12.0 - shifts), 4.0 * errors)
     factor = fit.settings["order_scatter"]["rv"]
     assert factor > 5.0
     assert fit.error("rv") == pytest.approx(factor * np.sum(errors**-2.0) ** -0.5, rel=0.1)
     assert abs(fit.value("rv") - 12.0) < 3.0 * fit.error("rv")
+    reason = fit.quality.reason("order_scatter_rv")
+    assert reason.status == "doubtful" and reason.value == factor

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from specutils import Spectrum
 
 import specutils_blase as sb
+from specutils_blase.figures import label_panels, make_panels
 from specutils_blase.plotting import RESIDUAL_LIMIT, plot_clone, plot_fit
 from specutils_blase.simulate import simulate
 from specutils_blase.spectrum import air_wavelength
@@ -293,6 +294,26 @@ PICTURES = {
     "clone": lambda clone: plot_clone(clone, rows=1),
     "clone, few pixels": lambda clone: plot_clone(clone, region=(10505.0, 10506.0), rows=2),
 }
+
+
+def ordinate_labels(panel):
+    """Words and extent of the tick labels that a panel shows beside its ordinate."""
+    low, high = panel.get_ylim()
+    shown = [text for text in panel.yaxis.get_ticklabels() if low <= text.get_position()[1] <= high]
+    return [(text.get_text(), text.get_window_extent()) for text in shown if text.get_text()]
+
+
+def test_labels_of_two_panels_do_not_touch():
+    """A flux that ends just below zero, above components that end just above one."""
+    figure, ((flux, components, _),) = make_panels(None, 1, (1.75, 0.85, 0.65))
+    flux.set_ylim(-0.01, 1.3)
+    components.set_ylim(0.0, 1.1)
+    components.set_yticks([0.5, 1.0])
+    label_panels([figure.axes], ("Flux", "Components", "Resid. [σ]"), "Vacuum wavelength [Å]")
+    figure.draw_without_rendering()
+    above, below = map(ordinate_labels, (flux, components))
+    assert "0.6" in dict(above) and "1.0" in dict(below)
+    assert all(one.y1 < other.y0 for _, one in below for _, other in above)
 
 
 @pytest.mark.parametrize("name", PICTURES)

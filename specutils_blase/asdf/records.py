@@ -171,6 +171,10 @@ def table_record(table: Table, name: str, columns: Sequence[str]) -> QTable:
     return result
 
 
+TEXT_COLUMNS = {"name", "component", "orders"}
+"""Columns that results read as text."""
+
+
 def load_table(node: Any, name: str, columns: Sequence[str]) -> QTable:
     """An owned QTable with the descriptions of its ``meta["columns"]``; parameters as of `table_record`."""
     if not isinstance(node, Table):
@@ -183,6 +187,9 @@ def load_table(node: Any, name: str, columns: Sequence[str]) -> QTable:
             table[column] = table[column].astype(f"U{max(dtype.itemsize, 1)}")
         elif not dtype.isnative:
             table[column] = table[column].astype(dtype.newbyteorder("="))
+    for column in TEXT_COLUMNS & set(columns):
+        if table[column].dtype.kind not in "UO":
+            raise ValueError(f"expected text in the column {column} of {name}, got {table[column].dtype}")
     table.meta = load_plain(dict(node.meta))
     descriptions = table.meta.get("columns", {})
     for column in table.colnames:

@@ -173,7 +173,9 @@ def caught(bug: Bug) -> str:
         if not found.startswith(str(copy)):
             raise RuntimeError(f"the tests would see {found}, not the copy with the bug")
         tests = [f"tests/{name}" for name in bug.tests]
-        done = subprocess.run([sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests], **options)
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-n0", "-x", "-q", "-p", "no:cacheprovider", *tests], **options
+        )
         failed = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, flags=re.MULTILINE)
         if done.returncode not in (0, 1) or (done.returncode == 1 and failed is None):
             raise RuntimeError(f"the tests did not run: {done.stdout[-2000:]}{done.stderr[-2000:]}")

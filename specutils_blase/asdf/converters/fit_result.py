@@ -95,14 +95,7 @@ def load_quality(node, result, assess):
         result.quality = Quality.from_record(node["quality"])
         return result
     text = "the file is of an older version, without an assessment: it was made on reading, from what the file holds"
-    try:
-        reasons = [*assess(result).reasons, Reason("file", "good", text)]
-    except Exception as error:  # a damaged file holds anything: what cannot be assessed is told, and can be looked at
-        text = (
-            f"the file is of an older version, and what it holds cannot be assessed ({type(error).__name__}: {error})"
-        )
-        reasons = [Reason("file", "doubtful", text)]
-    return result.assessed(Quality.of(reasons))
+    return result.assessed(Quality.of([*assess(result).reasons, Reason("file", "good", text)]))
 
 
 def _spectra_record(parts):
