@@ -5,7 +5,8 @@ template, the lines, the sky and the continuum say of it. Limits were set on sim
 docs/validation.md, section 10, and ``tests/validation/run.py quality``.
 
 Does not live here: statuses and words about them (`quality`), what is measured of template and lines
-(`template_agreement`, `line_moves`), the assessment of clones (`clone_assessment`).
+(`template_agreement`, `line_moves`), what speaks against a continuum (`continuum_assessment`), the assessment of clones
+(`clone_assessment`).
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .continuum_assessment import continuum_reasons
 from .echelle import orders_of
 from .grids import SPEED_OF_LIGHT
 from .line_moves import LineMoves, line_moves
 from .parameters import KINDS
-from .quality import Quality, Reason
+from .quality import Quality, Reason, graded
 from .telluric_scaling import LARGEST_SHIFT, largest_factor
 from .template_agreement import Agreement, observed_pixels, template_agreement
 
@@ -80,15 +82,8 @@ AT_LIMIT = 0.1
 SIGNIFICANT = 5.0
 """Signal-to-noise ratio of an equivalent width from which on a line counts for that."""
 
-ORDERS = 3.0
+ORDERS = 5.0
 """Scatter between orders in units of their errors. The joint error allows for it, and its own cause is unknown."""
-
-DARKEST, ENVELOPE = 0.02, 3.0
-"""Least continuum in units of its median; and the factor by which continuum over upper envelope of the data may change
-along an order. A blanket of lines depresses an order, and changes slowly."""
-
-PIECES = 10
-"""Parts of an order in each of which the data have an upper envelope."""
 
 SECOND, SECOND_BAD = 12.0, 4.0
 """Δχ² of the second solution of (rv, v sin i): two are told apart at 3.5 and at 2 standard deviations."""
@@ -147,7 +142,7 @@ def assess(result, anchored: dict[str, Tensor] | None = None, more: Iterable[Rea
         *_template(result, agreement),
         *_lines(result, moves, known),
         *_sky(result.settings.get("telluric_scale")),
-        *_continuum(result, parts if many else [parts]),
+        *continuum_reasons(result, parts if many else [parts]),
         *_left_out(result),
     ]
     return Quality.of(reasons)
@@ -173,17 +168,6 @@ def _anchored_by_ledger(result) -> dict[str, Tensor]:
     return anchored
 
 
-def _graded(
-    name: str, text: str, value: float, limit: float, bad: float = math.inf, below: bool = False
-) -> Iterator[Reason]:
-    """A reason where a value is beyond its limit: above it, or below it."""
-    beyond, worse = (value < limit, value < bad) if below else (value > limit, value > bad)
-    if below and math.isinf(bad):
-        worse = False
-    if beyond or worse:
-        yield Reason(name, "bad" if worse else "doubtful", text, value, bad if worse else limit)
-
-
 def _iteration(result) -> Iterator[Reason]:
     if not result.success:
         yield Reason("converged", "doubtful", f"the iteration has not arrived ({result.message})")
@@ -199,7 +183,7 @@ def _noise(result, agreement: Agreement | None) -> Iterator[Reason]:
     if unpaid.size:
         worst = float(unpaid.max())
         text = f"reduced χ² is {worst:.3g}: the model lacks something, and errors are too small by {worst**0.5:.2g}"
-        yield from _graded("chi2", text, worst, CHI2, CHI2_BAD)
+        yield from graded("chi2", text, worst, CHI2, CHI2_BAD)
     if (jitter > 0.0).any():
         text = (
             f"jitter was added in {int((jitter > 0).sum())} of {len(fitted)} orders, up to {100 * jitter.max():.2g} % "
@@ -211,12 +195,12 @@ def _noise(result, agreement: Agreement | None) -> Iterator[Reason]:
             f"what the model leaves beyond the noise is {agreement.misfit:.2g} times what the star's lines add to it: "
             "velocities follow what is not understood as much as the star"
         )
-        yield from _graded("misfit", text, agreement.misfit, MISFIT, MISFIT_BAD)
+        yield from graded("misfit", text, agreement.misfit, MISFIT, MISFIT_BAD)
     rejected = getattr(result, "rejected", None)
     doubted = int(np.sum(fitted["doubted"])) + (0 if rejected is None else len(rejected))
     part = doubted / max(int(np.sum(fitted["good"])) + (0 if rejected is None else len(rejected)), 1)
     text = f"{100 * part:.2g} % of the pixels are outliers, doubted or left out: no noise has as many"
-    yield from _graded("outliers", text, part, OUTLIERS)
+    yield from graded("outliers", text, part, OUTLIERS)
 
 
 def _velocities(result, agreement: Agreement | None) -> Iterator[Reason]:
@@ -246,7 +230,7 @@ def _velocities(result, agreement: Agreement | None) -> Iterator[Reason]:
             f"rotating with {vsini:.0f} km/s the template keeps {100 * agreement.smearing:.2g} % of its structure: "
             "hardly a line is left that could tell v sin i from continuum and blaze"
         )
-        yield from _graded("vsini_template", text, agreement.smearing, SMEARING, below=True)
+        yield from graded("vsini_template", text, agreement.smearing, SMEARING, below=True)
 
 
 def _orders(factors: dict | None) -> Iterator[Reason]:
@@ -275,7 +259,7 @@ def _start(start: dict | None) -> Iterator[Reason]:
         other = start["candidates"][1] if len(start.get("candidates", ())) > 1 else {}
         at = f" at rv {other['rv']:.1f}, v sin i {other['vsini']:.1f} km/s" if {"rv", "vsini"} <= other.keys() else ""
         text = f"a second solution{at} is worse by only {gap:.2g} in χ²: the answer may be that one"
-        yield from _graded("second_solution", text, gap, SECOND, SECOND_BAD, below=True)
+        yield from graded("second_solution", text, gap, SECOND, SECOND_BAD, below=True)
 
 
 def _template(result, agreement: Agreement | None) -> Iterator[Reason]:
@@ -287,27 +271,27 @@ def _template(result, agreement: Agreement | None) -> Iterator[Reason]:
         f"the star is hardly seen: its template has {strength:.2g} ± {error:.2g} of its strength in the data, "
         f"{significance:.1f} standard deviations"
     )
-    yield from _graded("detection", text, significance, DETECTION, DETECTION_BAD, below=True)
+    yield from graded("detection", text, significance, DETECTION, DETECTION_BAD, below=True)
     text = (
         f"data and template correlate with {agreement.correlation:.2f}, noise taken out: they do not show the same "
         "lines; are wavelengths, velocities and the kind of star right?"
     )
-    yield from _graded("correlation", text, agreement.correlation, CORRELATION, CORRELATION_BAD, below=True)
+    yield from graded("correlation", text, agreement.correlation, CORRELATION, CORRELATION_BAD, below=True)
     text = (
         f"the template agrees better {agreement.elsewhere:+.0f} km/s from the fitted velocity (ln L higher by "
         f"{agreement.gain:.0f}): the star may be there"
     )
-    yield from _graded("elsewhere", text, agreement.gain, ELSEWHERE, ELSEWHERE_BAD)
+    yield from graded("elsewhere", text, agreement.gain, ELSEWHERE, ELSEWHERE_BAD)
     factor = strength * (result.settings.get("star_scale") or {}).get("strength", 1.0)
     if factor > 0.0:
         text = (
             f"the star's lines have {factor:.2g} of the strength that its template has: is the template of this kind "
             "of star, and the flux linear, without scattered light?"
         )
-        yield from _graded("strength", text, max(factor, 1.0 / factor), STRENGTH, STRENGTH_BAD)
+        yield from graded("strength", text, max(factor, 1.0 / factor), STRENGTH, STRENGTH_BAD)
     width = (result.settings.get("star_scale") or {}).get("width", 1.0)
     text = f"the star's lines are {width:.2g} times as wide as in its template: v sin i may be what they have too much"
-    yield from _graded("width", text, max(width, 1.0 / width), WIDTH)
+    yield from graded("width", text, max(width, 1.0 / width), WIDTH)
 
 
 def _lines(result, moves: dict[str, dict[str, LineMoves]], known: bool) -> Iterator[Reason]:
@@ -336,13 +320,13 @@ def _lines(result, moves: dict[str, dict[str, LineMoves]], known: bool) -> Itera
                 f"lines of the {name} scatter about their template {spread:.2g} times as much as their priors expect "
                 f"({MEANING.get(widest, 'place')}): give wider {name}_priors, or a better template"
             )
-            yield from _graded(f"{name}_scatter", text, spread, SPREAD)
+            yield from graded(f"{name}_scatter", text, spread, SPREAD)
     rows = result.ledger[(result.ledger["component"] == "star") & result.ledger["free"]]
     if "at_limit" in rows.colnames and len(rows):
         rows = rows[np.nan_to_num(np.asarray(rows["snr"])) > SIGNIFICANT]
         part = float(np.mean(rows["at_limit"])) if len(rows) else 0.0
         text = f"{100 * part:.0f} % of the star's lines went as far from their template as a fit lets them go"
-        yield from _graded("lines_at_limit", text, part, AT_LIMIT)
+        yield from graded("lines_at_limit", text, part, AT_LIMIT)
 
 
 def _sky(scale: dict | None) -> Iterator[Reason]:
@@ -367,39 +351,6 @@ def _sky(scale: dict | None) -> Iterator[Reason]:
             "wavelengths in the frame of the observatory, and in the medium that was declared?"
         )
         yield Reason("telluric_shift", "doubtful", text, scale["shift"], LARGEST_SHIFT)
-
-
-def _continuum(result, parts: list[dict[str, Tensor]]) -> Iterator[Reason]:
-    data = result.data if isinstance(result.data, list) else [result.data]
-    lowest, widest = math.inf, 1.0
-    for one, spectra in zip(data, parts, strict=True):
-        good = one.good.cpu().numpy()
-        level, flux = spectra["continuum"].double().cpu().numpy()[good], one.flux.double().cpu().numpy()[good]
-        middle = float(np.median(level))
-        if not middle > 0.0:
-            lowest = -math.inf
-            continue
-        lowest = min(lowest, float(level.min()) / middle)
-        model = spectra["model"].double().cpu().numpy()[good]
-        pieces = [
-            float(np.quantile(values, 0.95) / max(np.quantile(above, 0.95), 1e-300))
-            for values, above in zip(np.array_split(flux, PIECES), np.array_split(model, PIECES), strict=True)
-            if values.size
-        ]
-        if min(pieces) > 0.0:
-            widest = max(widest, max(pieces) / min(pieces))
-        else:
-            widest = math.inf
-    text = (
-        f"the continuum falls to {lowest:.2g} of its median: what is there has no scale; choose a lower continuum= or "
-        "cut the dark end"
-    )
-    yield from _graded("continuum_dark", text, lowest, DARKEST, 0.0, below=True)
-    text = (
-        f"model and data change against each other by a factor of {widest:.2g} along an order: choose a higher "
-        "continuum=, or divide the blaze out"
-    )
-    yield from _graded("continuum", text, widest, ENVELOPE)
 
 
 def _left_out(result) -> Iterator[Reason]:

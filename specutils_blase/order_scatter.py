@@ -14,11 +14,13 @@ Does not live here: the fit (`solving`), the scatter of lines within an order (`
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from scipy.stats import chi2 as chi2_distribution
 
+from .correlated_residuals import correlation_factor
 from .problem import AnchoredProblem
 from .solving import alone_problem, line_owners
 
@@ -49,13 +51,15 @@ class OrderScatter:
 
 
 @torch.no_grad()
-def order_scatter(problem: AnchoredProblem) -> dict[str, OrderScatter]:
+def order_scatter(problem: AnchoredProblem, incomplete: Sequence[bool]) -> dict[str, OrderScatter]:
     """Values of every order alone, of the free ones among `VELOCITIES`.
 
     Parameters
     ----------
     problem : AnchoredProblem
         Of several orders, at its solution.
+    incomplete : sequence of bool
+        Orders whose model lacks something: neighbouring residuals there are alike, and their errors say so.
     """
     names = [name for name in VELOCITIES if name in problem.free.global_slices]
     if not names:
@@ -74,7 +78,8 @@ def order_scatter(problem: AnchoredProblem) -> dict[str, OrderScatter]:
             column = alone.free.global_slices[name].start
             at = border[column]
             found[name][0].append(float(vector[column] + step[column]))
-            found[name][1].append(math.sqrt(max(float(covariance[at, at]), 0.0)))
+            widened = correlation_factor(alone, normal, factor, column, [incomplete[k]])
+            found[name][1].append(widened * math.sqrt(max(float(covariance[at, at]), 0.0)))
     return {name: OrderScatter(*lists, scale_factor(*lists)) for name, lists in found.items()}
 
 

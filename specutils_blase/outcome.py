@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .assessment import assess
 from .common_changes import CommonChanges
+from .correlated_residuals import correlation_factor
 from .echelle import EchelleModel
 from .echelle_result import EchelleFitResult
 from .grids import SPEED_OF_LIGHT
@@ -23,7 +24,7 @@ from .ledger import LineErrors, build_ledger, held_errors
 from .line_discovery import Discovery, missing_lines_table
 from .noise import NoiseModel
 from .observed_orders import ObservedOrder
-from .order_scatter import OrderScatter, order_scatter
+from .order_scatter import VELOCITIES, OrderScatter, order_scatter
 from .parallel import each
 from .parameters import KINDS
 from .posterior import Curvature
@@ -87,12 +88,20 @@ def build_result(problem: AnchoredProblem, solution: Solution, given: Given) -> 
     if given.anchors is not None:
         border = border + given.anchors.added_covariance(normal)
     many = isinstance(model, EchelleModel)
-    between = order_scatter(problem) if many else {}
-    for name, scatter in between.items():
-        at = int((normal.border == problem.free.global_slices[name].start).nonzero())
-        border[at] *= scatter.factor
-        border[:, at] *= scatter.factor
-    settings = given.settings | {"order_scatter": {name: scatter.factor for name, scatter in between.items()}}
+    incomplete = [jitter > 0.0 or not known for jitter, known in zip(noise.jitter, noise.known, strict=True)]
+    between = order_scatter(problem, incomplete) if many else {}
+    correlated = {}
+    for name in filter(problem.free.global_slices.__contains__, VELOCITIES):
+        column = problem.free.global_slices[name].start
+        at = int((normal.border == column).nonzero())
+        correlated[name] = correlation_factor(problem, normal, factor, column, incomplete)
+        widened = correlated[name] * (between[name].factor if many else 1.0)
+        border[at] *= widened
+        border[:, at] *= widened
+    settings = given.settings | {
+        "order_scatter": {name: scatter.factor for name, scatter in between.items()},
+        "correlated_residuals": correlated,
+    }
     reduced = reduced_chi_square(problem, used)
     measured = any(noise.known)
     inflation = 1.0 if measured else reduced

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 STATUSES = ("good", "doubtful", "bad")
@@ -133,3 +133,14 @@ class Quality:
 def _plain(reason: Reason) -> dict:
     """Without what is not a number."""
     return {name: value for name, value in vars(reason).items() if value is not None}
+
+
+def graded(
+    name: str, text: str, value: float, limit: float, bad: float = math.inf, below: bool = False
+) -> Iterator[Reason]:
+    """A reason where a value is beyond its limit: above it, or below it."""
+    beyond, worse = (value < limit, value < bad) if below else (value > limit, value > bad)
+    if below and math.isinf(bad):
+        worse = False
+    if beyond or worse:
+        yield Reason(name, "bad" if worse else "doubtful", text, value, bad if worse else limit)

@@ -317,7 +317,8 @@ def alone_problem(
     alone = AnchoredProblem(free, flux, weight, problem.line_priors)
     for name in copies:
         own, whole = free.columns(name), part.columns(name)[lines[name]]
-        for which in ("anchor", "lower", "upper"):  # of the clones, whatever the lines are by now
+        # Of the clones, whatever the lines are by now; and the priors of each line, which need not all be as wide.
+        for which in ("anchor", "lower", "upper", "precision", "freedom"):
             getattr(alone, which)[own] = getattr(problem, which)[whole]
     return alone, copies
 

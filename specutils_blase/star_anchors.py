@@ -25,6 +25,7 @@ from .common_changes import CommonChanges
 from .factor import Factor
 from .priors import LinePriors
 from .problem import AnchoredProblem
+from .profiles import voigt_fwhm
 from .stand_in import ROUNDING, student_evidence, without_prior
 from .star_scaling import STRENGTH_PRIOR, StarScale
 
@@ -37,7 +38,7 @@ ANOTHER_STAR = 1.15
 A line that is missing beside others inflates one kind by as much, and must not let all widths trade with rotation.
 """
 
-MOST_INFLATION = {"ln_area": 4.0, "ln_sigma": 4.0, "ln_gamma": 4.0, "rv_offset": 15.0}
+MOST_INFLATION = {"ln_area": 4.0, "ln_sigma": 4.0, "ln_gamma": 4.0, "rv_offset": 8.0}
 """Largest factor on the width of a prior. Lines of LTE 3500 K are off by 0.65, 0.6, 0.7 and 1.1 km/s on GJ 699."""
 
 DECISIVE = 6.0
@@ -45,6 +46,13 @@ DECISIVE = 6.0
 
 UNCHANGED = 0.1
 """Change of ln inflation below which another fit would change nothing."""
+
+APART = 0.5
+"""Least distance, in units of the full width at half maximum through the instrument, of lines whose priors widen.
+
+A line nearer to a stronger one mends the shape of that one's clone. With wide priors the two would trade place and
+strength without end, and it has neither of its own.
+"""
 
 N_TRIAL = 16
 """Inflations that are compared, in equal steps of the logarithm, before a parabola finds the best between them."""
@@ -98,6 +106,8 @@ class StarAnchors(CommonChanges):
                 design[self.columns[:, position], int(kind != "ln_area")] = 1.0
         super().__init__(problem, state, errors, precision, design)
         self.start = state.clone()
+        self.wide = self.columns[self._apart()] if self.columns.numel() else self.columns
+        """Of `columns`, those of lines that stand apart from stronger ones: their priors follow the scatter."""
 
     def on(self, problem: AnchoredProblem, columns: Tensor) -> StarAnchors:
         """The same for a problem to which lines have been added; `columns` are those of the old ones."""
@@ -105,6 +115,25 @@ class StarAnchors(CommonChanges):
         other.state, other.error, other.precision = self.state, self.error, self.precision
         other.start, other.given, other.inflation = self.start, self.given, self.inflation
         return other
+
+    @torch.no_grad()
+    def _apart(self) -> Tensor:
+        """Which of the lines of `columns` no stronger one is near to, (n,) boolean."""
+        free, star = self.problem.free, self.problem.free.model.star
+        mine = (free.columns("star")[:, :1] == self.columns[:, 0]).any(1)
+        index = free.lines["star"][mine]
+        spreads = [order.line_spread for order in free.orders if order.line_spread is not None]
+        finest = max((float(one.ln_resolving_power[0].exp()) for one in spreads), default=math.inf)
+        center = star.shifted_center.double()[index]
+        width = (voigt_fwhm(star.sigma, star.gamma).double()[index].square() + (center / finest).square()).sqrt()
+        found = torch.ones_like(center, dtype=torch.bool)
+        # The signal of a line of a given area falls with the noise under its width.
+        for strong in (star.area.double()[index] / width.sqrt()).argsort(descending=True).tolist():
+            if found[strong]:
+                near = (center - center[strong]).abs() < APART * torch.minimum(width, width[strong])
+                near[strong] = False
+                found &= ~near
+        return found
 
     @torch.no_grad()
     def anew(self) -> Callable[[], None]:
@@ -119,14 +148,14 @@ class StarAnchors(CommonChanges):
             self.precision.copy_(precision)
             self.inflation = inflation
             problem.anchor.copy_(anchor)
-            problem.set_line_priors("star", priors, self.columns)
+            problem.set_line_priors("star", priors, self.wide)
             star.load_state_dict(lines)
             problem.forget()
 
         self._apply(self.start - self.state, problem.read())
         self.precision[1] = LEAST_WIDTH_PRIOR**-2
         self.inflation = dict.fromkeys(self.kinds, 1.0)
-        problem.set_line_priors("star", self.given, self.columns)
+        problem.set_line_priors("star", self.given, self.wide)
         return again
 
     def _change(self, step: Tensor, vector: Tensor) -> Tensor:
@@ -146,8 +175,7 @@ class StarAnchors(CommonChanges):
         vector : Tensor, (n_parameter,)
             The lines as they are. What is left to go is taken from the quadratic model there.
         """
-        problem = self.problem
-        columns = self.columns
+        problem, columns = self.problem, self.wide
         if not columns.numel():
             return False
         normal = problem.linearize(vector)

@@ -23,8 +23,16 @@ TOLERANCES = {
 }
 # Programs of one name in two folders: collecting them for doctests would mix them up.
 collect_ignore = ["benchmarks/run.py", "validation/run.py"]
+FIRST = ("test_validation", "test_tutorials", "test_asdf_hostile", "test_missing_lines", "test_posterior_means")
+"""Files that take minutes. A worker that begins one of them last is waited for by all others."""
+
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def pytest_collection_modifyitems(items):
+    """Long files first; what is within a file stays in order."""
+    items.sort(key=lambda item: FIRST.index(item.path.stem) if item.path.stem in FIRST else len(FIRST))
 
 
 @pytest.fixture(scope="session", params=DEVICES)

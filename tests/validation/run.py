@@ -133,6 +133,7 @@ def one(task: tuple[str, dict]) -> dict:
         "orders": simulated_nights,
         "bound": cramer_rao,
         "start": starts,
+        "fitted": starts,
         "assessed": assessed_fits,
     } | dict.fromkeys(measured_priors.CASES, measured_priors)
     module = elsewhere.get(name, cases)

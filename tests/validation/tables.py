@@ -342,15 +342,48 @@ def start(records: list[dict]) -> str:
             ]
         )  # fmt: skip
 
+    begun = [record for record in records if "refused" not in record["result"]]
     for argument in ("instrument", "orders", "template", "sky"):
-        for (value,), results in grouped(records, argument).items():
+        for (value,), results in grouped(begun, argument).items():
             row(f"{argument} {value}", results)
-    everything = [record["result"] for record in records]
+    everything = [record["result"] for record in records if "refused" not in record["result"]]
     for low, high in ((1.0, 10.0), (10.0, 50.0), (50.0, 200.0)):
         if chosen := [result for result in everything if low <= result["vsini"] < high]:
             row(f"v sin i {low:.0f} to {high:.0f} km/s", chosen)
     row("all", everything)
-    return markdown(head, rows)
+    return f"{markdown(head, rows)}\n\n{to_the_end(records)}"
+
+
+def to_the_end(records: list[dict]) -> str:
+    """Of the starts that were fitted to the end: answers that are somewhere else, and what quality says of them."""
+    from starts import is_off
+
+    results = [record["result"] for record in records if record["case"] == "fitted"]
+    fits = [result for result in results if "refused" not in result]
+
+    def pull(result: dict) -> float:
+        return abs(result["fit_rv"] - result["rv"]) / result["fit_rv_err"]
+
+    kinds = {
+        "all": fits,
+        "started off": [fit for fit in fits if is_off(fit)],
+        "ended off": [fit for fit in fits if is_off(fit, "fit_rv")],
+        f"beyond {BEYOND:.0f} errors in rv": [fit for fit in fits if pull(fit) > BEYOND],
+        f"within {WITHIN:.0f} errors in rv": [fit for fit in fits if pull(fit) <= WITHIN],
+    }
+    rows = []
+    for name, chosen in kinds.items():
+        flagged = sum(fit["status"] != "good" for fit in chosen)
+        told = interval(flagged, len(chosen)) if chosen else ""
+        rows.append([name, f"{len(chosen)}", f"{flagged}", told, ", ".join(_reasons(chosen))])
+    table = markdown(["fits to the end", "number", "flagged", "flagged [%]", "reasons"], rows)
+    return f"{table}\n\n{len(results) - len(fits)} were refused."
+
+
+def _reasons(fits: list[dict]) -> list[str]:
+    """Names of reasons and how often they came, the commonest first."""
+    counts = Counter(name for fit in fits for name in fit["reasons"])
+    return [f"{name} {count}" for name, count in counts.most_common(4)]
 
 
 BEYOND, WITHIN = 5.0, 3.0
@@ -366,12 +399,11 @@ def quality(records: list[dict]) -> str:
         fits = [_judged(kind, result) for result in results if result["status"] != "refused"]
         answered += fits
         beyond = [fit for fit in fits if fit["beyond"]]
-        names = Counter(name for fit in fits for name in fit["reasons"]).most_common(4)
         rows.append(
             [
                 kind, str(len(results)), str(len(results) - len(fits)), str(sum(fit["flagged"] for fit in fits)),
                 f"{sum(fit['flagged'] for fit in beyond)} of {len(beyond)}",
-                ", ".join(f"{name} {count}" for name, count in names),
+                ", ".join(_reasons(fits)),
             ]
         )  # fmt: skip
     chosen = {
