@@ -10,6 +10,7 @@ Does not live here: the factor of A and how it draws (`factor`), the fit (`fitti
 
 from __future__ import annotations
 
+import math
 from copy import deepcopy
 from dataclasses import dataclass, replace
 
@@ -269,8 +270,12 @@ def draw(result, n_draw: int, seed: int) -> Draws:
         raise ValueError(f"seed must be a whole number from 0 on, so that draws can be made again; got {seed!r}")
     free = free_parameters(result.model, result.parameters, needed(result))
     factor = normal_equations(free, result.curvature).factor()
-    vectors = free.read() + factor.draw(n_draw, torch.Generator().manual_seed(int(seed)))
+    solution = free.read()
+    vectors = solution + factor.draw(n_draw, torch.Generator().manual_seed(int(seed)))
     for key, columns in free.global_slices.items():
+        # As their errors: by what residuals that are alike, and orders that disagree, add to the curvature.
+        factors = [result.settings.get(name, {}).get(key, 1.0) for name in ("correlated_residuals", "order_scatter")]
+        vectors[:, columns] += (math.prod(factors) - 1.0) * (vectors[:, columns] - solution[columns])
         if key == "vsini":  # of its square, which the data cannot tell from a little less than nothing
             vectors[:, columns] = vectors[:, columns].clamp(min=0.0)
     return Draws(result, free, vectors)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .grids import SPEED_OF_LIGHT
-from .jacobian import linearize
+from .jacobian import Jacobian, linearize
 from .jacobian_windows import Layout, covariance_cut
 from .kernels import FWHM_PER_SIGMA
 from .lines import LineEmulator
@@ -104,6 +104,7 @@ class AnchoredProblem:
         self.anchor = free.read()
         self._last: _Evaluation | None = None
         self._layout: Layout | None = None  # of the windows for steps
+        self._last_jacobian: tuple[Tensor, Jacobian] | None = None
         self.precision = torch.zeros_like(self.anchor)
         self.freedom = torch.full_like(self.anchor, torch.inf)
         self.limit = torch.zeros_like(self.anchor)
@@ -202,7 +203,7 @@ class AnchoredProblem:
 
     def forget(self) -> None:
         """Of the model as it was: for who changes what no vector holds."""
-        self._last = self._layout = None
+        self._last = self._layout = self._last_jacobian = None
 
     def anchored_area(self, component: str) -> Tensor:
         """ln area at which each line of a component is anchored, free or not, (n_line,)."""
@@ -285,13 +286,7 @@ class AnchoredProblem:
     def linearize(self, vector: Tensor, precise: bool = False) -> NormalEquations:
         """Normal equations at a vector; `precise` follows lines out into their wings, as far as a band allows."""
         known = self._at(vector)
-        if precise:
-            layout = Layout(self.free, covariance_cut(self.free))
-        else:
-            if self._layout is None or not self._layout.holds(self.free):
-                self._layout = Layout(self.free)
-            layout = self._layout
-        jacobian = linearize(self.free, known.stages, layout=layout)
+        jacobian = self._precise(known) if precise else self._windowed(known)
         precision = self.prior_precision(vector)
         pull = precision * (self.anchor - vector)
         residual = self.flux - jacobian.flux
@@ -300,3 +295,18 @@ class AnchoredProblem:
         normal.gradient = self._pull(known) + pull
         normal.pinned = self.pinned(vector, normal.gradient)
         return normal
+
+    def _precise(self, known: _Evaluation) -> Jacobian:
+        return linearize(self.free, known.stages, layout=Layout(self.free, covariance_cut(self.free)))
+
+    def _windowed(self, known: _Evaluation) -> Jacobian:
+        """The last one is kept: where only noise or priors have changed, derivatives have not."""
+        last = self._last_jacobian
+        if last is not None and torch.equal(last[0], known.state):
+            return last[1]
+        self._last_jacobian = None  # its memory goes before the next one comes
+        if self._layout is None or not self._layout.holds(self.free):
+            self._layout = Layout(self.free)
+        jacobian = linearize(self.free, known.stages, layout=self._layout)
+        self._last_jacobian = known.state.clone(), jacobian
+        return jacobian

@@ -24,6 +24,9 @@ from .star_scaling import STRENGTH_PRIOR, StarScale, limited, scale_star, streng
 LOOSE_ITERATIONS = 30
 """Limit on the iterations of each preliminary stage."""
 
+IN_VAIN = 4
+"""Steps in a row, each a tenth of the one before, that may gain nothing."""
+
 START_ITERATIONS, START_TOLERANCE = 12, 1e-3
 """Limit on the evaluations that find the starting velocities, and the relative decrease of χ² that ends them."""
 
@@ -133,7 +136,7 @@ def start_velocities(
         prior = torch.cat([prior, prior.new_tensor([STRENGTH_PRIOR**-2])])
     state = {"rv": model.doppler.rv, "vsini": model.rotation.vsini}
     state = {name: float(state[name]) for name in moving} | ({"ln_strength": ln_strength} if scaling else {})
-    damping, best, kept, inflation = 1e-3, math.inf, dict(state), 0.0
+    damping, best, kept, inflation, in_vain = 1e-3, math.inf, dict(state), 0.0, 0
     normal = pull = torch.zeros(())
     for _ in range(START_ITERATIONS):
         sums = each(partial(_velocity_sums, moving, scaling), orders)
@@ -148,12 +151,16 @@ def start_velocities(
             normal, pull = sum(a for _, a, _ in sums) + torch.diag(prior), sum(b for _, _, b in sums)
             if scaling:
                 pull[-1] -= inflation * lead / STRENGTH_PRIOR**2
-            damping = max(0.1 * damping, 1e-6)
+            damping, in_vain = max(0.1 * damping, 1e-6), 0
             if promised < START_TOLERANCE * cost:
                 break
         else:
-            damping *= 10.0
+            damping, in_vain = 10.0 * damping, in_vain + 1
+            if in_vain == IN_VAIN:
+                break
         step = torch.linalg.solve(normal + damping * torch.diag(torch.diagonal(normal)), pull)
+        if float(pull @ step) < START_TOLERANCE * best:
+            break  # nor can a shorter one gain more: pixels that are clipped or come back make the cost rough
         moved = {
             name: _moved(model, name, kept[name], change) for name, change in zip(names, step.tolist(), strict=True)
         }

@@ -80,3 +80,9 @@ def test_errors_are_the_scatter(star, rho):
         assert scatter > 1.4 * told / np.median(factors)
     else:
         assert np.median(factors) == 1.0 and np.mean(factors) < 1.03
+
+
+def test_draws_have_the_error(star):
+    fit = fitted(star, 1, ALIKE)
+    assert fit.settings["correlated_residuals"]["rv"] > 1.3
+    assert np.std(fit.draw(4000, seed=1).parameters["rv"]) == pytest.approx(fit.error("rv"), rel=0.05)

@@ -31,8 +31,7 @@ LAYERS = (
     {"least_squares", "common_changes"},
     {"stand_in", "telluric_anchors"},
     {"ledger_columns", "star_anchors", "flux", "continuum_assessment"},
-    {"spectrum", "ledger", "line_finding", "templates", "simulate", "degeneracies", "provenance"}
-   ,
+    {"spectrum", "ledger", "line_finding", "templates", "simulate", "degeneracies", "provenance"},
     {"posterior", "clone_continuum", "cloning_rounds", "assessment", "clone_assessment"},
     {"photon_limit", "missing_lines", "posterior_means"},
     {"cloning", "result", "line_lists", "ledger_files", "observed_orders"},

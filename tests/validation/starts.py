@@ -88,12 +88,15 @@ def lte(name: str) -> Spectrum:
     return lte(name)
 
 
-def cloned(spectrum: Spectrum, spans, **options):
-    """Lines of a template, one clone a stretch, and the whole range."""
+def cloned(spectrum: Spectrum, spans, prominence: float = 0.02, **options):
+    """Lines of a template, one clone a stretch, and the whole range; one line a dip, which is what is then observed."""
     tables = []
     for span in spans:
         try:
-            clone = sb.clone(cut(spectrum, [span]), prominence=0.01, max_iterations=20, progress=False, **options)
+            clone = sb.clone(
+                cut(spectrum, [span]), prominence=prominence, in_rounds=False, max_iterations=20, progress=False,
+                **options,
+            )  # fmt: skip
         except NoLinesError:  # such as of a sky that is clear there
             continue
         tables.append(Table(clone.ledger[LINE_COLUMNS]))
@@ -119,7 +122,7 @@ def components(instrument: str) -> dict:
         areas, sigmas = random.exponential(0.1, centers.size) + 0.005, random.uniform(0.08, 0.13, centers.size)
         found["star"] = emulator(np.array([centers, areas, sigmas, np.full(centers.size, 0.03)]), spans)
     elif instrument == "IGRINS K":
-        found["star"] = cloned(lte("arcturus_4286_K"), spans)
+        found["star"] = cloned(lte("arcturus_4286_K"), spans, prominence=0.04)
     else:
         found["star"] = cloned(templates.arcturus(), spans)
         found["sun"] = cloned(lte("sun_5777_hpf"), spans)
