@@ -85,8 +85,9 @@ SIGNIFICANT = 5.0
 ORDERS = 5.0
 """Scatter between orders in units of their errors. The joint error allows for it, and its own cause is unknown."""
 
-SECOND, SECOND_BAD = 12.0, 4.0
-"""Δχ² of the second solution of (rv, v sin i): two are told apart at 3.5 and at 2 standard deviations."""
+SECOND, SECOND_BAD = 25.0, 9.0
+"""Δχ² of the second solution of (rv, v sin i), at 5 and at 3 standard deviations: among a thousand velocities chance
+reaches 15."""
 
 WIDTHS = ("ln_sigma", "ln_gamma")
 """What a file of an older version does not tell of the template."""
