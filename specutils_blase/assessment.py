@@ -24,6 +24,7 @@ from .grids import SPEED_OF_LIGHT
 from .line_moves import LineMoves, line_moves
 from .parameters import KINDS
 from .quality import Quality, Reason, graded
+from .star_anchors import MOST_INFLATION
 from .telluric_scaling import LARGEST_SHIFT, largest_factor
 from .template_agreement import Agreement, observed_pixels, template_agreement
 
@@ -76,8 +77,9 @@ SPREAD = 3.0
 FEWEST = 6
 """Lines whose scatter is a scatter."""
 
-AT_LIMIT = 0.1
-"""Part of the star's significant lines that stand as far from their template as a fit lets them go."""
+AT_LIMIT = 0.15
+"""Part of the star's significant lines that stand as far from their template as a fit lets them go. With another star's
+template one in ten does, at the right velocity."""
 
 SIGNIFICANT = 5.0
 """Signal-to-noise ratio of an equivalent width from which on a line counts for that."""
@@ -141,6 +143,7 @@ def assess(result, anchored: dict[str, Tensor] | None = None, more: Iterable[Rea
         *_orders(result.settings.get("order_scatter")),
         *_start(result.settings.get("start")),
         *_template(result, agreement),
+        *_inflation(result.settings.get("star_scale")),
         *_lines(result, moves, known),
         *_sky(result.settings.get("telluric_scale")),
         *continuum_reasons(result, parts if many else [parts]),
@@ -293,6 +296,19 @@ def _template(result, agreement: Agreement | None) -> Iterator[Reason]:
     width = (result.settings.get("star_scale") or {}).get("width", 1.0)
     text = f"the star's lines are {width:.2g} times as wide as in its template: v sin i may be what they have too much"
     yield from graded("width", text, max(width, 1.0 / width), WIDTH)
+
+
+def _inflation(scale: dict | None) -> Iterator[Reason]:
+    """Where priors of the star's lines were widened as far as they go: lines beside missing ones, or another star's."""
+    inflation = (scale or {}).get("inflation", {})
+    widest = max(inflation, key=lambda kind: inflation[kind] / MOST_INFLATION[kind], default=None)
+    if widest is not None and inflation[widest] > 0.99 * MOST_INFLATION[widest]:
+        text = (
+            f"the star's lines scatter about their template {inflation[widest]:.2g} times as much as their priors "
+            f"expect ({MEANING.get(widest, 'place')}), or more: does it lack lines? Try missing_lines=0.1, or a better "
+            "template"
+        )
+        yield Reason("star_inflation", "doubtful", text, inflation[widest], MOST_INFLATION[widest])
 
 
 def _lines(result, moves: dict[str, dict[str, LineMoves]], known: bool) -> Iterator[Reason]:

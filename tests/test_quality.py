@@ -107,12 +107,16 @@ def dark(result):
 START = {"rv": 299.0, "vsini": 5.0, "search": [-300.0, 300.0], "at_edge": False, "delta_chi2": None, "candidates": []}
 CANDIDATES = [{"rv": 12.0, "vsini": 6.0, "chi2": 200.0}, {"rv": -80.0, "vsini": 20.0, "chi2": 202.0}]
 SCALE = {"factors": {"": 1.0}, "shift": 0.0, "errors": {"": 0.1}, "shift_error": 0.1}
+INFLATED = {"strength": 1.0, "inflation": {"ln_area": 1.2, "ln_sigma": 4.0, "ln_gamma": 1.0, "rv_offset": 3.0}}
 
 EDITED = {
     "rv_search": ("bad", lambda fit: settings(fit, start=START | {"at_edge": True})),
     "second_solution": ("bad", lambda fit: settings(fit, start=START | {"delta_chi2": 2.0, "candidates": CANDIDATES})),
     "strength": ("doubtful", lambda fit: settings(fit, star_scale={"strength": 0.25})),
     "width": ("doubtful", lambda fit: settings(fit, star_scale={"strength": 1.0, "width": 4.0})),
+    "star_inflation": ("doubtful", lambda fit: settings(fit, star_scale=INFLATED)),
+    "order_scatter_rv": ("doubtful", lambda fit: settings(fit, order_scatter={"rv": 6.0, "vsini": 1.0})),
+    "order_scatter_vsini": ("good", lambda fit: settings(fit, order_scatter={"rv": 1.0, "vsini": 2.0})),
     "telluric_amount": ("doubtful", lambda fit: settings(fit, telluric_scale=SCALE | {"factors": {"O2": 4.99}})),
     "telluric_shift": ("doubtful", lambda fit: settings(fit, telluric_scale=SCALE | {"shift": -3.0})),
     "chi2": ("doubtful", lambda fit: orders(fit, reduced_chi2=2.5)),
