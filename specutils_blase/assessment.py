@@ -299,14 +299,17 @@ def _template(result, agreement: Agreement | None) -> Iterator[Reason]:
 
 
 def _inflation(scale: dict | None) -> Iterator[Reason]:
-    """Where priors of the star's lines were widened as far as they go: lines beside missing ones, or another star's."""
-    inflation = (scale or {}).get("inflation", {})
+    """Where strengths or widths of the star's lines scatter as far as priors widen: beside missing lines they do.
+
+    Places may: on real stars lines are off by a kilometre a second, and the velocity is that of all of them.
+    """
+    inflation = {name: factor for name, factor in (scale or {}).get("inflation", {}).items() if name in MEANING}
     widest = max(inflation, key=lambda kind: inflation[kind] / MOST_INFLATION[kind], default=None)
     if widest is not None and inflation[widest] > 0.99 * MOST_INFLATION[widest]:
         text = (
             f"the star's lines scatter about their template {inflation[widest]:.2g} times as much as their priors "
-            f"expect ({MEANING.get(widest, 'place')}), or more: does it lack lines? Try missing_lines=0.1, or a better "
-            "template"
+            f"expect ({MEANING[widest]}), or more: does it lack lines? Try missing_lines=0.1, a better template, or "
+            "wider star_priors"
         )
         yield Reason("star_inflation", "doubtful", text, inflation[widest], MOST_INFLATION[widest])
 

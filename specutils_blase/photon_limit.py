@@ -32,7 +32,7 @@ from .data import SpectralData
 from .echelle import EchelleModel, orders_of
 from .grids import SPEED_OF_LIGHT
 from .model import ForwardModel
-from .posterior import Curvature, free_parameters, normal_equations
+from .posterior import WIDENED, Curvature, free_parameters, normal_equations
 
 SHIFT = 0.1
 """km/s to either side of the solution for ∂F/∂v; good to (0.1 km/s over a line's width)²/6, 1e-4 for the narrowest."""
@@ -44,8 +44,8 @@ class RVPhotonLimit:
 
     The first two are of the photons: with the uncertainties of the data, or the scatter of the residuals where the data
     bring none. The others have the weights of the fit, with jitter and doubt about outliers in them. A step that cannot
-    be told is NaN: without the fit's weights (see `posterior.Curvature`) all between these two and the last, where the
-    fit held the velocity all after `fit_noise`.
+    be told is NaN: without the fit's weights (see `posterior.Curvature`) all between these two and `marginal`, where
+    the fit held the velocity all after `fit_noise`.
 
     Parameters
     ----------
@@ -62,7 +62,9 @@ class RVPhotonLimit:
     star_known : float
         With the lines of the sky free as well.
     marginal : float
-        With everything free as in the fit: the error that it reports.
+        With everything free as in the fit.
+    reported : float
+        The error that the fit reports: with what residuals that are alike, and orders that disagree, add to it.
     orders : QTable
         One row a fitted order: order, signal_to_noise (the root of Σ F²/σ²), quality (Q, behind the sky),
         quality_star_only; star_only, with_sky and fit_noise, which add up in inverse quadrature.
@@ -76,6 +78,7 @@ class RVPhotonLimit:
     lines_known: float
     star_known: float
     marginal: float
+    reported: float
     orders: QTable
     sky: bool = True
 
@@ -103,6 +106,8 @@ class RVPhotonLimit:
         absent = () if self.sky else ("with_sky", "star_known")
         if math.isnan(self.fit_noise) or math.isclose(self.fit_noise, self.with_sky, rel_tol=1e-6):
             absent = (*absent, "fit_noise")
+        if math.isclose(self.marginal, self.reported, rel_tol=1e-6):
+            absent = (*absent, "reported")
         lines, told = ["RVPhotonLimit"], self.table[np.isfinite(self.table["error"])]
         for row in told:
             if row["step"] not in absent:
@@ -123,6 +128,7 @@ STEPS = {
     "lines_known": "and what touches the whole order",
     "star_known": "and the lines of the sky",
     "marginal": "and the lines of the star",
+    "reported": "the same, with residuals that are alike and orders that disagree",
 }
 """Steps of `RVPhotonLimit` and what is unknown in each, beside what is in those before."""
 
@@ -155,10 +161,12 @@ def rv_photon_limit(result) -> RVPhotonLimit | None:
     sky, lines_known, star_known = "telluric" in result.model.components, math.nan, math.nan
     if result.curvature is not None:
         lines_known, star_known = with_freedom(result.model, result.parameters, result.curvature)
+    reported = result.error("rv") or math.nan  # no error: it was held
     steps = total | {
         "lines_known": lines_known,
         "star_known": star_known if sky else lines_known,
-        "marginal": result.error("rv") or math.nan,  # no error: it was held
+        "marginal": reported / math.prod(result.settings.get(name, {}).get("rv", 1.0) for name in WIDENED),
+        "reported": reported,
     }
     return RVPhotonLimit(**steps, orders=table, sky=sky)
 

@@ -256,6 +256,9 @@ class Draws:
         return found
 
 
+WIDENED = ("correlated_residuals", "order_scatter")
+"""Settings with factors by which errors of velocities are larger than the curvature says."""
+
 PHYSICAL = {"vsini": np.sqrt, "resolving_power": np.exp}
 """What turns a parameter as the solver sees it into the one of the table, where these differ."""
 
@@ -274,7 +277,7 @@ def draw(result, n_draw: int, seed: int) -> Draws:
     vectors = solution + factor.draw(n_draw, torch.Generator().manual_seed(int(seed)))
     for key, columns in free.global_slices.items():
         # As their errors: by what residuals that are alike, and orders that disagree, add to the curvature.
-        factors = [result.settings.get(name, {}).get(key, 1.0) for name in ("correlated_residuals", "order_scatter")]
+        factors = [result.settings.get(name, {}).get(key, 1.0) for name in WIDENED]
         vectors[:, columns] += (math.prod(factors) - 1.0) * (vectors[:, columns] - solution[columns])
         if key == "vsini":  # of its square, which the data cannot tell from a little less than nothing
             vectors[:, columns] = vectors[:, columns].clamp(min=0.0)

@@ -47,7 +47,7 @@ DECISIVE = 6.0
 UNCHANGED = 0.1
 """Change of ln inflation below which another fit would change nothing."""
 
-APART = 0.5
+APART = 0.3
 """Least distance, in units of the full width at half maximum through the instrument, of lines whose priors widen.
 
 A line nearer to a stronger one mends the shape of that one's clone. With wide priors the two would trade place and

@@ -44,6 +44,7 @@ OPTIONS = {
 }  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:the result is doubtful:specutils_blase.BlaseQualityWarning")  # of priors too tight
 def test_priors_are_told_apart():
     """Lines half a unit of ln area off: priors that hold them at a hundredth cannot predict, the default can."""
     settings = {"held": {"star_priors": LinePriors(ln_area=0.01, degrees_of_freedom=np.inf)}, "default": {}}
@@ -118,6 +119,7 @@ def test_settings_that_leave_out_an_order():
     assert table["behind_best"][best] == table["behind_best_err"][best] == 0.0
 
 
+@pytest.mark.filterwarnings("ignore:the result is doubtful:specutils_blase.BlaseQualityWarning")  # of priors too tight
 def test_the_example_of_the_documentation():
     """What it says of lines half a unit of ln area off: under heavy tails widths hardly matter to held-out pixels."""
     text = (Path(__file__).resolve().parents[1] / "docs" / "validation.md").read_text(encoding="utf-8")
@@ -126,7 +128,7 @@ def test_the_example_of_the_documentation():
     exec(compile(example, "docs/validation.md", "exec"), names)
     table = names["table"]
     assert list(table["name"]) == ["0.1", "1", "3"] and list(table["converged"]) == [1, 1, 1]
-    assert np.ptp(table["held_out_typical"]) < names["chance"]
+    assert np.all(table["behind_best"] <= 2.0 * table["behind_best_err"])
     assert np.all(np.diff(table["ratio"]) > 0.0)  # the wider, the more of the noise is fitted
 
 

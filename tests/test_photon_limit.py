@@ -153,7 +153,7 @@ def test_every_unknown_costs(everything):
     table = limit.table
     assert list(table["step"]) == list(STEPS)
     kept = np.prod(1.0 - table["lost"][1:])
-    assert kept == pytest.approx((limit.star_only / limit.marginal) ** 2)
+    assert kept == pytest.approx((limit.star_only / limit.reported) ** 2)
     text = repr(limit)
     assert "m/s  the velocity alone, behind the sky" in text and "% of the information lost" in text
 
@@ -246,8 +246,11 @@ def test_jitter_is_no_photons(flux_factor):
     # Nothing but the continuum and the velocity is free: what all else takes away is read off the fit's curvature.
     assert limit.fit_noise <= limit.lines_known == pytest.approx(limit.marginal, rel=1e-6)
     kept = np.prod(1.0 - limit.table["lost"][1:])
-    assert kept == pytest.approx((limit.star_only / limit.marginal) ** 2)
+    assert kept == pytest.approx((limit.star_only / limit.reported) ** 2)
+    assert limit.reported == jittered.error("rv") > 1.2 * limit.marginal  # lines that it lacks are wider than a pixel
+    assert other.reported == other.marginal == plain.error("rv")
     assert "jitter" in repr(limit) and "jitter" not in repr(other)
+    assert "that are alike" in repr(limit) and "that are alike" not in repr(other)
 
 
 def test_orders_with_jitter_agree_with_each_alone():

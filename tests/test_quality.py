@@ -107,7 +107,7 @@ def dark(result):
 START = {"rv": 299.0, "vsini": 5.0, "search": [-300.0, 300.0], "at_edge": False, "delta_chi2": None, "candidates": []}
 CANDIDATES = [{"rv": 12.0, "vsini": 6.0, "chi2": 200.0}, {"rv": -80.0, "vsini": 20.0, "chi2": 202.0}]
 SCALE = {"factors": {"": 1.0}, "shift": 0.0, "errors": {"": 0.1}, "shift_error": 0.1}
-INFLATED = {"strength": 1.0, "inflation": {"ln_area": 1.2, "ln_sigma": 4.0, "ln_gamma": 1.0, "rv_offset": 3.0}}
+INFLATED = {"strength": 1.0, "inflation": {"ln_area": 1.2, "ln_sigma": 4.0, "ln_gamma": 1.0, "rv_offset": 8.0}}
 
 EDITED = {
     "rv_search": ("bad", lambda fit: settings(fit, start=START | {"at_edge": True})),
