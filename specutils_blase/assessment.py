@@ -77,9 +77,9 @@ SPREAD = 3.0
 FEWEST = 6
 """Lines whose scatter is a scatter."""
 
-AT_LIMIT = 0.15
+AT_LIMIT = 0.12
 """Part of the star's significant lines that stand as far from their template as a fit lets them go. With another star's
-template one in ten does, at the right velocity."""
+template one in nine does at the right velocity; beside a line that the template lacks, one in eight."""
 
 SIGNIFICANT = 5.0
 """Signal-to-noise ratio of an equivalent width from which on a line counts for that."""
