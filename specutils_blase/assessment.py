@@ -260,7 +260,7 @@ def _start(start: dict | None) -> Iterator[Reason]:
         yield Reason("rv_search", "bad", text, start.get("rv"))
     gap = start.get("delta_chi2")
     if gap is not None:
-        other = start["candidates"][1] if len(start.get("candidates", ())) > 1 else {}
+        other = start.get("second") or {}
         at = f" at rv {other['rv']:.1f}, v sin i {other['vsini']:.1f} km/s" if {"rv", "vsini"} <= other.keys() else ""
         text = f"a second solution{at} is worse by only {gap:.2g} in χ²: the answer may be that one"
         yield from graded("second_solution", text, gap, SECOND, SECOND_BAD, below=True)

@@ -70,6 +70,8 @@ def correlation_factor(
     incomplete : sequence of bool
         Orders whose model lacks something.
     """
+    if not any(incomplete):
+        return 1.0
     unit = torch.zeros_like(normal.prior_precision)
     unit[column] = 1.0
     covariance = factor.solve(unit)

@@ -147,10 +147,10 @@ def likeliest(
     dict or None
         None without a star; else of plain numbers: `rv`, `vsini`, `strength`, `strength_error`; `search`, the
         velocities between which was searched, and `at_edge`, whether `rv` stands at one of them, or rotation or
-        strength where no star has it; `candidates`, the best first, each with `rv`, `vsini`,
-        `strength`, `chi2`; `delta_chi2`, by how much the next other solution is worse, None where there is none;
-        `detection`, by how much data without any star are. Both differences are divided by the reduced χ² of the best
-        where that exceeds 1.
+        strength where no star has it; `candidates`, the best first, each with `rv`, `vsini`, `strength`, `chi2`;
+        `second`, the best of them at another velocity, and `delta_chi2`, by how much that is worse, both None where
+        there is none; `detection`, by how much data without any star are. Both differences are divided by the reduced
+        χ² of the best where that exceeds 1.
     """
     tried = []
     for start in contenders(search, vsini_given):
@@ -175,10 +175,11 @@ def likeliest(
     first, *others = candidates
     others.sort(key=lambda candidate: candidate["chi2"])
     apart = [
-        candidate["chi2"] - first["chi2"]
+        candidate
         for candidate in others
         if abs(candidate["rv"] - first["rv"]) > max(resolution, first["vsini"], candidate["vsini"])
     ]
+    second = dict(apart[0]) if apart else None
     scale = best.held.star_scale
     return best, {
         "rv": first["rv"],
@@ -188,7 +189,8 @@ def likeliest(
         "search": [search.low, search.high],
         "at_edge": bool(search.at_edge and best.start == search.solutions[0]) or _at_limit(first, vsini_given),
         "candidates": [first, *others],
-        "delta_chi2": min(apart) / inflation if apart else None,
+        "second": second,
+        "delta_chi2": None if second is None else (second["chi2"] - first["chi2"]) / inflation,
         "detection": min(gain / inflation, 2.0 * max(best.start.gain, 0.0)),
     }
 

@@ -18,11 +18,14 @@ from .common_changes import CommonChanges
 from .correlated_residuals import correlation_factor
 from .echelle import EchelleModel
 from .echelle_result import EchelleFitResult
+from .factor import Factor
 from .grids import SPEED_OF_LIGHT
 from .least_squares import Solution
 from .ledger import LineErrors, build_ledger, held_errors
 from .line_discovery import Discovery, missing_lines_table
+from .lines import LineEmulator
 from .noise import NoiseModel
+from .normal_equations import NormalEquations
 from .observed_orders import ObservedOrder
 from .order_scatter import VELOCITIES, OrderScatter, order_scatter
 from .parallel import each
@@ -88,40 +91,13 @@ def build_result(problem: AnchoredProblem, solution: Solution, given: Given) -> 
     if given.anchors is not None:
         border = border + given.anchors.added_covariance(normal)
     many = isinstance(model, EchelleModel)
-    incomplete = [jitter > 0.0 or not known for jitter, known in zip(noise.jitter, noise.known, strict=True)]
-    between = order_scatter(problem, incomplete) if many else {}
-    correlated = {}
-    for name in filter(problem.free.global_slices.__contains__, VELOCITIES):
-        column = problem.free.global_slices[name].start
-        at = int((normal.border == column).nonzero())
-        correlated[name] = correlation_factor(problem, normal, factor, column, incomplete)
-        widened = correlated[name] * (between[name].factor if many else 1.0)
-        border[at] *= widened
-        border[:, at] *= widened
-    settings = given.settings | {
-        "order_scatter": {name: scatter.factor for name, scatter in between.items()},
-        "correlated_residuals": correlated,
-    }
+    between, told, factors = _widened(problem, normal, factor, noise)
+    border = border * torch.outer(factors, factors)
+    settings = given.settings | told
     reduced = reduced_chi_square(problem, used)
     measured = any(noise.known)
     inflation = 1.0 if measured else reduced
-    components, ranges = {}, {}
-    for name, emulator in model.components.items():
-        errors = held_errors(emulator)
-        kinds = [KINDS.index(kind) for kind in problem.free.kinds[name]]
-        free = errors.free.clone()
-        covariance = errors.covariance
-        lines = given.lines[name]
-        if kinds and lines.numel():
-            free[lines] = True
-            picked = torch.tensor(kinds)
-            block = inflation * factor.covariance_blocks(problem.free.columns(name))
-            covariance[lines.view(-1, 1, 1), picked.view(1, -1, 1), picked.view(1, 1, -1)] = block
-        prior, at_limit = prior_error(problem.line_priors[name], "ln_area"), problem.at_limit(name)
-        errors = LineErrors(free, covariance, given.start_area[name], prior, at_limit)
-        components[name] = (emulator, errors)
-        shift = 1.0 + (model.doppler.rv.item() / SPEED_OF_LIGHT if name == "star" else 0.0)
-        ranges[name] = [(low / shift, high / shift) for low, high in (order.fitted_span for order in orders)]
+    components, ranges = _lines(problem, factor, given, inflation)
     rejected = _rejected(problem, given)
     # Those of the errors: what the noise has learnt since, too little for another fit, is not in them.
     weights = [w / order.scale**2 for w, order in zip(problem.free.split(problem.weight), orders, strict=True)]
@@ -156,6 +132,55 @@ def build_result(problem: AnchoredProblem, solution: Solution, given: Given) -> 
     else:
         result = FitResult(data=orders[0].data, frame=orders[0].frame, orders=table, **common)
     return result.assessed(assess(result, problem.anchored_lines(), _noticed(problem, orders)))
+
+
+def _widened(
+    problem: AnchoredProblem, normal: NormalEquations, factor: Factor, noise: NoiseModel
+) -> tuple[dict[str, OrderScatter], dict[str, dict[str, float]], Tensor]:
+    """What residuals that are alike, and orders that disagree, add to the errors of the velocities.
+
+    Returns
+    -------
+    between : dict
+        Scatter between the orders, where there are many.
+    told : dict
+        The factors by name, as settings of the result.
+    factors : Tensor, (n_border,)
+        By how much the error of each parameter of the border grows.
+    """
+    incomplete = [jitter > 0.0 or not known for jitter, known in zip(noise.jitter, noise.known, strict=True)]
+    between = order_scatter(problem, incomplete) if isinstance(problem.free.model, EchelleModel) else {}
+    correlated, factors = {}, torch.ones_like(normal.prior_precision[normal.border])
+    for name in filter(problem.free.global_slices.__contains__, VELOCITIES):
+        column = problem.free.global_slices[name].start
+        correlated[name] = correlation_factor(problem, normal, factor, column, incomplete)
+        scatter = between[name].factor if between else 1.0
+        factors[normal.border == column] = correlated[name] * scatter
+    told = {"order_scatter": {name: scatter.factor for name, scatter in between.items()}}
+    return between, told | {"correlated_residuals": correlated}, factors
+
+
+def _lines(
+    problem: AnchoredProblem, factor: Factor, given: Given, inflation: float
+) -> tuple[dict[str, tuple[LineEmulator, LineErrors]], dict[str, list[tuple[float, float]]]]:
+    """Each component's lines with their errors, and its wavelengths at rest in each order."""
+    model, components, ranges = problem.free.model, {}, {}
+    for name, emulator in model.components.items():
+        errors = held_errors(emulator)
+        kinds = [KINDS.index(kind) for kind in problem.free.kinds[name]]
+        free = errors.free.clone()
+        covariance = errors.covariance
+        lines = given.lines[name]
+        if kinds and lines.numel():
+            free[lines] = True
+            picked = torch.tensor(kinds)
+            block = inflation * factor.covariance_blocks(problem.free.columns(name))
+            covariance[lines.view(-1, 1, 1), picked.view(1, -1, 1), picked.view(1, 1, -1)] = block
+        prior, at_limit = prior_error(problem.line_priors[name], "ln_area"), problem.at_limit(name)
+        components[name] = (emulator, LineErrors(free, covariance, given.start_area[name], prior, at_limit))
+        shift = 1.0 + (model.doppler.rv.item() / SPEED_OF_LIGHT if name == "star" else 0.0)
+        ranges[name] = [(low / shift, high / shift) for low, high in (order.fitted_span for order in given.orders)]
+    return components, ranges
 
 
 @torch.no_grad()

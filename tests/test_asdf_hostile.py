@@ -360,7 +360,7 @@ def test_damaged_files(tmp_path, damaged):
     check_damaged(damaged, tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # DAMAGED_FILES=2500 takes two minutes more, and passes
 @given(damaged_files())
 @settings(max_examples=int(os.environ.get("DAMAGED_FILES", "1000")), **FUZZ)
 def test_many_damaged_files(tmp_path, damaged):

@@ -90,6 +90,13 @@ def at_limit(result):
     return edited(result, ledger=ledger)
 
 
+def moved_together(result):
+    """All of the star's lines at three times the strength that their template had."""
+    ledger = result.ledger.copy()
+    ledger["delta_ln_area"] = np.where(ledger["component"] == "star", ledger["delta_ln_area"] + np.log(3.0), 0.0)
+    return edited(result, ledger=ledger)
+
+
 def left_out(result):
     row = QTable(result.orders)
     row["fitted"], row["order"] = False, ["17"]
@@ -105,13 +112,18 @@ def dark(result):
 
 
 START = {"rv": 299.0, "vsini": 5.0, "search": [-300.0, 300.0], "at_edge": False, "delta_chi2": None, "candidates": []}
-CANDIDATES = [{"rv": 12.0, "vsini": 6.0, "chi2": 200.0}, {"rv": -80.0, "vsini": 20.0, "chi2": 202.0}]
+START["second"] = None
+CANDIDATES = [
+    {"rv": 12.0, "vsini": 6.0, "chi2": 200.0}, {"rv": 12.4, "vsini": 9.0, "chi2": 201.0},
+    {"rv": -80.0, "vsini": 20.0, "chi2": 202.0},
+]  # fmt: skip
+SECOND = {"delta_chi2": 2.0, "candidates": CANDIDATES, "second": CANDIDATES[2]}
 SCALE = {"factors": {"": 1.0}, "shift": 0.0, "errors": {"": 0.1}, "shift_error": 0.1}
 INFLATED = {"strength": 1.0, "inflation": {"ln_area": 1.2, "ln_sigma": 4.0, "ln_gamma": 1.0, "rv_offset": 8.0}}
 
 EDITED = {
     "rv_search": ("bad", lambda fit: settings(fit, start=START | {"at_edge": True})),
-    "second_solution": ("bad", lambda fit: settings(fit, start=START | {"delta_chi2": 2.0, "candidates": CANDIDATES})),
+    "second_solution": ("bad", lambda fit: settings(fit, start=START | SECOND)),
     "strength": ("doubtful", lambda fit: settings(fit, star_scale={"strength": 0.25})),
     "width": ("doubtful", lambda fit: settings(fit, star_scale={"strength": 1.0, "width": 4.0})),
     "star_inflation": ("doubtful", lambda fit: settings(fit, star_scale=INFLATED)),
@@ -123,6 +135,7 @@ EDITED = {
     "outliers": ("doubtful", lambda fit: orders(fit, doubted=40)),
     "jitter": ("good", lambda fit: orders(fit, jitter=0.02)),
     "lines_at_limit": ("doubtful", at_limit),
+    "star_ln_area": ("doubtful", moved_together),
     "orders": ("good", left_out),
     "converged": ("doubtful", lambda fit: edited(fit, success=False, message="not converged: why")),
     "continuum_dark": ("doubtful", dark),
@@ -359,10 +372,11 @@ def test_through_a_file(healthy, tmp_path):
     rejected = QTable({"order": ["0"], "index": [7], "wavelength": [10501.0] * u.AA, "reason": ["spike"]})
     rejected["deviation"] = [12.0]
     scale = {"strength": 0.8, "strength_error": 0.1, "width": 1.1, "width_error": 0.2, "inflation": {"ln_area": 1.5}}
-    start = START | {"strength": 0.9, "delta_chi2": 2.0, "candidates": CANDIDATES}
+    start = START | SECOND | {"strength": 0.9}
     result = edited(settings(healthy, start=start, star_scale=scale), rejected=rejected)
     result.assessed(assess(result))
     assert result.quality.names == ("second_solution",)
+    assert "second solution at rv -80.0, v sin i 20.0 km/s" in result.quality.reason("second_solution").text
     result.write(tmp_path / "fit.asdf")
     again = sb.read(tmp_path / "fit.asdf")
     assert again.quality == result.quality
