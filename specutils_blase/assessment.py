@@ -88,8 +88,8 @@ ORDERS = 5.0
 """Scatter between orders in units of their errors. The joint error allows for it, and its own cause is unknown."""
 
 SECOND, SECOND_BAD = 25.0, 9.0
-"""Δχ² of the second solution of (rv, v sin i), at 5 and at 3 standard deviations: among a thousand velocities chance
-reaches 15."""
+"""Δχ² of the second solution of (rv, v sin i), or of no star, at 5 and at 3 standard deviations: among a thousand
+velocities chance reaches 15."""
 
 WIDTHS = ("ln_sigma", "ln_gamma")
 """What a file of an older version does not tell of the template."""
@@ -140,7 +140,10 @@ def assess(result, anchored: dict[str, Tensor] | None = None, more: Iterable[Rea
         *_iteration(result),
         *_noise(result, agreement),
         *_velocities(result, agreement),
-        *_orders(result.settings.get("order_scatter")),
+        *_scatter(result.settings, "order_scatter", "orders", "look at the orders one by one"),
+        *_scatter(
+            result.settings, "part_scatter", "parts of an order", "look for what the template lacks in one of them"
+        ),
         *_start(result.settings.get("start")),
         *_template(result, agreement),
         *_inflation(result.settings.get("star_scale")),
@@ -237,15 +240,15 @@ def _velocities(result, agreement: Agreement | None) -> Iterator[Reason]:
         yield from graded("vsini_template", text, agreement.smearing, SMEARING, below=True)
 
 
-def _orders(factors: dict | None) -> Iterator[Reason]:
-    for name, factor in (factors or {}).items():
+def _scatter(settings: dict, key: str, of: str, remedy: str) -> Iterator[Reason]:
+    for name, factor in (settings.get(key) or {}).items():
         if factor > 1.0:
             text = (
-                f"{name} scatters between orders {factor:.2g} times as much as their errors allow: its error was "
-                "multiplied by as much; look at the orders one by one"
+                f"{name} scatters between {of} {factor:.2g} times as much as their errors allow: its error was "
+                f"multiplied by as much; {remedy}"
             )
             status = "doubtful" if factor > ORDERS else "good"
-            yield Reason(f"order_scatter_{name}", status, text, factor, ORDERS)
+            yield Reason(f"{key}_{name}", status, text, factor, ORDERS)
 
 
 def _start(start: dict | None) -> Iterator[Reason]:
@@ -264,6 +267,10 @@ def _start(start: dict | None) -> Iterator[Reason]:
         at = f" at rv {other['rv']:.1f}, v sin i {other['vsini']:.1f} km/s" if {"rv", "vsini"} <= other.keys() else ""
         text = f"a second solution{at} is worse by only {gap:.2g} in χ²: the answer may be that one"
         yield from graded("second_solution", text, gap, SECOND, SECOND_BAD, below=True)
+    found = start.get("detection")
+    if found is not None:
+        text = f"where the star was looked for, its template lowers χ² by only {found:.2g}: it may be elsewhere"
+        yield from graded("start_detection", text, found, SECOND, SECOND_BAD, below=True)
 
 
 def _template(result, agreement: Agreement | None) -> Iterator[Reason]:

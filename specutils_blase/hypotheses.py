@@ -11,9 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from .echelle import orders_of
+from .correlated_residuals import autocorrelation
+from .correlation import SKY_DOUBT
+from .echelle import EchelleModel, orders_of
 from .first_model import FirstModel
+from .model import ForwardModel
 from .solving import reject_pixels
 from .star_scaling import scale_star
 from .starting import FASTEST_ROTATION, HeldFit, starless_chi2, start_continuum, start_velocities
@@ -28,7 +32,7 @@ CLOSE, PART = 30.0, 0.5
 ABSURD = 10.0
 """Strength of a star's lines, up or down, that no template of a star can have."""
 
-MOST, NOBODY = 3, 10.0
+MOST, NOBODY = 4, 10.0
 """Solutions that are carried on at most, and gain of the likeliest below which there is no star to choose between."""
 
 SLOW, TURNING = 5.0, 15.0
@@ -49,12 +53,15 @@ class Attempt:
         Its model stands at the velocities, the strength and the sky of that fit.
     held : HeldFit
     telluric_scale : TelluricScale or None
+    weights : list of Tensor
+        Of that fit, for each order: less where the sky absorbs.
     """
 
     start: Solution
     begun: FirstModel
     held: HeldFit
     telluric_scale: TelluricScale | None
+    weights: list[Tensor]
 
     @property
     def velocities(self) -> tuple[float, float]:
@@ -95,11 +102,27 @@ def first_fit(
     for item in zip(orders_of(model), fluxes, weights, strict=True):
         start_continuum(*item)
     telluric = scale_telluric(model, fluxes, weights) if scaling["tellurics"] and model.telluric is not None else None
+    weights = _beside_sky(model, weights)
     held = start_velocities(model, free, fluxes, weights, ln_strength)
     if begun.noise.may_doubt and reject_pixels(orders_of(model), fluxes, begun.noise):
         ln_strength = None if held.star_scale is None else math.log(held.star_scale.strength)
-        held = start_velocities(model, free, fluxes, begun.noise.weights(), ln_strength)
-    return Attempt(start, begun, held, telluric)
+        weights = _beside_sky(model, begun.noise.weights())
+        held = start_velocities(model, free, fluxes, weights, ln_strength)
+    return Attempt(start, begun, held, telluric, weights)
+
+
+def _beside_sky(model: ForwardModel | EchelleModel, weights: list[Tensor]) -> list[Tensor]:
+    """Weights of pixels less what lines of the sky that are held may be wrong by.
+
+    Else the few deep ones that are outweigh a star whose lines rotation has made shallow.
+    """
+    if model.telluric is None:
+        return weights
+    found = []
+    for order, weight in zip(orders_of(model), weights, strict=True):
+        doubt = order.continuum(SKY_DOUBT * (1.0 - order.observed("telluric")))
+        found.append(weight / (1.0 + weight * doubt.square()))
+    return found
 
 
 def contenders(search: VelocitySearch, vsini_given: bool) -> list[Solution]:
@@ -149,8 +172,9 @@ def likeliest(
         velocities between which was searched, and `at_edge`, whether `rv` stands at one of them, or rotation or
         strength where no star has it; `candidates`, the best first, each with `rv`, `vsini`, `strength`, `chi2`;
         `second`, the best of them at another velocity, and `delta_chi2`, by how much that is worse, both None where
-        there is none; `detection`, by how much data without any star are. Both differences are divided by the reduced
-        χ² of the best where that exceeds 1.
+        there is none; `detection`, by how much data without any star are, None where no velocity was looked for. Both
+        differences are divided by the reduced χ² of the best where that exceeds 1, and by how many neighbouring
+        residuals are alike.
     """
     tried = []
     for start in contenders(search, vsini_given):
@@ -162,7 +186,7 @@ def likeliest(
     tried.sort(key=lambda item: -item[0])
     gain, best = tried[0]
     each_chi2 = [best.held.chi2 + gain - other for other, _ in tried]
-    inflation = max(1.0, best.held.chi2 / max(best.held.n_datum, 1))
+    inflation = max(1.0, best.held.chi2 / max(best.held.n_datum, 1)) * _alike(best)
     candidates = [
         _told(*attempt.velocities, attempt.strength, chi2) for (_, attempt), chi2 in zip(tried, each_chi2, strict=True)
     ]
@@ -191,14 +215,14 @@ def likeliest(
         "candidates": [first, *others],
         "second": second,
         "delta_chi2": None if second is None else (second["chi2"] - first["chi2"]) / inflation,
-        "detection": min(gain / inflation, 2.0 * max(best.start.gain, 0.0)),
+        "detection": min(gain / inflation, 2.0 * max(best.start.gain, 0.0)) if search.low < search.high else None,
     }
 
 
 def _gain(attempt: Attempt, search: VelocitySearch) -> float:
     """χ² without any star, the sky as the search has it or as this fit does, less that of a first fit."""
     begun = attempt.begun
-    model, weights = begun.model, begun.noise.weights()
+    model, weights = begun.model, attempt.weights
     orders = orders_of(model)
     kept = [order.continuum.coefficients.clone() for order in orders]
     skies = [list(search.skies)]
@@ -208,6 +232,18 @@ def _gain(attempt: Attempt, search: VelocitySearch) -> float:
     for order, coefficients in zip(orders, kept, strict=True):
         order.continuum.coefficients.copy_(coefficients)
     return without - attempt.held.chi2
+
+
+def _alike(attempt: Attempt) -> float:
+    """Pixels that err together: by how much less a difference of χ² tells than if each erred for itself."""
+    total = n_datum = 0.0
+    orders = orders_of(attempt.begun.model)
+    for order, flux, weight in zip(orders, attempt.begun.fluxes, attempt.weights, strict=True):
+        counts = weight > 0.0
+        rho = autocorrelation((flux - order()) * weight.sqrt(), counts)
+        total += float(counts.sum()) * (1.0 + 2.0 * float(rho.sum()))
+        n_datum += float(counts.sum())
+    return total / n_datum if n_datum else 1.0
 
 
 def _at_limit(candidate: dict[str, float], vsini_given: bool) -> bool:

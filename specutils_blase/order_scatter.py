@@ -1,4 +1,4 @@
-r"""What each order says of the velocities by itself, and by how much orders scatter beyond their errors.
+r"""What each order, or part of one, says of the velocities by itself; by how much they scatter beyond their errors.
 
 At the joint solution one Gauss-Newton step of an order alone, its lines and continuum following, gives its own value
 x_k and error e_k. A template that is another star's is wrong in each order in another way: where
@@ -6,7 +6,8 @@ x_k and error e_k. A template that is another star's is wrong in each order in a
 .. math:: χ^2 = \sum_k (x_k - \bar x)^2 / e_k^2
 
 is larger than chance allows, the error of the joint value is multiplied by :math:`\sqrt{χ^2 / (n - 1)}` (the scale
-factor of the Particle Data Group, Navas et al. 2024, section 5.2).
+factor of the Particle Data Group, Navas et al. 2024, section 5.2). Within an order whose model lacks something the same
+is asked of its quarters: a band that a template lacks moves all lines of one part, which no line says by itself.
 
 Does not live here: the fit (`solving`), the scatter of lines within an order (`star_anchors`).
 """
@@ -29,8 +30,11 @@ VELOCITIES = ("rv", "vsini")
 BY_CHANCE = 0.05
 """Probability of a scatter as large by chance, below which errors are multiplied."""
 
+N_PART = 4
+"""Parts of an order: as many as still have some lines each in a short order."""
+
 LEAST_WEIGHT = 0.01
-"""Information of an order, in units of that of the best, below which it does not count as one that says anything."""
+"""Information of an order or part, in units of that of the best, below which it counts as one that says nothing."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +47,14 @@ class OrderScatter:
         Of each order alone, in the units of the fit's parameters: km/s of rv, (km/s)² of (v sin i)².
     factor : float
         By which the joint error has to be multiplied, at least 1.
+    within : float
+        The same for what the parts of the orders scatter, beyond residuals that are alike.
     """
 
     values: list[float]
     errors: list[float]
     factor: float
+    within: float
 
 
 @torch.no_grad()
@@ -64,7 +71,7 @@ def order_scatter(problem: AnchoredProblem, incomplete: Sequence[bool]) -> dict[
     names = [name for name in VELOCITIES if name in problem.free.global_slices]
     if not names:
         return {}
-    found = {name: ([], []) for name in names}
+    found, within = {name: ([], []) for name in names}, {name: [] for name in names}
     owners = line_owners(problem.free.model)
     for k in range(len(problem.free.orders)):
         alone, _ = alone_problem(problem, k, owners, shared=names)
@@ -74,21 +81,62 @@ def order_scatter(problem: AnchoredProblem, incomplete: Sequence[bool]) -> dict[
         step = factor.solve(normal.gradient)
         covariance = factor.border_covariance()
         border = {int(column): position for position, column in enumerate(normal.border)}
-        for name in names:
-            column = alone.free.global_slices[name].start
-            at = border[column]
+        columns = {name: alone.free.global_slices[name].start for name in names}
+        correlated = {
+            name: correlation_factor(alone, normal, factor, column, [incomplete[k]]) for name, column in columns.items()
+        }
+        parts = part_scatter(alone, correlated, incomplete[k])
+        for name, column in columns.items():
+            error = correlated[name] * math.sqrt(max(float(covariance[border[column], border[column]]), 0.0))
+            within[name].append((parts[name], error))
             found[name][0].append(float(vector[column] + step[column]))
-            widened = correlation_factor(alone, normal, factor, column, [incomplete[k]])
-            found[name][1].append(widened * math.sqrt(max(float(covariance[at, at]), 0.0)))
-    return {name: OrderScatter(*lists, scale_factor(*lists)) for name, lists in found.items()}
+            found[name][1].append(parts[name] * error)
+    return {name: OrderScatter(*lists, scale_factor(*lists), _together(within[name])) for name, lists in found.items()}
 
 
-def scale_factor(values: list[float], errors: list[float]) -> float:
+def _together(found: list[tuple[float, float]]) -> float:
+    """Factor on the error of the mean, from factors on the errors of its terms and these errors."""
+    told = [(factor, error**-2) for factor, error in found if error > 0.0]
+    if not told:
+        return 1.0
+    return math.sqrt(sum(factor**2 * weight for factor, weight in told) / sum(weight for _, weight in told))
+
+
+@torch.no_grad()
+def part_scatter(problem: AnchoredProblem, correlated: dict[str, float], incomplete: bool) -> dict[str, float]:
+    """Factors on the errors of velocities, beyond `correlated`, for which the parts of an order scatter.
+
+    Parameters
+    ----------
+    problem : AnchoredProblem
+        Of one order, at its solution.
+    correlated : dict
+        Name of each free velocity to the factor by which residuals that are alike multiply its error already. They
+        scatter the parts, too.
+    incomplete : bool
+        Whether the order's model lacks something. Parts of a complete one scatter as its errors say.
+    """
+    if not incomplete:
+        return dict.fromkeys(correlated, 1.0)
+    vector, counts = problem.read(), problem.weight > 0.0
+    part = (counts.cumsum(0) - 1).clamp(min=0) * N_PART // max(int(counts.sum()), 1)
+    columns = [problem.free.global_slices[name].start for name in correlated]
+    units = torch.eye(len(vector), dtype=vector.dtype, device=vector.device)[columns]
+    values, errors = [], []
+    for normal in problem.linearize_parts(vector, [part == k for k in range(N_PART)]):
+        factor = normal.factor()
+        values.append((vector + factor.solve(normal.gradient))[columns].tolist())
+        errors.append([math.sqrt(max(float(unit @ factor.solve(unit)), 0.0)) for unit in units])
+    lists = zip(correlated.items(), zip(*values, strict=True), zip(*errors, strict=True), strict=True)
+    return {name: max(1.0, scale_factor(own, told) / already) for (name, already), own, told in lists}
+
+
+def scale_factor(values: Sequence[float], errors: Sequence[float]) -> float:
     """Factor on the error of a weighted mean, 1 where values scatter as their errors allow.
 
     Parameters
     ----------
-    values, errors : list of float
+    values, errors : sequence of float
         What tells next to nothing does not count.
     """
     least = min(errors, default=math.inf) / math.sqrt(LEAST_WEIGHT)

@@ -27,10 +27,10 @@ from .lines import LineEmulator
 from .noise import NoiseModel
 from .normal_equations import NormalEquations
 from .observed_orders import ObservedOrder
-from .order_scatter import VELOCITIES, OrderScatter, order_scatter
+from .order_scatter import VELOCITIES, OrderScatter, order_scatter, part_scatter
 from .parallel import each
 from .parameters import KINDS
-from .posterior import Curvature
+from .posterior import WIDENED, Curvature
 from .problem import AnchoredProblem
 from .quality import Reason
 from .rejection import rejected_table
@@ -137,7 +137,7 @@ def build_result(problem: AnchoredProblem, solution: Solution, given: Given) -> 
 def _widened(
     problem: AnchoredProblem, normal: NormalEquations, factor: Factor, noise: NoiseModel
 ) -> tuple[dict[str, OrderScatter], dict[str, dict[str, float]], Tensor]:
-    """What residuals that are alike, and orders that disagree, add to the errors of the velocities.
+    """What residuals that are alike, and parts and orders that disagree, add to the errors of the velocities.
 
     Returns
     -------
@@ -149,15 +149,25 @@ def _widened(
         By how much the error of each parameter of the border grows.
     """
     incomplete = [jitter > 0.0 or not known for jitter, known in zip(noise.jitter, noise.known, strict=True)]
-    between = order_scatter(problem, incomplete) if isinstance(problem.free.model, EchelleModel) else {}
-    correlated, factors = {}, torch.ones_like(normal.prior_precision[normal.border])
-    for name in filter(problem.free.global_slices.__contains__, VELOCITIES):
-        column = problem.free.global_slices[name].start
-        correlated[name] = correlation_factor(problem, normal, factor, column, incomplete)
-        scatter = between[name].factor if between else 1.0
-        factors[normal.border == column] = correlated[name] * scatter
-    told = {"order_scatter": {name: scatter.factor for name, scatter in between.items()}}
-    return between, told | {"correlated_residuals": correlated}, factors
+    places = problem.free.global_slices
+    columns = {name: places[name].start for name in VELOCITIES if name in places}
+    correlated = {
+        name: correlation_factor(problem, normal, factor, column, incomplete) for name, column in columns.items()
+    }
+    if isinstance(problem.free.model, EchelleModel):
+        between = order_scatter(problem, incomplete)
+        within = {name: scatter.within for name, scatter in between.items()}
+    else:
+        between, within = {}, part_scatter(problem, correlated, any(incomplete))
+    told = {
+        "correlated_residuals": correlated,
+        "part_scatter": within,
+        "order_scatter": {name: scatter.factor for name, scatter in between.items()},
+    }
+    factors = torch.ones_like(normal.prior_precision[normal.border])
+    for name, column in columns.items():
+        factors[normal.border == column] = math.prod(told[kind].get(name, 1.0) for kind in WIDENED)
+    return between, told, factors
 
 
 def _lines(

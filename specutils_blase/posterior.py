@@ -256,7 +256,7 @@ class Draws:
         return found
 
 
-WIDENED = ("correlated_residuals", "order_scatter")
+WIDENED = ("correlated_residuals", "part_scatter", "order_scatter")
 """Settings with factors by which errors of velocities are larger than the curvature says."""
 
 PHYSICAL = {"vsini": np.sqrt, "resolving_power": np.exp}

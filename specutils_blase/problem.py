@@ -6,7 +6,7 @@ Does not live here: the solver (`least_squares`), prior widths (`priors`), units
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -295,6 +295,14 @@ class AnchoredProblem:
         normal.gradient = self._pull(known) + pull
         normal.pinned = self.pinned(vector, normal.gradient)
         return normal
+
+    def linearize_parts(self, vector: Tensor, parts: Sequence[Tensor]) -> Iterator[NormalEquations]:
+        """Normal equations at a vector as if only the pixels of one part counted, part by part."""
+        known = self._at(vector)
+        jacobian, precision = self._precise(known), self.prior_precision(vector)
+        pull, residual = precision * (self.anchor - vector), self.flux - jacobian.flux
+        for part in parts:
+            yield NormalEquations(jacobian, residual, torch.where(part, self.weight, 0.0), precision, pull)
 
     def _precise(self, known: _Evaluation) -> Jacobian:
         return linearize(self.free, known.stages, layout=Layout(self.free, covariance_cut(self.free)))

@@ -28,7 +28,7 @@ FASTEST = 1000.0
 STRIDE = 2
 """Steps between the shifts that are searched."""
 
-ROTATIONS = (2.0, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 240.0, 360.0)
+ROTATIONS = (2.0, 5.0, 10.0, 20.0, 40.0, 60.0, 80.0, 120.0, 160.0, 200.0, 240.0, 300.0, 360.0)
 """Projected rotation velocities [km/s] that are tried where none is given."""
 
 DECISIVE, NEARLY = 10.0, 0.9
@@ -37,8 +37,8 @@ DECISIVE, NEARLY = 10.0, 0.9
 MAXIMA, WORTH = 5, 0.1
 """Highest maxima of each correlation that are compared, and the part of the highest ln L that they must reach."""
 
-SOLUTIONS = 4
-"""Distinct solutions that are kept."""
+SOLUTIONS, SAME = 5, 0.5
+"""Distinct solutions that are kept, and the part of their rotation within which two maxima are the same one."""
 
 COVERED = 0.8
 """Part of all pixels that the template must reach at a shift for it to be searched."""
@@ -126,7 +126,7 @@ def cross_correlate(
     A deep line that neither clone has correlates with any deep line of the template. The same correlation is therefore
     asked of the data with all that is deep cut off as well. The highest maxima of both, at every rotation, are compared
     by how many pixels agree: by what the residuals, of unknown size, gain under Student's t, which a deep line left
-    over costs little. Maxima within each other's width are one solution. Its rotation is the slowest that is not
+    over costs little. Maxima well within each other's width are one solution. Its rotation is the slowest that is not
     beaten: a faster one has to be better by `DECISIVE`, and to correlate nearly as well, for a template so broad that
     hardly a line is left in it agrees with anything that bends.
 
@@ -261,12 +261,14 @@ def _maxima(score: Tensor) -> Tensor:
 
 
 def _distinct(trials: list[_Trial], resolution: float) -> list[_Trial]:
-    """One trial a solution, the likeliest solution first: within a width of each other they are the same."""
+    """One trial a solution, the likeliest solution first: well within a width of each other they are the same."""
     left, chosen = sorted(trials, key=lambda trial: -trial.gain), []
     while left:
         top = left[0]
         same = [
-            trial for trial in left if abs(trial.shift - top.shift) * STEP <= max(top.vsini, trial.vsini, resolution)
+            trial
+            for trial in left
+            if abs(trial.shift - top.shift) * STEP <= max(SAME * max(top.vsini, trial.vsini), resolution)
         ]
         left = [trial for trial in left if trial not in same]
         best = None

@@ -1,7 +1,12 @@
 """What orders say alone: against their joint mean, and the factor on its error against chance and against scatter."""
 
+import warnings
+
 import numpy as np
 import pytest
+from astropy import units as u
+from astropy.nddata import StdDevUncertainty
+from specutils import Spectrum
 
 import specutils_blase as sb
 from specutils_blase.order_scatter import BY_CHANCE, scale_factor
@@ -68,3 +73,45 @@ def test_orders_that_disagree_widen_the_error(star):
     assert abs(fit.value("rv") - 12.0) < 3.0 * fit.error("rv")
     reason = fit.quality.reason("order_scatter_rv")
     assert reason.status == "doubtful" and reason.value == factor
+
+
+def stitched(star, shift: float, seed: int):
+    """An order whose second half is off by a shift, with five times the noise that it tells: it asks for jitter."""
+    wavelength = np.linspace(10500, 10520, 500)
+    options = TRUTH | {"snr": None}
+    halves = [simulate(wavelength, star, rv=12.0 + sign * shift / 2.0, **options).flux.value for sign in (-1, 1)]
+    flux = np.where(wavelength < 10510.0, *halves)
+    flux = flux * (1.0 + 0.02 * np.random.default_rng(seed).standard_normal(500))
+    return Spectrum(
+        flux=flux * u.one, spectral_axis=wavelength * u.AA, uncertainty=StdDevUncertainty(np.full(500, 0.004))
+    )
+
+
+def alone(star, shift: float, seed: int):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", sb.BlaseQualityWarning)
+        return sb.fit(stitched(star, shift, seed), star, resolving_power=40_000, star_lines=(), progress=False)
+
+
+def test_parts_of_an_order_that_disagree_widen_its_error(star):
+    fit = alone(star, 3.0, 1)
+    factor = fit.settings["part_scatter"]["rv"]
+    # Halves at ± 1.5 km/s, in quarters whose errors are twice that of the whole.
+    alike = fit.settings["correlated_residuals"]["rv"]
+    expected = np.sqrt(4.0 / 3.0) * 1.5 / (2.0 * fit.error("rv") / factor / alike) / alike
+    assert factor == pytest.approx(expected, rel=0.3) and factor > 2.0
+    assert fit.quality.reason("part_scatter_rv").value == factor
+    assert abs(fit.value("rv") - 12.0) < 2.0 * fit.error("rv")
+
+
+def test_parts_that_agree_seldom_widen_it(star):
+    fits = [alone(star, 0.0, seed) for seed in range(30)]
+    for name in ("rv", "vsini"):
+        factors = np.array([fit.settings["part_scatter"][name] for fit in fits])
+        assert (factors > 1.0).sum() <= 4 and factors.mean() < 1.08  # expected 1.5 of 30
+
+
+def test_parts_of_a_complete_model_are_not_asked(star):
+    (data,) = night(star, [12.0])
+    fit = sb.fit(data, star, resolving_power=40_000, star_lines=(), progress=False, jitter=False)
+    assert fit.settings["part_scatter"] == {"rv": 1.0, "vsini": 1.0}

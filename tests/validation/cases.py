@@ -73,8 +73,8 @@ def clones(part: float = 1.0):
     return star, sky
 
 
-def true_lines(clone, seed: int, truth: str):
-    """A clone's lines, scattered as `truth` says, within the bounds that a fit sets to them.
+def true_lines(clone, seed: int, truth: str, widths: dict[str, float] = WIDTHS):
+    """A clone's lines, scattered as `truth` and `widths` say, within the bounds that a fit sets to them.
 
     The bounds are part of the fit's prior, which is nothing beyond them. Student's t has one line in a thousand there,
     with σ of ångströms or an area 10⁴ times the clone's: these values are drawn again.
@@ -82,7 +82,7 @@ def true_lines(clone, seed: int, truth: str):
     lines = clone.ledger[LINE_COLUMNS]
     if truth == "clone":
         return lines
-    scatter = {"degrees_of_freedom": LinePriors().degrees_of_freedom if truth == "prior" else np.inf} | WIDTHS
+    scatter = {"degrees_of_freedom": LinePriors().degrees_of_freedom if truth == "prior" else np.inf} | widths
     drawn = simulate.perturbed(lines, seed=seed, **scatter)
     again = np.random.default_rng([seed, 1])
     while any((beyond := beyond_bounds(clone, drawn)).values()):

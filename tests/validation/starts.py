@@ -1,7 +1,8 @@
 """Where fits start, over instruments, stars and skies: radial velocity and rotation before any line is free (item 10).
 
 What is drawn beside the arguments, all from the seed: S/N 30 to 300 and v sin i 1 to 200 km/s (both evenly in their
-logarithms), a radial velocity within ±600 km/s, the amounts of the sky, and every line about its clone. HPF and
+logarithms), a radial velocity within ±600 km/s, the amounts of the sky, and every line about its clone: the star's as
+the priors expect, the sky's as those of TelFit are on a real spectrum. HPF and
 NIRSPEC see Arcturus and TelFit; IGRINS sees lines at random places in H and the CO bands of Arcturus in K, both through
 PSG's sky and with the blaze left in.
 
@@ -22,7 +23,7 @@ import torch
 from astropy import units as u
 from astropy.nddata import StdDevUncertainty
 from astropy.table import Table
-from cases import LINE_COLUMNS, SHARED, true_lines
+from cases import LINE_COLUMNS, SHARED, WIDTHS, true_lines
 from specutils import Spectrum
 
 import specutils_blase as sb
@@ -43,11 +44,15 @@ FASTEST, MARGIN = 600.0, 1100.0
 LIMB_DARKENING = (0.4, 0.2)
 TEMPLATES = ("right", "other", "missing")
 MISSING = 0.05
+SKY_WIDTHS = {"scatter_ln_area": 0.07, "scatter_ln_sigma": 0.23, "scatter_ln_gamma": 0.14, "scatter_rv_offset": 0.10}
+"""How far the sky's lines are from their clone: as measured of TelFit on HR 3039 (docs/validation.md, section 8)."""
+
 ELEMENTS, PHOTON_ERRORS = 3.0, 5.0
 """A start is off beyond so many times the larger of resolution element and rotation, and of the photon limit."""
 
-CLOSE, WEAK = 30.0, 60.0
-"""A start is flagged whose second solution is so close, in χ², or whose star is detected no better, or at an edge."""
+DOUBTFUL = 25.0
+"""A start is flagged whose second solution is so close, in χ², or whose star is detected no better, or at an edge: as
+`FitResult.quality` does."""
 
 
 def igrins(band: str, middle: float) -> np.ndarray:
@@ -157,9 +162,9 @@ def table(lines: sb.LineEmulator) -> Table:
     return Table({name: value.detach().numpy() for name, value in zip(LINE_COLUMNS, values, strict=True)})
 
 
-def scattered(lines: sb.LineEmulator, random: np.random.Generator) -> Table:
-    """Lines about their clone, as the priors expect [Å]."""
-    drawn = true_lines(_Lines(lines), int(random.integers(2**31)), "prior")
+def scattered(lines: sb.LineEmulator, random: np.random.Generator, widths: dict[str, float] = WIDTHS) -> Table:
+    """Lines about their clone, with these widths and the tails of the priors [Å]."""
+    drawn = true_lines(_Lines(lines), int(random.integers(2**31)), "prior", widths)
     return Table({name: u.Quantity(drawn[name], u.AA).value for name in LINE_COLUMNS})
 
 
@@ -181,7 +186,7 @@ def drawn(instrument: str, orders: int, template: str, sky: bool, seed: int) -> 
         given = given.subset(torch.as_tensor(np.flatnonzero(random.random(len(given)) > MISSING)))
     telluric = None
     if sky:
-        telluric = scattered(known["sky"], random)
+        telluric = scattered(known["sky"], random, SKY_WIDTHS)
         telluric["area"] *= np.exp(random.normal(0.0, 0.4))
     options = {"rv": rv, "vsini": vsini, "resolving_power": power, "limb_darkening": LIMB_DARKENING, "snr": snr}
     spectra = []
@@ -240,7 +245,7 @@ def start(instrument: str, orders: int, template: str, sky: bool, seed: int) -> 
         _, told = likeliest(build, search, ("rv", "vsini", "continuum"), SPEED_OF_LIGHT / power, False, scaling)
     seconds = time.process_time() - began
     photon = photon_error(read, emulator_from_ledger(case["lines"]), truth, degree)
-    return truth | {
+    result = truth | {
         "found_rv": told["rv"],
         "found_vsini": told["vsini"],
         "strength": told["strength"],
@@ -253,6 +258,13 @@ def start(instrument: str, orders: int, template: str, sky: bool, seed: int) -> 
         "candidates": told["candidates"],
         "seconds": seconds,
     }
+    if is_off(result):
+        # Whether the whole fit says so.
+        whole = fitted(instrument, orders, template, sky, seed)
+        result |= {
+            name: whole[name] for name in ("fit_rv", "fit_rv_err", "status", "reasons", "refused") if name in whole
+        }
+    return result
 
 
 def fitted(instrument: str, orders: int, template: str, sky: bool, seed: int) -> dict:
@@ -299,9 +311,11 @@ def is_off(result: dict, velocity: str = "found_rv") -> bool:
 
 
 def is_flagged(result: dict) -> bool:
-    """Whether a start tells its doubt."""
-    close = result["delta_chi2"] is not None and result["delta_chi2"] < CLOSE
-    return bool(close or result["at_edge"] or result["detection"] < WEAK)
+    """Whether a start tells its doubt; or the whole fit, where it was made because of that."""
+    if "status" in result:
+        return result["status"] != "good"
+    close = result["delta_chi2"] is not None and result["delta_chi2"] < DOUBTFUL
+    return bool(close or result["at_edge"] or result["detection"] < DOUBTFUL)
 
 
 TO_THE_END = 7
