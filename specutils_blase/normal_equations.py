@@ -135,7 +135,7 @@ class NormalEquations:
         """Cholesky factor with `damping` times the diagonal added to it (Marquardt); a number or one a parameter."""
         return Factor(self, damping * self.diagonal)
 
-    def step(self, damping: Tensor) -> tuple[Tensor, Factor]:
+    def step(self, damping: Tensor | float) -> tuple[Tensor, Factor]:
         """Damped step, pinned parameters left alone, and the factor that gave it."""
         if self.pinned is None:
             factor = self.factor(damping)

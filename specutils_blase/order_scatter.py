@@ -20,8 +20,10 @@ from dataclasses import dataclass
 
 import torch
 from scipy.stats import chi2 as chi2_distribution
+from torch import Tensor
 
 from .correlated_residuals import correlation_factor
+from .normal_equations import NormalEquations
 from .problem import AnchoredProblem
 from .solving import alone_problem, line_owners
 
@@ -78,10 +80,10 @@ def order_scatter(problem: AnchoredProblem, incomplete: Sequence[bool]) -> dict[
         vector = alone.read()
         normal = alone.linearize(vector, precise=True)
         factor = normal.factor()
-        step = factor.solve(normal.gradient)
         covariance = factor.border_covariance()
         border = {int(column): position for position, column in enumerate(normal.border)}
         columns = {name: alone.free.global_slices[name].start for name in names}
+        step = _step(normal, list(columns.values()))
         correlated = {
             name: correlation_factor(alone, normal, factor, column, [incomplete[k]]) for name, column in columns.items()
         }
@@ -92,6 +94,12 @@ def order_scatter(problem: AnchoredProblem, incomplete: Sequence[bool]) -> dict[
             found[name][0].append(float(vector[column] + step[column]))
             found[name][1].append(parts[name] * error)
     return {name: OrderScatter(*lists, scale_factor(*lists), _together(within[name])) for name, lists in found.items()}
+
+
+def _step(normal: NormalEquations, columns: list[int]) -> Tensor:
+    """To the minimum of the quadratic model; of what stands at bounds only the parameters of `columns` move."""
+    normal.pinned[columns] = False
+    return normal.step(0.0)[0]
 
 
 def _together(found: list[tuple[float, float]]) -> float:
@@ -125,7 +133,7 @@ def part_scatter(problem: AnchoredProblem, correlated: dict[str, float], incompl
     values, errors = [], []
     for normal in problem.linearize_parts(vector, [part == k for k in range(N_PART)]):
         factor = normal.factor()
-        values.append((vector + factor.solve(normal.gradient))[columns].tolist())
+        values.append((vector + _step(normal, columns))[columns].tolist())
         errors.append([math.sqrt(max(float(unit @ factor.solve(unit)), 0.0)) for unit in units])
     lists = zip(correlated.items(), zip(*values, strict=True), zip(*errors, strict=True), strict=True)
     return {name: max(1.0, scale_factor(own, told) / already) for (name, already), own, told in lists}

@@ -302,7 +302,9 @@ class AnchoredProblem:
         jacobian, precision = self._precise(known), self.prior_precision(vector)
         pull, residual = precision * (self.anchor - vector), self.flux - jacobian.flux
         for part in parts:
-            yield NormalEquations(jacobian, residual, torch.where(part, self.weight, 0.0), precision, pull)
+            normal = NormalEquations(jacobian, residual, torch.where(part, self.weight, 0.0), precision, pull)
+            normal.pinned = self.pinned(vector, normal.gradient)
+            yield normal
 
     def _precise(self, known: _Evaluation) -> Jacobian:
         return linearize(self.free, known.stages, layout=Layout(self.free, covariance_cut(self.free)))

@@ -1,6 +1,7 @@
 """Where fits start: velocity and rotation by cross-correlation, then with all lines held."""
 
 import warnings
+from itertools import accumulate
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from astropy.table import Table, vstack
 from specutils import Spectrum
 from test_fitting import SKY, STAR, WAVELENGTH, observed
 
+from specutils_blase import hypotheses
 from specutils_blase.correlation import OrderCorrelation
 from specutils_blase.data import SpectralData
 from specutils_blase.fitting import fit
@@ -293,3 +295,65 @@ def test_the_continuum_starts_near_the_light_behind_a_sky_that_is_much_too_deep(
     start_velocities(model, (), [true], [weight])
     expected = torch.tensor([1.0, 0.3, -0.4, 0.0, 0.0, 0.0, 0.0], dtype=torch.float64)
     torch.testing.assert_close(model.continuum.coefficients.detach(), expected, rtol=0, atol=1e-9)
+
+
+FOREST = np.linspace(10500.0, 10560.0, 900)
+"""Å; pixels of a star whose lines a fast rotation blends."""
+
+
+def forest(seed: int) -> LineEmulator:
+    rng = np.random.default_rng(seed)
+    centers = np.sort(rng.uniform(10460.0, 10600.0, 90))
+    areas = rng.exponential(0.08, 90) + 0.01
+    return LineEmulator(centers, areas, np.full(90, 0.06), np.full(90, 0.03), wavelength_range=(10460.0, 10600.0))
+
+
+def wrong_sky(seed: int) -> tuple[LineEmulator, LineEmulator]:
+    """A clone of deep lines, and lines a quarter stronger or weaker than these."""
+    rng = np.random.default_rng(seed)
+    centers = np.sort(rng.uniform(10500.0, 10560.0, 40))
+    areas, rest = np.exp(rng.normal(-2.0, 1.0, 40)), (np.full(40, 0.04), np.full(40, 0.04))
+    true = areas * np.exp(rng.normal(0.0, 0.25, 40))
+    reach = {"wavelength_range": (10490.0, 10570.0)}
+    return LineEmulator(centers, areas, *rest, **reach), LineEmulator(centers, true, *rest, **reach)
+
+
+def rotating(star: LineEmulator, sky: LineEmulator | None, vsini: float, seed: int, rv: float = 150.0) -> Spectrum:
+    options = {"rv": rv, "vsini": vsini, "resolving_power": R, "limb_darkening": (0.4, 0.2), "snr": 150.0}
+    return simulate(FOREST, star, sky, seed=seed, **options)
+
+
+@pytest.mark.parametrize("vsini", [55.0, 100.0, 140.0, 180.0])
+def test_fast_rotations_between_those_that_are_tried(vsini):
+    for seed in range(2):
+        star = forest(seed)
+        start = started(rotating(star, None, vsini, seed), star, telluric=None)
+        assert start["rv"] == pytest.approx(150.0, abs=0.1 * vsini)
+        assert start["vsini"] == pytest.approx(vsini, rel=0.15)
+
+
+@pytest.mark.parametrize(("seed", "most"), [(2, 6.0), (6, 2.5)])
+def test_lines_of_the_sky_that_are_wrong_do_not_lead_a_fast_star_away(seed, most):
+    """Held, they leave more than the star's lines are deep; believed, they shift it by 11 and 4 km/s."""
+    star, (cloned, true) = forest(seed), wrong_sky(seed)
+    start = started(rotating(star, true, 100.0, seed), star, telluric=cloned)
+    assert start["rv"] == pytest.approx(150.0, abs=most)
+    assert start["vsini"] == pytest.approx(100.0, rel=0.1)
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.7])
+def test_residuals_that_are_alike_count_once(rho, monkeypatch):
+    """White noise counts as it is, one that is alike (1 + ρ)/(1 - ρ) times less."""
+    star, rng, counted = forest(1), np.random.default_rng(5), []
+    alike = hypotheses._alike
+    monkeypatch.setattr(hypotheses, "_alike", lambda attempt: counted.append(alike(attempt)) or counted[-1])
+    clean = rotating(star, None, 5.0, 1)
+    noise = list(accumulate(rng.standard_normal(FOREST.size), lambda a, b: rho * a + np.sqrt(1.0 - rho**2) * b))
+    sigma = clean.uncertainty.array
+    seen = Spectrum(
+        flux=clean.flux + 3.0 * sigma * noise * clean.flux.unit,
+        spectral_axis=clean.spectral_axis,
+        uncertainty=StdDevUncertainty(sigma),
+    )
+    started(seen, star, telluric=None)
+    assert counted == [pytest.approx((1.0 + rho) / (1.0 - rho), rel=0.15)]

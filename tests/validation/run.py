@@ -49,6 +49,7 @@ ITEMS = {
     "orders": Item(100, None, "9"),
     "start": Item(21, None, "11"),
     "quality": Item(16, None, "10"),
+    "another": Item(None, None, "12"),
 }
 
 SNRS, VSINIS = (100.0, 300.0), (3.0, 15.0)
@@ -117,6 +118,10 @@ def tasks(item: str, seeds: range, truths: list[str], part: float) -> list[tuple
         import assessed_fits
 
         return assessed_fits.tasks(seeds)
+    if item == "another":
+        import other_star
+
+        return other_star.tasks()
     raise ValueError(item)
 
 
@@ -125,6 +130,7 @@ def one(task: tuple[str, dict]) -> dict:
     import cases
     import cramer_rao
     import measured_priors
+    import other_star
     import simulated_nights
     import starts
 
@@ -135,6 +141,7 @@ def one(task: tuple[str, dict]) -> dict:
         "start": starts,
         "fitted": starts,
         "assessed": assessed_fits,
+        "another": other_star,
     } | dict.fromkeys(measured_priors.CASES, measured_priors)
     module = elsewhere.get(name, cases)
     return {"case": name, "arguments": arguments, "result": getattr(module, name)(**arguments)}
@@ -219,7 +226,7 @@ def run(item: str, given: argparse.Namespace) -> None:
         measure_priors(seeds, given.records, given.jobs)
     elif item == "bugs":
         plant_bugs()
-    elif item in ("star", "start") and (reason := cases.reason_to_skip()):
+    elif item in ("star", "start", "another") and (reason := cases.reason_to_skip()):
         print(f"skipped: {reason}", flush=True)
     else:
         part = part if given.part is None else given.part

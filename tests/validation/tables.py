@@ -380,6 +380,34 @@ def to_the_end(records: list[dict]) -> str:
     return f"{table}\n\n{len(results) - len(fits)} were refused."
 
 
+def another(records: list[dict]) -> str:
+    """Orders of a real star by the template of another, against its published velocity."""
+    from other_star import PUBLISHED
+
+    head = ["orders", "rv [km/s]", "off by", "in errors", "strength", "width", "alike", "parts", "quality"]
+    rows, pulls = [], []
+    for record in records:
+        fit, orders = record["result"], record["arguments"]["orders"]
+        off = fit["rv"] - PUBLISHED
+        if len(orders) == 1:
+            pulls.append(off / fit["rv_err"])
+        told = [f"{fit[name]:.2f}" for name in ("strength", "width")]
+        told += [f"{fit['factors'][name]:.2f}" for name in ("correlated_residuals", "part_scatter")]
+        quality = ", ".join([fit["status"], *(fit["reasons"][:3] if fit["status"] != "good" else [])])
+        named = ", ".join(map(str, orders))
+        rows.append(
+            [named, beside(fit["rv"], fit["rv_err"]), f"{off:+.2f}", f"{abs(off) / fit['rv_err']:.1f}", *told, quality]
+        )
+    pulls = np.array(pulls)
+    summary = f"Pulls of {pulls.size} orders: mean {pulls.mean():+.2f}, s.d. about the published velocity "
+    summary += f"{np.sqrt(np.mean(pulls**2)):.2f}, largest {np.abs(pulls).max():.1f}."
+    return f"{markdown(head, rows)}\n\n{summary}"
+
+
+def beside(value: float, error: float) -> str:
+    return f"{value:.3f} ± {error:.3f}"
+
+
 def _reasons(fits: list[dict]) -> list[str]:
     """Names of reasons and how often they came, the commonest first."""
     counts = Counter(name for fit in fits for name in fit["reasons"])
