@@ -88,8 +88,8 @@ ORDERS = 5.0
 """Scatter between orders in units of their errors. The joint error allows for it, and its own cause is unknown."""
 
 SECOND, SECOND_BAD = 12.0, 9.0
-"""Δχ² of the second solution of (rv, v sin i), residuals that are alike counted once. Of 1,008 starts those that were off
-had less than 11, unless the star was hardly found."""
+"""Δχ² of the second solution of (rv, v sin i), residuals that are alike counted once. Of 1,008 starts those off had
+less than 11, unless the star was hardly found."""
 
 FOUND, FOUND_BAD = 25.0, 9.0
 """The same of no star at all, at 5 and at 3 standard deviations: among a thousand velocities chance reaches 15."""
