@@ -114,9 +114,10 @@ def first_fit(
 def _beside_sky(model: ForwardModel | EchelleModel, weights: list[Tensor]) -> list[Tensor]:
     """Weights of pixels less what lines of the sky that are held may be wrong by.
 
-    Else the few deep ones that are outweigh a star whose lines rotation has made shallow.
+    Else the few deep ones that are outweigh a star whose lines rotation has made shallow. Without a star there is
+    nothing to choose.
     """
-    if model.telluric is None:
+    if model.telluric is None or model.star is None:
         return weights
     found = []
     for order, weight in zip(orders_of(model), weights, strict=True):

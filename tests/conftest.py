@@ -23,7 +23,10 @@ TOLERANCES = {
 }
 # Programs of one name in two folders: collecting them for doctests would mix them up.
 collect_ignore = ["benchmarks/run.py", "validation/run.py"]
-FIRST = ("test_validation", "test_tutorials", "test_asdf_hostile", "test_missing_lines", "test_posterior_means")
+FIRST = (
+    "test_validation", "test_tutorials", "test_missing_lines", "test_posterior_means", "test_echelle_fit",
+    "test_stand_in", "test_real_data", "test_starting", "test_cli", "test_order_scatter", "test_asdf_hostile",
+)  # fmt: skip
 """Files that take minutes. A worker that begins one of them last is waited for by all others."""
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]

@@ -105,10 +105,10 @@ def test_parts_of_an_order_that_disagree_widen_its_error(star):
 
 
 def test_parts_that_agree_seldom_widen_it(star):
-    fits = [alone(star, 0.0, seed) for seed in range(30)]
+    fits = [alone(star, 0.0, seed) for seed in range(16)]
     for name in ("rv", "vsini"):
         factors = np.array([fit.settings["part_scatter"][name] for fit in fits])
-        assert (factors > 1.0).sum() <= 4 and factors.mean() < 1.08  # expected 1.5 of 30
+        assert (factors > 1.0).sum() <= 3 and factors.mean() < 1.1  # expected 0.8 of 16
 
 
 def test_parts_of_a_complete_model_are_not_asked(star):
