@@ -87,12 +87,9 @@ SIGNIFICANT = 5.0
 ORDERS = 5.0
 """Scatter between orders in units of their errors. The joint error allows for it, and its own cause is unknown."""
 
-SECOND, SECOND_BAD = 12.0, 9.0
-"""Δχ² of the second solution of (rv, v sin i), residuals that are alike counted once. Of 1,008 starts those off had
-less than 11, unless the star was hardly found."""
-
-FOUND, FOUND_BAD = 25.0, 9.0
-"""The same of no star at all, at 5 and at 3 standard deviations: among a thousand velocities chance reaches 15."""
+SECOND, SECOND_BAD = 25.0, 9.0
+"""Δχ² of the second solution of (rv, v sin i), or of no star, at 5 and at 3 standard deviations: among a thousand
+velocities chance reaches 15."""
 
 WIDTHS = ("ln_sigma", "ln_gamma")
 """What a file of an older version does not tell of the template."""
@@ -273,7 +270,7 @@ def _start(start: dict | None) -> Iterator[Reason]:
     found = start.get("detection")
     if found is not None:
         text = f"where the star was looked for, its template lowers χ² by only {found:.2g}: it may be elsewhere"
-        yield from graded("start_detection", text, found, FOUND, FOUND_BAD, below=True)
+        yield from graded("start_detection", text, found, SECOND, SECOND_BAD, below=True)
 
 
 def _template(result, agreement: Agreement | None) -> Iterator[Reason]:

@@ -174,8 +174,9 @@ def likeliest(
         strength where no star has it; `candidates`, the best first, each with `rv`, `vsini`, `strength`, `chi2`;
         `second`, the best of them at another velocity, and `delta_chi2`, by how much that is worse, both None where
         there is none; `detection`, by how much data without any star are, None where no velocity was looked for. Both
-        differences are divided by the reduced χ² of the best where that exceeds 1, and by how many neighbouring
-        residuals are alike.
+        differences are divided by the reduced χ² of the best where that exceeds 1, the latter also by how many
+        neighbouring residuals are alike: other lines of a template err alike too, but the sky and a continuum do so
+        whatever the velocity.
     """
     tried = []
     for start in contenders(search, vsini_given):
@@ -187,7 +188,7 @@ def likeliest(
     tried.sort(key=lambda item: -item[0])
     gain, best = tried[0]
     each_chi2 = [best.held.chi2 + gain - other for other, _ in tried]
-    inflation = max(1.0, best.held.chi2 / max(best.held.n_datum, 1)) * _alike(best)
+    inflation = max(1.0, best.held.chi2 / max(best.held.n_datum, 1))
     candidates = [
         _told(*attempt.velocities, attempt.strength, chi2) for (_, attempt), chi2 in zip(tried, each_chi2, strict=True)
     ]
@@ -216,7 +217,7 @@ def likeliest(
         "candidates": [first, *others],
         "second": second,
         "delta_chi2": None if second is None else (second["chi2"] - first["chi2"]) / inflation,
-        "detection": min(gain / inflation, 2.0 * max(best.start.gain, 0.0)) if search.low < search.high else None,
+        "detection": None if search.low == search.high else _detection(best, gain / inflation),
     }
 
 
@@ -235,8 +236,13 @@ def _gain(attempt: Attempt, search: VelocitySearch) -> float:
     return without - attempt.held.chi2
 
 
+def _detection(attempt: Attempt, gain: float) -> float:
+    """What the star gains, by the first fit or by the search, whichever says less."""
+    return min(gain / _alike(attempt), 2.0 * max(attempt.start.gain, 0.0))
+
+
 def _alike(attempt: Attempt) -> float:
-    """Pixels that err together: by how much less a difference of χ² tells than if each erred for itself."""
+    """Pixels that err together: by how much less a gain in χ² tells than if each erred for itself."""
     total = n_datum = 0.0
     orders = orders_of(attempt.begun.model)
     for order, flux, weight in zip(orders, attempt.begun.fluxes, attempt.weights, strict=True):

@@ -50,7 +50,7 @@ SKY_WIDTHS = {"scatter_ln_area": 0.07, "scatter_ln_sigma": 0.23, "scatter_ln_gam
 ELEMENTS, PHOTON_ERRORS = 3.0, 5.0
 """A start is off beyond so many times the larger of resolution element and rotation, and of the photon limit."""
 
-CLOSE, FAINT = 12.0, 25.0
+DOUBTFUL = 25.0
 """A start is flagged whose second solution is so close, in χ², or whose star is detected no better, or at an edge: as
 `FitResult.quality` does."""
 
@@ -314,8 +314,8 @@ def is_flagged(result: dict) -> bool:
     """Whether a start tells its doubt; or the whole fit, where it was made because of that."""
     if "status" in result:
         return result["status"] != "good"
-    close = result["delta_chi2"] is not None and result["delta_chi2"] < CLOSE
-    return bool(close or result["at_edge"] or result["detection"] < FAINT)
+    close = result["delta_chi2"] is not None and result["delta_chi2"] < DOUBTFUL
+    return bool(close or result["at_edge"] or result["detection"] < DOUBTFUL)
 
 
 TO_THE_END = 7
