@@ -174,9 +174,8 @@ def likeliest(
         strength where no star has it; `candidates`, the best first, each with `rv`, `vsini`, `strength`, `chi2`;
         `second`, the best of them at another velocity, and `delta_chi2`, by how much that is worse, both None where
         there is none; `detection`, by how much data without any star are, None where no velocity was looked for. Both
-        differences are divided by the reduced χ² of the best where that exceeds 1, the latter also by how many
-        neighbouring residuals are alike: other lines of a template err alike too, but the sky and a continuum do so
-        whatever the velocity.
+        differences are divided by the reduced χ² of the best where that exceeds 1. `detection` is divided by the number
+        of neighbouring residuals that are alike, too: a telluric line that is wrong counts once.
     """
     tried = []
     for start in contenders(search, vsini_given):

@@ -4,6 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 from astropy import units as u
 from astropy.nddata import StdDevUncertainty
 from specutils import Spectrum
@@ -115,3 +116,19 @@ def test_parts_of_a_complete_model_are_not_asked(star):
     (data,) = night(star, [12.0])
     fit = sb.fit(data, star, resolving_power=40_000, star_lines=(), progress=False, jitter=False)
     assert fit.settings["part_scatter"] == {"rv": 1.0, "vsini": 1.0}
+
+
+def test_a_line_at_its_bound_stays_there_when_an_order_is_asked_alone(star):
+    """Taken across it, it took the velocity along: both orders stood 0.2 km/s to one side of the joint fit."""
+    true = star.subset(torch.arange(len(star)))
+    for near in (10510.0, 10533.0):
+        with torch.no_grad():
+            true.center[(true.center - near).abs().argmin()] += 0.35
+    options = {"resolving_power": 40_000, "star_lines": ("ln_area", "rv_offset"), "progress": False}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", sb.BlaseQualityWarning)
+        fit = sb.fit(night(true, [12.0, 12.0]), star, **options)
+    assert fit.ledger["at_limit"].sum() == 1
+    values = fit.orders["rv"].to_value("km/s")
+    assert values.min() < fit.value("rv") < values.max()
+    assert abs(fit.value("rv") - 12.0) < 2.0 * fit.error("rv")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import warnings
 from functools import cache
 
-import numpy as np
 from cases import SHARED
 
 import specutils_blase as sb
@@ -64,8 +63,6 @@ def another(orders: list[int]) -> dict:
         "status": fit.quality.status,
         "reasons": list(fit.quality.names),
         "success": fit.success,
-        "alone": [] if len(orders) == 1 else np.asarray(fit.orders["rv"].to_value("km/s")).tolist(),
-        "alone_err": [] if len(orders) == 1 else np.asarray(fit.orders["rv_err"].to_value("km/s")).tolist(),
     }
 
 

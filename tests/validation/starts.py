@@ -2,9 +2,8 @@
 
 What is drawn beside the arguments, all from the seed: S/N 30 to 300 and v sin i 1 to 200 km/s (both evenly in their
 logarithms), a radial velocity within ±600 km/s, the amounts of the sky, and every line about its clone: the star's as
-the priors expect, the sky's as those of TelFit are on a real spectrum. HPF and
-NIRSPEC see Arcturus and TelFit; IGRINS sees lines at random places in H and the CO bands of Arcturus in K, both through
-PSG's sky and with the blaze left in.
+the priors expect, the sky's as those of TelFit are on a real spectrum. HPF and NIRSPEC see Arcturus and TelFit; IGRINS
+sees lines at random places in H and the CO bands of Arcturus in K, both through PSG's sky and with the blaze left in.
 
 The template is "right" (lines scatter about it as the priors expect), of an "other" star (the Sun for Arcturus where
 there is such a template; else lines with strengths of their own, all of them stronger or weaker by a common factor), or
@@ -261,9 +260,8 @@ def start(instrument: str, orders: int, template: str, sky: bool, seed: int) -> 
     if is_off(result):
         # Whether the whole fit says so.
         whole = fitted(instrument, orders, template, sky, seed)
-        result |= {
-            name: whole[name] for name in ("fit_rv", "fit_rv_err", "status", "reasons", "refused") if name in whole
-        }
+        result |= {name: whole[name] for name in ("fit_rv", "fit_rv_err", "reasons") if name in whole}
+        result["status"] = whole.get("status", "refused")
     return result
 
 
@@ -308,6 +306,12 @@ def is_off(result: dict, velocity: str = "found_rv") -> bool:
     difference = abs(result[velocity] - result["rv"])
     far = ELEMENTS * max(result["element"], result["vsini"])
     return difference > far and difference > PHOTON_ERRORS * result["photon"]
+
+
+def is_astray(result: dict) -> bool:
+    """Whether a start is off by half its rotation or a resolution element, and beyond the photon limit."""
+    difference = abs(result["found_rv"] - result["rv"])
+    return difference > max(result["element"], 0.5 * result["vsini"]) and difference > PHOTON_ERRORS * result["photon"]
 
 
 def is_flagged(result: dict) -> bool:

@@ -325,7 +325,7 @@ def interval(count: int, total: int) -> str:
 
 def start(records: list[dict]) -> str:
     """Item 10: starts that are somewhere else, and whether they say so, by each of the arguments."""
-    from starts import is_flagged, is_off
+    from starts import is_astray, is_flagged, is_off
 
     head = ["starts", "number", "off [%]", "off and not flagged", "right and flagged [%]", "median time [s]"]
     rows = []
@@ -351,7 +351,9 @@ def start(records: list[dict]) -> str:
         if chosen := [result for result in everything if low <= result["vsini"] < high]:
             row(f"v sin i {low:.0f} to {high:.0f} km/s", chosen)
     row("all", everything)
-    return f"{markdown(head, rows)}\n\n{to_the_end(records)}"
+    near = [result for result in everything if is_astray(result)]
+    astray = f"Half a width off, or more: {len(near)}, of which {sum(not is_flagged(one) for one in near)} say nothing."
+    return f"{markdown(head, rows)}\n\n{astray}\n\n{to_the_end(records)}"
 
 
 def to_the_end(records: list[dict]) -> str:
@@ -377,7 +379,21 @@ def to_the_end(records: list[dict]) -> str:
         told = interval(flagged, len(chosen)) if chosen else ""
         rows.append([name, f"{len(chosen)}", f"{flagged}", told, ", ".join(_reasons(chosen))])
     table = markdown(["fits to the end", "number", "flagged", "flagged [%]", "reasons"], rows)
-    return f"{table}\n\n{len(results) - len(fits)} were refused."
+    return f"{table}\n\n{len(results) - len(fits)} were refused.\n\n{_pulls_of_good(records)}"
+
+
+def _pulls_of_good(records: list[dict]) -> str:
+    """Pulls of fits to the end that call themselves good, template by template."""
+    rows = []
+    fitted = [one for one in records if one["case"] == "fitted" and one["result"].get("status") == "good"]
+    for (template,), fits in grouped(fitted, "template").items():
+        cells = [template, f"{len(fits)}"]
+        for name in ("rv", "vsini"):
+            found, true, error = (column(fits, key) for key in (f"fit_{name}", name, f"fit_{name}_err"))
+            pulls = (found - true) / error
+            cells += [f"{np.sqrt(np.mean(pulls**2)):.2f}", f"{np.abs(pulls).max():.1f}"]
+        rows.append(cells)
+    return markdown(["template", "good fits", "rms of pulls, rv", "largest", "rms, v sin i", "largest"], rows)
 
 
 def another(records: list[dict]) -> str:
@@ -396,16 +412,19 @@ def another(records: list[dict]) -> str:
         quality = ", ".join([fit["status"], *(fit["reasons"][:3] if fit["status"] != "good" else [])])
         named = ", ".join(map(str, orders))
         rows.append(
-            [named, beside(fit["rv"], fit["rv_err"]), f"{off:+.2f}", f"{abs(off) / fit['rv_err']:.1f}", *told, quality]
+            [
+                named,
+                f"{fit['rv']:.3f} ± {fit['rv_err']:.3f}",
+                f"{off:+.2f}",
+                f"{abs(off) / fit['rv_err']:.1f}",
+                *told,
+                quality,
+            ]
         )
     pulls = np.array(pulls)
     summary = f"Pulls of {pulls.size} orders: mean {pulls.mean():+.2f}, s.d. about the published velocity "
     summary += f"{np.sqrt(np.mean(pulls**2)):.2f}, largest {np.abs(pulls).max():.1f}."
     return f"{markdown(head, rows)}\n\n{summary}"
-
-
-def beside(value: float, error: float) -> str:
-    return f"{value:.3f} ± {error:.3f}"
 
 
 def _reasons(fits: list[dict]) -> list[str]:
