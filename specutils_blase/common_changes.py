@@ -89,6 +89,10 @@ class CommonChanges:
         """Let the priors' widths follow the scatter of the lines; True if that changes the fit."""
         return False
 
+    def least_error(self) -> Tensor:
+        """Errors of the changes, (n_change,), that what follows them has at least, whatever the lines say of them."""
+        return torch.zeros_like(self.state)
+
     @torch.no_grad()
     def added_covariance(self, normal: NormalEquations) -> Tensor:
         """What not knowing the changes adds to the covariance of the border's parameters, (n_border, n_border)."""
@@ -96,6 +100,8 @@ class CommonChanges:
         if not bool(self.moving.any()):
             return normal.prior_precision.new_zeros(border.numel(), border.numel())
         follow, covariance = self._covariance(normal)
+        least = self.least_error()[self.moving].square()
+        covariance = covariance + (least - covariance.diagonal()).clamp(min=0.0).diag()
         return follow[border] @ covariance @ follow[border].T
 
     def _covariance(self, normal: NormalEquations) -> tuple[Tensor, Tensor]:
@@ -144,6 +150,9 @@ class JointChanges(CommonChanges):
             for name in ("state", "error", "precision"):
                 setattr(part, name, getattr(self, name)[own])
             first = own.stop
+
+    def least_error(self) -> Tensor:
+        return torch.cat([part.least_error() for part in self.parts])
 
     def _change(self, step: Tensor, vector: Tensor) -> Tensor:
         for part, own in zip(self.parts, step.split([len(part.state) for part in self.parts]), strict=True):

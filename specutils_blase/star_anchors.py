@@ -158,6 +158,13 @@ class StarAnchors(CommonChanges):
         problem.set_line_priors("star", self.given, self.wide)
         return again
 
+    def least_error(self) -> Tensor:
+        """The common width may be v sin i instead: that it is the template's has to stay within the error of v sin i.
+
+        Lines tell both by their shapes, which those of another star's template do not have.
+        """
+        return torch.stack([torch.zeros_like(self.state[0]), self.state[1].abs()])
+
     def _change(self, step: Tensor, vector: Tensor) -> Tensor:
         """Lines that are held change with the others."""
         self.state += step

@@ -24,7 +24,7 @@ PIXELS = np.linspace(10_499.0, 10_500.0 + 1.0 * N_LINE, 17 * N_LINE)
 KINDS = ("ln_area", "ln_sigma", "ln_gamma", "rv_offset")
 
 
-def star_problem(seed, *, wider=1.0, strength=0.0, width=0.0, snr=300.0, free=("rv",), kinds=KINDS, told=False):
+def star_problem(seed, *, wider=1.0, strength=0.0, width=0.0, snr=300.0, free=("rv",), kinds=KINDS, told=False, vsini=2.0):
     """Lines of a star, each off by its prior made `wider`, all stronger and broader than the template."""
     rng = np.random.default_rng(seed)
     count = np.ones(N_LINE)
@@ -32,7 +32,7 @@ def star_problem(seed, *, wider=1.0, strength=0.0, width=0.0, snr=300.0, free=("
     star = LineEmulator(10_500.0 + np.arange(N_LINE), area, 0.05 * count, 0.03 * count)
     model = ForwardModel.for_order(
         torch.as_tensor(PIXELS), torch.as_tensor(pixel_edges(PIXELS)), star=star, resolving_power=80_000.0,
-        continuum_degree=0, vsini=2.0,
+        continuum_degree=0, vsini=vsini,
     )  # fmt: skip
     priors = LinePriors()
     with torch.no_grad():
@@ -177,3 +177,23 @@ def test_added_covariance_is_that_of_the_joint_posterior():
     torch.testing.assert_close(told, dense[border][:, border], rtol=1e-6, atol=1e-12)
     added = changes.added_covariance(normal).diagonal() / factor.border_covariance().diagonal()
     assert float(added.max()) > 0.05  # and it is not nothing: rotation depends on the common width
+
+
+@pytest.mark.parametrize("width", [0.15, 0.3])
+def test_the_error_of_rotation_reaches_where_the_width_is_the_templates(width):
+    """Solved with the common width and without: v sin i goes from the one to the other, and its error as far."""
+    free, held = (star_problem(7, wider=3.0, width=width, free=("rv", "vsini"), vsini=6.0) for _ in range(2))
+    changes = settled(free)
+    vector = free.read()
+    column = free.free.global_slices["vsini"].start
+    normal = free.linearize(vector, precise=True)
+    place = int((normal.border == column).nonzero())
+    error = float((normal.factor().border_covariance() + changes.added_covariance(normal))[place, place].sqrt())
+    held.line_priors["star"] = free.line_priors["star"]
+    template = StarAnchors(held)
+    for _ in range(12):
+        without = minimize(held, absolute_tolerance=1e-4, max_iterations=60).vector
+        if template.settle(without) is None:
+            break
+    apart = abs(float(vector[column] - without[column]))
+    assert apart < error < 1.6 * apart
