@@ -24,7 +24,9 @@ PIXELS = np.linspace(10_499.0, 10_500.0 + 1.0 * N_LINE, 17 * N_LINE)
 KINDS = ("ln_area", "ln_sigma", "ln_gamma", "rv_offset")
 
 
-def star_problem(seed, *, wider=1.0, strength=0.0, width=0.0, snr=300.0, free=("rv",), kinds=KINDS, told=False, vsini=2.0):
+def star_problem(
+    seed, *, wider=1.0, strength=0.0, width=0.0, vsini=2.0, snr=300.0, free=("rv",), kinds=KINDS, told=False
+):
     """Lines of a star, each off by its prior made `wider`, all stronger and broader than the template."""
     rng = np.random.default_rng(seed)
     count = np.ones(N_LINE)
