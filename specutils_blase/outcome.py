@@ -41,6 +41,9 @@ from .stand_in import mean_pull, posterior_mean, prior_error
 BARYCENTRIC_AGREEMENT = 0.01
 """km/s within which the orders' barycentric velocities must agree to count as one exposure's."""
 
+NARROW = 3.5
+"""Errors of (v sin i)² by which the data want it below zero, from which on it is no chance."""
+
 
 @dataclass(frozen=True)
 class Given:
@@ -84,6 +87,7 @@ def build_result(problem: AnchoredProblem, solution: Solution, given: Given) -> 
     problem.forget()  # the same solution gives the same result, whatever way led to it
     normal = problem.linearize(solution.vector, precise=True)
     used = degrees_of_freedom_used(problem.free, normal.factor())  # at the summit, with the priors as they hold there
+    gradient = normal.gradient
     normal = posterior_mean(problem, normal, solution.vector)
     factor = normal.factor()
     pull = mean_pull(problem, factor, problem.read())
@@ -131,7 +135,8 @@ def build_result(problem: AnchoredProblem, solution: Solution, given: Given) -> 
         result = EchelleFitResult(data=data, frame=frame, orders=table, **common)
     else:
         result = FitResult(data=orders[0].data, frame=orders[0].frame, orders=table, **common)
-    return result.assessed(assess(result, problem.anchored_lines(), _noticed(problem, orders)))
+    noticed = [*_noticed(problem, orders), *_narrow(problem, gradient, factor, settings.get("star_scale"))]
+    return result.assessed(assess(result, problem.anchored_lines(), noticed))
 
 
 def _widened(
@@ -227,6 +232,26 @@ def _noticed(problem: AnchoredProblem, orders: list[ObservedOrder]) -> list[Reas
     )
     found = Reason("barycentric", "doubtful", text, spread, BARYCENTRIC_AGREEMENT)
     return [found] if spread > BARYCENTRIC_AGREEMENT else []
+
+
+def _narrow(problem: AnchoredProblem, gradient: Tensor, factor: Factor, scale: dict | None) -> list[Reason]:
+    """Whether lines would have to rotate less than not at all.
+
+    At its bound of zero (v sin i)² has a gradient left, which times its error is by how many errors the data want less.
+    Where lines are wider than their template's as well, shapes are another star's, and say nothing of the resolution.
+    """
+    if "vsini" not in problem.free.global_slices or (scale or {}).get("width", 1.0) > 1.0:
+        return []
+    column = problem.free.global_slices["vsini"].start
+    if float(problem.read()[column]) > 2.0 * float(problem.lower[column]):
+        return []
+    place = int((factor.normal.border == column).nonzero())
+    pull = -float(gradient[column]) * math.sqrt(max(float(factor.border_covariance()[place, place]), 0.0))
+    text = (
+        f"v sin i is zero, and the star's lines are still too wide in the model ({pull:.1f} standard deviations): is "
+        "the resolving power higher, or the template broadened already?"
+    )
+    return [Reason("narrow_lines", "doubtful", text, pull, NARROW)] if pull > NARROW else []
 
 
 def _order_table(problem: AnchoredProblem, given: Given, used: list[float], velocities: OrderScatter | None) -> QTable:

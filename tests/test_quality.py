@@ -202,6 +202,7 @@ SPOILT = {
     "correlation": ("bad", lambda: fitted(reversed_order(), sky=None, jitter=True, robust=True)),
     "strength": ("doubtful", lambda: fitted(observed(), strong(10.0))),
     "telluric_ln_sigma": ("doubtful", lambda: fitted(observed(), resolving_power=2 * R)),
+    "narrow_lines": ("doubtful", lambda: fitted(observed(vsini=1.0), resolving_power=R / 2)),
     "chi2": ("doubtful", lambda: fitted(changed(observed(), sigma=observed().uncertainty.array / 3.0), jitter=False)),
     "outliers": ("doubtful", lambda: fitted(spikes(), jitter=True, robust=True)),
     "misfit": ("doubtful", lambda: fitted(observed(sky=WET), sky=None, jitter=True)),
