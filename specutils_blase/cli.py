@@ -95,6 +95,8 @@ def run_clone(args) -> int:
         "resolving_power": args.resolving_power,
         "region": args.region,
         "free": args.free,
+        "in_rounds": args.in_rounds,
+        "rms_target": args.rms_target,
         "max_iterations": args.max_iterations,
     }
     options = named | {name: value for name, value in options.items() if value is not None}

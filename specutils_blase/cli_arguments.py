@@ -151,6 +151,11 @@ def argument_parser() -> argparse.ArgumentParser:
     make.add_argument("--order", type=_whole, metavar="N", help="which spectrum of a file with several")
     make.add_argument("--out", required=True, metavar="ASDF", help="where to write the clone")
     make.add_argument("--prominence", type=_fraction, help="smallest prominence of a line (default 0.01)")
+    until = make.add_mutually_exclusive_group()
+    until.add_argument("--rms-target", type=_fraction, help="residual at which to stop (default 0.003, or the noise)")
+    until.add_argument(
+        "--no-rounds", dest="in_rounds", action="store_false", help="do not look for missed lines in the residual"
+    )
     make.add_argument("--continuum", type=_degree, metavar="none|DEGREE", help="continuum to divide out (default none)")
     make.add_argument("--teff", type=_positive, metavar="K", help="black body to divide out first")
     make.add_argument("--resolving-power", type=_positive, metavar="R", help="at which the template is broadened")

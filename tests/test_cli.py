@@ -110,6 +110,15 @@ def test_clone(files, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    ("option", "key", "value"), [("--rms-target 0.02", "rms_target", 0.02), ("--no-rounds", "in_rounds", False)]
+)
+def test_how_long_clone_looks_for_lines(files, tmp_path, option, key, value):
+    out = tmp_path / "c.asdf"
+    cli.main(["clone", files["star"], "--region", "10495", "10520", *option.split(), "--out", str(out)])
+    assert sb.read(out).settings[key] == value
+
+
+@pytest.mark.parametrize(
     ("star", "telluric"), [("star_clone", "sky_clone"), ("star_lines", "sky_lines"), ("star", "sky")]
 )
 def test_fit_from_clones_ledgers_or_templates(files, star, telluric, tmp_path, capsys):
@@ -412,6 +421,8 @@ def test_messages_name_options(message, expected):
         ("fit a.fits --free rv,speed", "argument --free: expected names among rv, vsini, .*, got 'speed'"),
         ("fit a.fits --star-lines ln_area,rv", "argument --star-lines: expected names among ln_area, .*, got 'rv'"),
         ("clone a.fits --out b --prominence 2", "argument --prominence: expected a number between 0 and 1, got '2'"),
+        ("clone a.fits --out b --rms-target 2", "argument --rms-target: expected a number between 0 and 1, got '2'"),
+        ("clone a.fits --out b --rms-target 0.01 --no-rounds", "--no-rounds: not allowed with argument --rms-target"),
         ("clone a.fits --out b --free ln_area,speed", "argument --free: expected names among ln_area, .*, got 'speed'"),
         ("clone a.fits --out b --teff 0", "argument --teff: expected a positive number, got '0'"),
         ("clone a.fits --out b --order -1", "argument --order: expected a whole number, at least 0, got '-1'"),
