@@ -25,6 +25,7 @@ from .observed_orders import ObservedOrder
 from .profiles import voigt_fwhm
 from .provenance import digest, of_lines, of_template
 from .result import SEMI_EMPIRICAL, FitResult
+from .telluric_species import by_place
 from .velocity import COVERED, FASTEST
 
 VELOCITY_MARGIN = 60.0
@@ -68,7 +69,7 @@ def component_emulator(given, name, span, flux_scale, resolving_power, progress,
             f"{name} must be a CloneResult, a LineEmulator, a ledger table, a FitResult or a template Spectrum, "
             f"got {type(given).__name__}"
         )
-    return given
+    return by_place(given) if name == "telluric" else given
 
 
 def _fitted_lines(fit: FitResult, name: str) -> LineEmulator:

@@ -114,7 +114,8 @@ def fit(
     scale_tellurics : bool
         Bring the telluric clone to this night's amounts: one optical-depth factor a species, and a small shift. Before
         any line is free they are a start (`specutils_blase.telluric_scaling`), then they are where the priors of the
-        lines stand, and follow from them (`specutils_blase.telluric_anchors`).
+        lines stand, and follow from them (`specutils_blase.telluric_anchors`). Lines that do not tell their species
+        have that of their place (`specutils_blase.telluric_species`).
     jitter : bool
         Where the reduced χ² of an order exceeds 1.5, because the model lacks something: add noise until it is 1. The
         result's table `orders` tells how much.

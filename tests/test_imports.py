@@ -34,7 +34,7 @@ LAYERS = (
     {"spectrum", "ledger", "line_finding", "templates", "simulate", "degeneracies", "provenance"},
     {"posterior", "clone_continuum", "cloning_rounds", "assessment", "clone_assessment"},
     {"photon_limit", "missing_lines", "posterior_means"},
-    {"cloning", "result", "line_lists", "ledger_files", "observed_orders"},
+    {"cloning", "result", "line_lists", "ledger_files", "observed_orders", "telluric_species"},
     {
         "components",
         "starting",
