@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from .first_model import FirstModel
 from .model import ForwardModel
 from .solving import reject_pixels
 from .star_scaling import scale_star
-from .starting import FASTEST_ROTATION, HeldFit, starless_chi2, start_continuum, start_velocities
+from .starting import CLIP, FASTEST_ROTATION, HeldFit, start_continuum, start_velocities
 from .telluric_scaling import TelluricScale, scale_telluric
 from .velocity import Solution, VelocitySearch
 
@@ -40,6 +40,12 @@ SLOW, TURNING = 5.0, 15.0
 
 Lines that are too strong in the template look like rotation.
 """
+
+ROOM = 0.8
+"""Rotation, in units of the largest that a model has room for, from which on another model is made."""
+
+ANOTHER_ROTATION = 0.3
+"""Part by which rotation differs in another solution at the same velocity."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,14 @@ class Attempt:
         return model.doppler.rv.item(), model.rotation.vsini.item()
 
     @property
+    def is_cramped(self) -> bool:
+        """Whether rotation has come near to the largest that the model has room for, and could go on."""
+        rotation = self.begun.model.rotation
+        if rotation is None:
+            return False
+        return ROOM * rotation.max_vsini < rotation.vsini.item() < FASTEST_ROTATION / 1.5
+
+    @property
     def strength(self) -> float:
         """Factor on the areas of the star's lines."""
         return 1.0 if self.held.star_scale is None else self.held.star_scale.strength
@@ -83,6 +97,8 @@ def first_fit(
 ) -> Attempt:
     """Continua, amounts of the sky, velocities and strength of one start, all lines held.
 
+    Where rotation comes near to the largest that its model has room for, another model begins there.
+
     Parameters
     ----------
     build : callable
@@ -93,6 +109,17 @@ def first_fit(
     scaling : dict
         Whether the clone of "tellurics" and that of the "star" may be scaled.
     """
+    attempt = _once(build, start, free, scaling)
+    while "vsini" in free and attempt.is_cramped:
+        rv, vsini = attempt.velocities
+        attempt = _once(build, Solution(rv, vsini, attempt.strength, start.gain), free, scaling)
+    return replace(attempt, start=start)
+
+
+def _once(
+    build: Callable[[Solution], FirstModel], start: Solution, free: tuple[str, ...], scaling: dict[str, bool]
+) -> Attempt:
+    """A first fit in the room that its start gives to rotation."""
     begun = build(start)
     model, fluxes, weights = begun.model, begun.fluxes, begun.noise.weights()
     ln_strength = None
@@ -149,7 +176,7 @@ def likeliest(
     """The best of all first fits, and what is to be told of the start.
 
     Fits are compared by how much each gains over data without a star, for the pixels that a template reaches depend on
-    its velocity.
+    its velocity. What their own fits say of χ² differs by weights, and by what each takes for an outlier.
 
     Parameters
     ----------
@@ -172,38 +199,33 @@ def likeliest(
         None without a star; else of plain numbers: `rv`, `vsini`, `strength`, `strength_error`; `search`, the
         velocities between which was searched, and `at_edge`, whether `rv` stands at one of them, or rotation or
         strength where no star has it; `candidates`, the best first, each with `rv`, `vsini`, `strength`, `chi2`;
-        `second`, the best of them at another velocity, and `delta_chi2`, by how much that is worse, both None where
-        there is none; `detection`, by how much data without any star are, None where no velocity was looked for. Both
-        differences are divided by the reduced χ² of the best where that exceeds 1. `detection` is divided by the number
-        of neighbouring residuals that are alike, too: a telluric line that is wrong counts once.
+        `second`, the best of them at another velocity or of another rotation, and `delta_chi2`, by how much that is
+        worse, both None where there is none; `detection`, by how much data without any star are, None where no velocity
+        was looked for. Both differences are divided by the reduced χ² of the best where that exceeds 1. `detection` is
+        divided by the number of neighbouring residuals that are alike, too: a telluric line that is wrong counts once.
     """
     tried = []
     for start in contenders(search, vsini_given):
         attempt = first_fit(build, start, free, scaling)
         if attempt.begun.model.star is None:
             return attempt, None
-        tried.append((_gain(attempt, search), attempt))
+        tried.append(attempt)
         logger.info("start at rv %.1f km/s, v sin i %.1f km/s: χ² %.1f", *attempt.velocities, attempt.held.chi2)
-    tried.sort(key=lambda item: -item[0])
-    gain, best = tried[0]
-    each_chi2 = [best.held.chi2 + gain - other for other, _ in tried]
-    inflation = max(1.0, best.held.chi2 / max(best.held.n_datum, 1))
-    candidates = [
-        _told(*attempt.velocities, attempt.strength, chi2) for (_, attempt), chi2 in zip(tried, each_chi2, strict=True)
-    ]
+    gains, without, n_datum = _gains(tried, search)
+    ranked = sorted(zip(gains, tried, strict=True), key=lambda item: -item[0])
+    gain, best = ranked[0]
+    lowest = without - gain
+    inflation = max(1.0, lowest / max(n_datum, 1))
+    candidates = [_told(*attempt.velocities, attempt.strength, without - other) for other, attempt in ranked]
     # What was not carried on is as much worse as the correlation says.
-    carried = {(attempt.start.rv, attempt.start.vsini) for _, attempt in tried}
+    carried = {(attempt.start.rv, attempt.start.vsini) for attempt in tried}
     for each in search.solutions:
         if (each.rv, each.vsini) not in carried:
-            chi2 = best.held.chi2 + 2.0 * inflation * max(search.solutions[0].gain - each.gain, 0.0)
+            chi2 = lowest + 2.0 * inflation * max(search.solutions[0].gain - each.gain, 0.0)
             candidates.append(_told(each.rv, each.vsini, each.strength, chi2))
     first, *others = candidates
     others.sort(key=lambda candidate: candidate["chi2"])
-    apart = [
-        candidate
-        for candidate in others
-        if abs(candidate["rv"] - first["rv"]) > max(resolution, first["vsini"], candidate["vsini"])
-    ]
+    apart = [candidate for candidate in others if _apart(candidate, first, resolution)]
     second = dict(apart[0]) if apart else None
     scale = best.held.star_scale
     return best, {
@@ -220,19 +242,52 @@ def likeliest(
     }
 
 
-def _gain(attempt: Attempt, search: VelocitySearch) -> float:
-    """χ² without any star, the sky as the search has it or as this fit does, less that of a first fit."""
-    begun = attempt.begun
-    model, weights = begun.model, attempt.weights
-    orders = orders_of(model)
-    kept = [order.continuum.coefficients.clone() for order in orders]
-    skies = [list(search.skies)]
-    if model.telluric is not None:
-        skies.append([order.observed("telluric") for order in orders])
-    without = min(starless_chi2(model, each, begun.fluxes, weights) for each in skies)
-    for order, coefficients in zip(orders, kept, strict=True):
-        order.continuum.coefficients.copy_(coefficients)
-    return without - attempt.held.chi2
+def _apart(one: dict[str, float], other: dict[str, float], resolution: float) -> bool:
+    """Whether two solutions are at another velocity, or turn at another rate."""
+    widest = max(resolution, one["vsini"], other["vsini"])
+    turning = abs(one["vsini"] - other["vsini"]) > max(resolution, ANOTHER_ROTATION * widest)
+    return turning or abs(one["rv"] - other["rv"]) > widest
+
+
+def _gains(tried: list[Attempt], search: VelocitySearch) -> tuple[list[float], float, int]:
+    """By how much each attempt lowers χ² from that without any star, this χ², and how many pixels it is of.
+
+    All are measured alike: with the same weights, the least of all attempts; outliers counting at the same limit, that
+    of the attempt with the smallest residuals; beside the same model without a star, of the sky of the search or of an
+    attempt, whichever explains more. Pixels that a template does not reach gain nothing.
+    """
+    gains, without, n_datum = [0.0] * len(tried), 0.0, 0
+    for k, sky in enumerate(search.skies):
+        orders = [orders_of(attempt.begun.model)[k] for attempt in tried]
+        fluxes = [attempt.begun.fluxes[k] for attempt in tried]
+        reach = torch.stack([attempt.begun.orders[k].data.good for attempt in tried])
+        weight = torch.stack([attempt.weights[k] for attempt in tried])
+        weight = weight.where(weight > 0.0, torch.inf).amin(0)
+        weight = weight.where(weight.isfinite(), 0.0)
+        squares = torch.stack([(f - order()).square() * weight for f, order in zip(fluxes, orders, strict=True)])
+        counts = reach & (weight > 0.0)
+        typical = [float(square[some].median()) for square, some in zip(squares, counts, strict=True) if some.any()]
+        limit = (CLIP * 1.4826) ** 2 * min(typical, default=math.inf)
+        flux = torch.stack(fluxes).where(reach, 0.0).sum(0) / reach.sum(0).clamp(min=1)
+        starless = _starless(orders, sky, flux, weight, limit)
+        gained = (starless - squares.clamp(max=limit)).where(counts, 0.0).sum(1)
+        gains = [gain + float(more) for gain, more in zip(gains, gained, strict=True)]
+        without += float(starless.sum())
+        n_datum += int((weight > 0.0).sum())
+    return gains, without, n_datum
+
+
+def _starless(orders: list[ForwardModel], sky: Tensor | None, flux: Tensor, weight: Tensor, limit: float) -> Tensor:
+    """χ² of each pixel of an order without any star, the best of several skies; outliers counting at the limit."""
+    skies = [torch.ones_like(flux) if sky is None else sky]
+    skies += [order.observed("telluric") for order in orders if order.telluric is not None]
+    first, found = orders[0], []
+    kept = first.continuum.coefficients.clone()
+    for each in skies:
+        start_continuum(first, flux, weight, each)
+        found.append(((flux - first.continuum(each)).square() * weight).clamp(max=limit))
+    first.continuum.coefficients.copy_(kept)
+    return min(found, key=lambda square: float(square.sum()))
 
 
 def _detection(attempt: Attempt, gain: float) -> float:

@@ -246,21 +246,6 @@ def _held(
     return float(residual.square().sum() + clipped.sum()), root, residual
 
 
-@torch.no_grad()
-def starless_chi2(
-    model: ForwardModel | EchelleModel, skies: list[Tensor | None], fluxes: list[Tensor], weights: list[Tensor]
-) -> float:
-    """χ² of all orders without any star: continua, moved for it, and skies (n_pixel,) alone; as that of `HeldFit`."""
-
-    def alone(item) -> float:
-        order, sky, flux, weight = item
-        sky = torch.ones_like(flux) if sky is None else sky
-        start_continuum(order, flux, weight, sky)
-        return _held(order, flux, weight, sky)[0]
-
-    return sum(each(alone, zip(orders_of(model), skies, fluxes, weights, strict=True)))
-
-
 LEAST_CORRELATION = {5.0: 0.2, 2.0: 0.1}
 """Features of the model in units of the noise, and the correlation below which data do not look like it then.
 
