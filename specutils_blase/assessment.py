@@ -5,8 +5,8 @@ template, the lines, the sky and the continuum say of it. Limits were set on sim
 docs/validation.md, section 10, and ``tests/validation/run.py quality``.
 
 Does not live here: statuses and words about them (`quality`), what is measured of template and lines
-(`template_agreement`, `line_moves`), what speaks against a continuum (`continuum_assessment`), the assessment of clones
-(`clone_assessment`).
+(`template_agreement`, `line_moves`), what speaks against a continuum (`continuum_assessment`) or a start
+(`start_assessment`), the assessment of clones (`clone_assessment`).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from .line_moves import LineMoves, line_moves
 from .parameters import KINDS
 from .quality import Quality, Reason, graded
 from .star_anchors import MOST_INFLATION
+from .start_assessment import same_data_reasons, start_reasons
 from .telluric_scaling import LARGEST_SHIFT, largest_factor
 from .template_agreement import Agreement, observed_pixels, template_agreement
 
@@ -33,6 +34,9 @@ CHI2 = 2.0
 
 CHI2_BAD = 30.0
 """The same, from which on errors mean nothing: they are too small by more than five."""
+
+CHI2_LOW, CHI2_TINY = 0.5, 0.1
+"""The same, below which errors are told to be too large, by more than 1.4; and doubted, by more than 3."""
 
 MISFIT, MISFIT_BAD = 0.5, 1.0
 """What the model leaves beyond the noise, in units of what the star's lines add: at 1, the star explains no more than
@@ -87,10 +91,6 @@ SIGNIFICANT = 5.0
 ORDERS = 5.0
 """Scatter between orders in units of their errors. The joint error allows for it, and its own cause is unknown."""
 
-SECOND, SECOND_BAD = 25.0, 9.0
-"""Δχ² of the second solution of (rv, v sin i), or of no star, at 5 and at 3 standard deviations: among a thousand
-velocities chance reaches 15."""
-
 WIDTHS = ("ln_sigma", "ln_gamma")
 """What a file of an older version does not tell of the template."""
 
@@ -144,7 +144,8 @@ def assess(result, anchored: dict[str, Tensor] | None = None, more: Iterable[Rea
         *_scatter(
             result.settings, "part_scatter", "parts of an order", "look for what the template lacks in one of them"
         ),
-        *_start(result.settings.get("start")),
+        *start_reasons(result.settings.get("start")),
+        *same_data_reasons(result.settings.get("from_fit")),
         *_template(result, agreement),
         *_inflation(result.settings.get("star_scale")),
         *_lines(result, moves, known),
@@ -191,6 +192,13 @@ def _noise(result, agreement: Agreement | None) -> Iterator[Reason]:
         worst = float(unpaid.max())
         text = f"reduced χ² is {worst:.3g}: the model lacks something, and errors are too small by {worst**0.5:.2g}"
         yield from graded("chi2", text, worst, CHI2, CHI2_BAD)
+        least = float(unpaid.min())
+        text = (
+            f"reduced χ² is {least:.3g}: uncertainties are larger than the residuals, and errors too large by "
+            f"{max(least, 1e-30) ** -0.5:.2g}"
+        )
+        if least < CHI2_LOW:
+            yield Reason("chi2_low", "doubtful" if least < CHI2_TINY else "good", text, least, CHI2_TINY)
     if (jitter > 0.0).any():
         text = (
             f"jitter was added in {int((jitter > 0).sum())} of {len(fitted)} orders, up to {100 * jitter.max():.2g} % "
@@ -204,8 +212,9 @@ def _noise(result, agreement: Agreement | None) -> Iterator[Reason]:
         )
         yield from graded("misfit", text, agreement.misfit, MISFIT, MISFIT_BAD)
     rejected = getattr(result, "rejected", None)
-    doubted = int(np.sum(fitted["doubted"])) + (0 if rejected is None else len(rejected))
-    part = doubted / max(int(np.sum(fitted["good"])) + (0 if rejected is None else len(rejected)), 1)
+    # A gap is no outlier.
+    n_out = 0 if rejected is None else int(np.sum(np.asarray(rejected["reason"]) != "zeros"))
+    part = (int(np.sum(fitted["doubted"])) + n_out) / max(int(np.sum(fitted["good"])) + n_out, 1)
     text = f"{100 * part:.2g} % of the pixels are outliers, doubted or left out: no noise has as many"
     yield from graded("outliers", text, part, OUTLIERS)
 
@@ -249,28 +258,6 @@ def _scatter(settings: dict, key: str, of: str, remedy: str) -> Iterator[Reason]
             )
             status = "doubtful" if factor > ORDERS else "good"
             yield Reason(f"{key}_{name}", status, text, factor, ORDERS)
-
-
-def _start(start: dict | None) -> Iterator[Reason]:
-    if not start:
-        return
-    if start.get("at_edge"):
-        low, high = start.get("search", (math.nan, math.nan))
-        text = (
-            f"the radial velocity was looked for between {low:.0f} and {high:.0f} km/s, and agreement still grew at "
-            "the end: the star may be beyond it; clone a wider region, or give rv="
-        )
-        yield Reason("rv_search", "bad", text, start.get("rv"))
-    gap = start.get("delta_chi2")
-    if gap is not None:
-        other = start.get("second") or {}
-        at = f" at rv {other['rv']:.1f}, v sin i {other['vsini']:.1f} km/s" if {"rv", "vsini"} <= other.keys() else ""
-        text = f"a second solution{at} is worse by only {gap:.2g} in χ²: the answer may be that one"
-        yield from graded("second_solution", text, gap, SECOND, SECOND_BAD, below=True)
-    found = start.get("detection")
-    if found is not None:
-        text = f"where the star was looked for, its template lowers χ² by only {found:.2g}: it may be elsewhere"
-        yield from graded("start_detection", text, found, SECOND, SECOND_BAD, below=True)
 
 
 def _template(result, agreement: Agreement | None) -> Iterator[Reason]:

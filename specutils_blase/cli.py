@@ -289,12 +289,12 @@ def _given_component(given: str, name: str):
     path = Path(given)
     if given not in NAMED_TEMPLATES and path.suffix.lower() == ".asdf":
         found = sb.read(path)
-        if isinstance(found, sb.FitResult):
-            found = found.model
-        if hasattr(found, "components"):
-            if name not in found.components:
+        model = found.model if isinstance(found, sb.FitResult) else found
+        if hasattr(model, "components"):
+            if name not in model.components:
                 raise ValueError(f"{path} holds a fit without a {name} component")
-            found = found.components[name]
+            if model is found:
+                found = model.components[name]
         return found
     if given not in NAMED_TEMPLATES and path.suffix.lower() == ".ecsv":
         ledger = _ledger(path, name)

@@ -100,7 +100,9 @@ class CloneResult:
         lines = [f"CloneResult: {self.message}"]
         lines += [] if self.quality is None else [f"  {line}" for line in self.quality.lines()]
         low, high = self.emulator.wavelength_range
-        return "\n".join([*lines, f"  {len(self.ledger)} lines, {low:.2f}-{high:.2f} Å, RMS {100 * self.rms:.3g} %"])
+        ended = f", {self.settings['ended']}" if self.settings.get("ended") else ""
+        told = f"  {len(self.ledger)} lines, {low:.2f}-{high:.2f} Å, RMS {100 * self.rms:.3g} %{ended}"
+        return "\n".join([*lines, told])
 
     def assessed(self, quality: Quality) -> CloneResult:
         """The clone with its quality, which its ledger tells too."""
@@ -184,8 +186,9 @@ def clone(
     Returns
     -------
     CloneResult
-        Its `settings` tell how good it is: "rounds" (lines, RMS, noise, iterations of each), "noise" of the template,
-        "worst": wavelength and residual of the worst resolution elements, "gaps": (low, high) of what was no data.
+        Its `settings` tell how good it is: "rounds" (lines, RMS, noise, iterations of each), "ended", why there were no
+        more, "noise" of the template, "worst": wavelength and residual of the worst resolution elements, "gaps": (low,
+        high) of what was no data.
 
     Warns
     -----
@@ -278,6 +281,7 @@ def clone(
         "in_rounds": in_rounds,
         "rms_target": rms_target,
         "rounds": done.rounds,
+        "ended": done.ended,
         "noise": done.noise,
         "worst": worst_places(given, done.emulator, done.flux),
         "gaps": [[float(edges[first, 0]), float(edges[after - 1, 1])] for first, after in empty],

@@ -98,7 +98,8 @@ class Template:
 class Progress:
     """The lines as they are, and the way to them.
 
-    `rounds` are lines, RMS, noise and iterations of each round; `noise` is what of the residual is white noise.
+    `rounds` are lines, RMS, noise and iterations of each round; `noise` is what of the residual is white noise; `ended`
+    says why there was no other round.
     """
 
     emulator: LineEmulator
@@ -110,6 +111,7 @@ class Progress:
     message: str
     rounds: list[dict] = field(default_factory=list)
     history: list[dict] = field(default_factory=list)
+    ended: str = ""
 
 
 def clone_in_rounds(
@@ -150,11 +152,16 @@ def clone_in_rounds(
             break
         emulator, start_area = _grown(template, emulator, start_area, flux, missing)
     best.rounds, best.history = rounds, history
-    best.message = f"{'converged' if best.success else 'not converged'}: {ended}"
-    best.message += f"; RMS {100 * best.rms:.3f} % with {len(best.emulator)} lines after {len(rounds)} rounds"
-    if not best.success:
-        best.message += f", the target is {100 * target:.3g} %"
+    best.ended = f"{ended} after {len(rounds)} round{'s' if len(rounds) > 1 else ''}"
+    best.message = "converged" if best.success else _not_converged(ended, best, len(rounds), target)
     return best
+
+
+def _not_converged(ended: str, best: Progress, n_round: int, target: float) -> str:
+    return (
+        f"not converged: {ended}; RMS {100 * best.rms:.3f} % with {len(best.emulator)} lines after {n_round} "
+        f"round{'s' if n_round > 1 else ''}, the target is {100 * target:.3g} %"
+    )
 
 
 def clone_at_once(
@@ -164,7 +171,9 @@ def clone_at_once(
     start_area = emulator.ln_area.detach().clone()
     solution, flux, rms = _optimised(template, emulator, free, max_iterations, progress)
     noise = min(template.noise_in(template.flux), template.noise_in(template.flux - flux))
-    message = f"{solution.message}; RMS {100 * rms:.3f} % with {len(emulator)} lines"
+    message = solution.message
+    if not solution.success:
+        message += f"; RMS {100 * rms:.3f} % with {len(emulator)} lines"
     rounds = [{"lines": len(emulator), "rms": rms, "noise": noise, "iterations": len(solution.history) - 1}]
     return Progress(emulator, start_area, flux, rms, noise, solution.success, message, rounds, list(solution.history))
 

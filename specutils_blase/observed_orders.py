@@ -7,6 +7,7 @@ Does not live here: units and masks of one spectrum (`spectrum`), what muler obj
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +23,12 @@ logger = logging.getLogger(__name__)
 
 PIXELS_PER_PARAMETER = 3
 """Good pixels that each parameter needs: about a resolution element, within which pixels tell the same."""
+
+FEWEST_ELEMENTS = 5
+"""Resolution elements of the shortest data: with fewer there is no line beside its continuum."""
+
+LEAST_NOISE = 1e-4
+"""Noise of a pixel in units of the median noise, below which it is a flaw of the reduction."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +117,7 @@ def read_order(
             "the data do not say their resolving power: pass resolving_power=λ/FWHM (HPF 55000, IGRINS 45000, "
             "NIRSPEC 20000)"
         )
+    data = _without_absurd_noise(data)
     if data.n_good <= PIXELS_PER_PARAMETER * n_parameter:
         raise ValueError(
             f"{data.n_good} good pixels cannot constrain {n_parameter} parameters: unmask more than "
@@ -118,15 +126,40 @@ def read_order(
     scale = float(data.flux[data.good].median())
     if not scale > 0.0:
         raise ValueError(f"the median flux of the good pixels is {scale:.3g}: there is no light to fit")
+    resolving_power = to_resolving_power(resolving_power)
+    ends = data.wavelength[data.good][[0, -1]]
+    n_element = resolving_power * math.log(float(ends[1] / ends[0]))
+    if n_element < FEWEST_ELEMENTS:
+        raise ValueError(
+            f"a resolving power of {resolving_power:.4g} leaves {n_element:.2g} resolution elements between "
+            f"{ends[0]:.2f} and {ends[1]:.2f} Å, expected at least {FEWEST_ELEMENTS}: give resolving_power=λ/FWHM"
+        )
     return ObservedOrder(
         index=index,
         name=str(index if info.order is None else info.order),
         data=data,
         frame=frame,
-        resolving_power=to_resolving_power(resolving_power),
+        resolving_power=resolving_power,
         scale=scale,
         barycentric_velocity=info.barycentric_velocity,
     )
+
+
+def _without_absurd_noise(data: SpectralData) -> SpectralData:
+    """Without pixels that claim to be thousands of times as precise as the others: one would be all that counts."""
+    if not data.noise_known or not data.n_good:
+        return data
+    absurd = data.good & (data.sigma < LEAST_NOISE * data.sigma[data.good].median())
+    if not bool(absurd.any()):
+        return data
+    first = float(data.wavelength[absurd][0])
+    warnings.warn(
+        f"{int(absurd.sum())} pixel(s) are left out, the first at {first:.3f} Å: their uncertainty is less than "
+        f"{LEAST_NOISE:g} of the median of all",
+        RuntimeWarning,
+        stacklevel=5,
+    )
+    return data.select(~absurd)
 
 
 def read_orders(

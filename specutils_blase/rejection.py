@@ -1,4 +1,4 @@
-"""Pixels that no spectrum behind this line spread can show: negative flux, spikes, and features sharper than a line.
+"""Pixels that no spectrum behind this line spread can show: negative flux, gaps, spikes, features sharper than a line.
 
 Does not live here: weights of what is merely unlikely (`noise`), masks that the data bring (`spectrum`).
 """
@@ -14,10 +14,13 @@ from astropy.table import QTable
 from scipy.ndimage import median_filter, percentile_filter
 from torch import Tensor
 
-REASONS = ("", "negative", "spike", "sharp")
-"""What the codes 1, 2, 3 of a rejected pixel mean; 0 is a pixel that stays."""
+REASONS = ("", "negative", "spike", "sharp", "zeros")
+"""What the codes 1 to 4 of a rejected pixel mean; 0 is a pixel that stays."""
 
-NEGATIVE, SPIKE, SHARP = 1, 2, 3
+NEGATIVE, SPIKE, SHARP, ZEROS = 1, 2, 3, 4
+
+FEWEST_ZEROS = 5
+"""Exact zeros in a row that are a gap of the data: noise leaves none at the bottom of a black line."""
 
 LEAST_DEVIATION = 6.0
 """Standard deviations from which on a pixel can be rejected. One pixel in 5e8 is as far off by noise alone."""
@@ -69,6 +72,11 @@ def impossible(flux: Tensor, sigma: Tensor, good: Tensor, *, emission: bool = Fa
         return codes
     least = torch.clamp(LEAST_DEVIATION * sigma, min=LEAST_EXCESS)
     codes[good & (flux < -least)] = NEGATIVE
+    zero = np.pad((good & (flux == 0.0)).cpu().numpy().astype(np.int8), 1)
+    first, after = (np.diff(zero) == 1).nonzero()[0], (np.diff(zero) == -1).nonzero()[0]
+    for low, high in zip(first.tolist(), after.tolist(), strict=True):
+        if high - low >= FEWEST_ZEROS:
+            codes[low:high] = ZEROS
     if not emission:
         pixels, counts = np.arange(flux.numel()), good.cpu().numpy()
         values = np.interp(pixels, pixels[counts], flux.detach().cpu().double().numpy()[counts])
@@ -127,7 +135,7 @@ COLUMNS = {
     "order": (None, "Name of the order, as in FitResult.orders"),
     "index": (None, "Position of the pixel in its order, in order of wavelength"),
     "wavelength": (u.AA, "Vacuum wavelength"),
-    "reason": (None, "negative: flux below zero; spike: above the continuum; sharp: narrower than the line spread"),
+    "reason": (None, "negative flux; zeros, several in a row; spike above the continuum; sharp, narrower than a line"),
     "deviation": (None, "Data minus model in standard deviations of the noise"),
 }
 """Name → unit and meaning of every column of `FitResult.rejected`."""

@@ -275,6 +275,19 @@ def test_stopping_early_is_said():
     assert "limit on iterations" in result.quality.reason("converged").text
 
 
+def test_a_pixel_that_claims_to_know_everything_is_left_out():
+    """Its uncertainty is a flaw of the reduction: with it, the normal matrix is singular."""
+    data = observed()
+    sigma = data.uncertainty.array.copy()
+    sigma[100] = 1e-12
+    flaw = Spectrum(flux=data.flux, spectral_axis=data.spectral_axis, uncertainty=StdDevUncertainty(sigma))
+    with pytest.warns(RuntimeWarning, match=r"1 pixel.s. are left out, the first at .*: their uncertainty is less than"):
+        result = quick(flaw, star_lines=(), telluric_lines=())
+    assert not bool(result.data.good[100]) and int((~result.data.good).sum()) == 1
+    clean = quick(data, star_lines=(), telluric_lines=())
+    assert abs(result.value("rv") - clean.value("rv")) < 0.3 * clean.error("rv")
+
+
 def test_bare_component_combinations():
     only_sky = quick(observed(), None, max_iterations=3)
     assert "rv" not in list(only_sky.parameters["name"])
@@ -300,6 +313,10 @@ CASES = {
     "no component": (dict(star=None, telluric=None), "needs a star, a telluric component, or both"),
     "no resolution": (dict(resolving_power=None), "pass resolving_power="),
     "resolution": (dict(resolving_power=-3.0), "resolving_power.*positive"),
+    "coarse": (
+        dict(resolving_power=5.0),
+        r"resolving power of 5 leaves 0\.0\d+ resolution elements between .* at least 5",
+    ),
     "vsini": (dict(vsini=-1.0), "vsini must not be negative"),
     "rv unit": (dict(rv=3 * u.AA), "rv"),
     "free": (dict(free=("rv", "mass")), "free must be among.*'mass'"),

@@ -156,9 +156,13 @@ def test_the_same_data_twice_are_told(few, fitted, what):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             given = fitted.star_template if what == "star_template" else sb.clone(fitted.star_template, progress=False)
-    with pytest.warns(RuntimeWarning, match="the star's lines come from a fit of the same data"):
+    with (
+        pytest.warns(RuntimeWarning, match="the star's lines come from a fit of the same data"),
+        pytest.warns(sb.BlaseQualityWarning, match="where data count twice, errors are too small"),
+    ):
         fit = sb.fit(observed(few), given, **OPTIONS)
     assert fit.settings["from_fit"] == {"star": True}
+    assert fit.quality.reason("same_data").status == "doubtful"
 
 
 def test_a_fit_without_the_component_is_named(few, fitted):

@@ -30,7 +30,7 @@ LAYERS = (
     {"quasi_newton", "problem"},
     {"least_squares", "common_changes"},
     {"stand_in", "telluric_anchors"},
-    {"ledger_columns", "star_anchors", "flux", "continuum_assessment"},
+    {"ledger_columns", "star_anchors", "flux", "continuum_assessment", "start_assessment"},
     {"spectrum", "ledger", "line_finding", "templates", "simulate", "degeneracies", "provenance"},
     {"posterior", "clone_continuum", "cloning_rounds", "assessment", "clone_assessment"},
     {"photon_limit", "missing_lines", "posterior_means"},

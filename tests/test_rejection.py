@@ -8,7 +8,7 @@ from specutils import Spectrum
 
 import specutils_blase as sb
 from specutils_blase.kernels import FWHM_PER_SIGMA
-from specutils_blase.rejection import NEGATIVE, REASONS, SHARP, SPIKE, impossible, unlike_lines
+from specutils_blase.rejection import NEGATIVE, REASONS, SHARP, SPIKE, ZEROS, impossible, unlike_lines
 from specutils_blase.simulate import simulate
 
 N = 600
@@ -60,6 +60,13 @@ def test_negative_pixels_and_high_spikes_go_before_any_model():
     assert int((impossible(flux, sigma, GOOD, emission=True) == SPIKE).sum()) == 0
 
 
+def test_zeros_in_a_row_are_a_gap_and_single_ones_are_not():
+    flux, _, _, sigma = forest(6)
+    flux[100:105], flux[200], flux[300:304] = 0.0, 0.0, 0.0
+    codes = impossible(flux, sigma, GOOD)
+    assert (codes == ZEROS).nonzero().squeeze(1).tolist() == list(range(100, 105))
+
+
 def test_noise_below_zero_in_black_lines_is_no_fault():
     flux, model, _, _ = forest(2)
     sigma = torch.full_like(flux, 0.05)
@@ -106,7 +113,7 @@ def star():
 
 
 TRUTH = {"resolving_power": 40_000, "vsini": 5.0, "limb_darkening": (0.4, 0.2), "rv": 5.0}
-SPIKES, LOW, HALF = [55, 180, 333], slice(250, 262), [77, 290]
+SPIKES, LOW, HALF, GAP = [55, 180, 333], slice(250, 262), [77, 290], slice(100, 108)
 
 
 @pytest.fixture(scope="module")
@@ -117,12 +124,13 @@ def hit(star):
     flux[SPIKES] += [2.0, 0.3, 10.0]
     flux[LOW] = -0.3
     flux[HALF] *= 0.5
+    flux[GAP] = 0.0
     bad = Spectrum(
         flux=flux * data.flux.unit,
         spectral_axis=data.spectral_axis,
         uncertainty=StdDevUncertainty(data.uncertainty.array),
     )
-    return data, bad, sorted([*SPIKES, *range(LOW.start, LOW.stop), *HALF])
+    return data, bad, sorted([*SPIKES, *range(LOW.start, LOW.stop), *HALF, *range(GAP.start, GAP.stop)])
 
 
 def test_a_fit_leaves_them_out_and_tells(star, hit):
@@ -131,7 +139,7 @@ def test_a_fit_leaves_them_out_and_tells(star, hit):
     before, after = sb.fit(clean, star, **options), sb.fit(bad, star, **options)
     assert len(before.rejected) == 0
     assert after.rejected["index"].tolist() == wrong
-    assert set(after.rejected["reason"]) == {"negative", "spike", "sharp"} == set(REASONS[1:])
+    assert set(after.rejected["reason"]) == {"negative", "spike", "sharp", "zeros"} == set(REASONS[1:])
     assert (np.abs(after.rejected["deviation"]) > 6.0).all()
     assert not after.data.good[wrong].any() and int(after.data.good.sum()) == 400 - len(wrong)
     for name in ("rv", "vsini"):

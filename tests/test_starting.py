@@ -11,7 +11,7 @@ from astropy.table import Table, vstack
 from specutils import Spectrum
 from test_fitting import SKY, STAR, WAVELENGTH, observed
 
-from specutils_blase import hypotheses
+from specutils_blase import hypotheses, velocity
 from specutils_blase.correlation import OrderCorrelation
 from specutils_blase.data import SpectralData
 from specutils_blase.fitting import fit
@@ -357,3 +357,60 @@ def test_residuals_that_are_alike_count_once(rho, monkeypatch):
     )
     started(seen, star, telluric=None)
     assert counted == [pytest.approx((1.0 + rho) / (1.0 - rho), rel=0.15)]
+
+
+# --- how starts are compared ------------------------------------------------------------------------------------------
+
+
+def of_another_star(seed, rv=22.9, vsini=40.0):
+    """A star of many lines with strengths of its own, seen through a sky, and the clone that is to find it."""
+    star, (cloned, true) = forest(seed), wrong_sky(seed)
+    rng = np.random.default_rng(seed)
+    lines = star.subset(torch.arange(len(star)))
+    with torch.no_grad():
+        lines.ln_area += torch.as_tensor(rng.normal(0.0, 0.6, len(star)))
+    data = simulate(
+        FOREST, lines, true, snr=300.0, seed=seed, rv=rv, vsini=vsini, limb_darkening=(0.4, 0.2), resolving_power=R
+    )
+    return data, star, cloned
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_start_has_room_for_the_rotation_that_it_finds(seed, monkeypatch):
+    """From 5 km/s the model has room up to 27.5: the first fit goes on in a wider one."""
+    data, star, sky = of_another_star(seed)
+    monkeypatch.setattr(hypotheses, "contenders", lambda search, given: [velocity.Solution(20.0, 5.0, 1.0, 500.0)])
+    start = started(data, star, telluric=sky)
+    assert start["vsini"] == pytest.approx(40.0, rel=0.2) and start["rv"] == pytest.approx(22.9, abs=6.0)
+
+
+def test_attempts_are_measured_alike(monkeypatch):
+    """With the same weights and the same limit to outliers, whatever their own fits took for these."""
+    data, star, sky = of_another_star(1)
+    told, brute, compare = [], [], hypotheses._gains
+
+    @torch.no_grad()
+    def gains(tried, search):
+        weight = torch.stack([attempt.weights[0] for attempt in tried]).amin(0)
+        left = [weight * (attempt.begun.fluxes[0] - attempt.begun.model()).square() for attempt in tried]
+        limit = min(float(each.median()) for each in left) * (5.0 * 1.4826) ** 2
+        brute.extend(float(each.clamp(max=limit).sum()) for each in left)
+        found, without, n_datum = compare(tried, search)
+        told.extend(without - np.array(found))
+        assert n_datum == FOREST.size
+        return found, without, n_datum
+
+    monkeypatch.setattr(hypotheses, "_gains", gains)
+    start = started(data, star, telluric=sky)
+    assert len(told) > 1
+    np.testing.assert_allclose(told, brute, rtol=1e-9)
+    assert start["candidates"][0]["chi2"] == pytest.approx(min(brute), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("other", "apart"),
+    [((12.0, 5.0), False), ((19.0, 5.0), True), ((12.0, 40.0), True), ((40.0, 40.0), True), ((12.0, 9.0), False)],
+)
+def test_another_velocity_or_rotation_is_another_solution(other, apart):
+    first = {"rv": 12.0, "vsini": 5.0}
+    assert hypotheses._apart(dict(zip(("rv", "vsini"), other, strict=True)), first, 5.5) is apart

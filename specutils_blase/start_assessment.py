@@ -1,0 +1,60 @@
+"""What speaks against the start of a fit: its velocity, and where its lines come from.
+
+Does not live here: how starts are compared (`hypotheses`), the other reasons (`assessment`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from .quality import Reason, graded
+
+SECOND, SECOND_BAD = 25.0, 9.0
+"""Δχ² of the second solution of (rv, v sin i), or of no star, at 5 and at 3 standard deviations: among a thousand
+velocities chance reaches 15."""
+
+
+def start_reasons(start: dict | None) -> Iterator[Reason]:
+    """Where agreement ended, or came too close to another solution or to none.
+
+    Parameters
+    ----------
+    start : dict or None
+        `FitResult.settings["start"]`.
+    """
+    if not start:
+        return
+    if start.get("at_edge"):
+        low, high = start.get("search", (math.nan, math.nan))
+        text = (
+            f"the radial velocity was looked for between {low:.0f} and {high:.0f} km/s, and agreement still grew at "
+            "the end: the star may be beyond it; clone a wider region, or give rv="
+        )
+        yield Reason("rv_search", "bad", text, start.get("rv"))
+    gap = start.get("delta_chi2")
+    if gap is not None:
+        other = start.get("second") or {}
+        at = f" at rv {other['rv']:.1f}, v sin i {other['vsini']:.1f} km/s" if {"rv", "vsini"} <= other.keys() else ""
+        text = f"a second solution{at} is worse by only {gap:.2g} in χ²: the answer may be that one"
+        yield from graded("second_solution", text, gap, SECOND, SECOND_BAD, below=True)
+    found = start.get("detection")
+    if found is not None:
+        text = f"where the star was looked for, its template lowers χ² by only {found:.2g}: it may be elsewhere"
+        yield from graded("start_detection", text, found, SECOND, SECOND_BAD, below=True)
+
+
+def same_data_reasons(from_fit: dict[str, bool] | None) -> Iterator[Reason]:
+    """Whether lines stand where these data have put them.
+
+    Parameters
+    ----------
+    from_fit : dict or None
+        `FitResult.settings["from_fit"]`: component to whether it comes from a fit of the same data.
+    """
+    if names := [name for name, same in (from_fit or {}).items() if same]:
+        text = (
+            f"lines of the {' and the '.join(names)} come from a fit of these data, or of some that it does not tell: "
+            "where data count twice, errors are too small; fit from the template instead"
+        )
+        yield Reason("same_data", "doubtful", text)
