@@ -199,7 +199,10 @@ def _warnings_as_notes():
     with warnings.catch_warnings():
         warnings.showwarning = show
         warnings.simplefilter("always", AstropyUserWarning)  # of the loaders: what the files do not tell
-        for said in ("the fit did not converge", "order .* of the list is left out", "the result is (doubtful|bad): "):
+        for said in (
+            "the fit did not converge", "order .* of the list is left out", "the result is (doubtful|bad): ",
+            "the (star|telluric)'s lines come from a fit of",
+        ):  # fmt: skip
             warnings.filterwarnings("ignore", message=said)
         yield
 
