@@ -26,7 +26,7 @@ from .parameters import KINDS
 from .quality import Quality, Reason, graded
 from .star_anchors import MOST_INFLATION
 from .start_assessment import same_data_reasons, start_reasons
-from .telluric_scaling import LARGEST_SHIFT, largest_factor
+from .telluric_scaling import largest_factor
 from .template_agreement import Agreement, observed_pixels, template_agreement
 
 CHI2 = 2.0
@@ -87,6 +87,9 @@ template one in nine does at the right velocity; beside a line that the template
 
 SIGNIFICANT = 5.0
 """Signal-to-noise ratio of an equivalent width from which on a line counts for that."""
+
+SHIFTED = 1.0
+"""km/s; a shift of the tellurics that no wind and no good wavelength scale has, three widths of its prior."""
 
 ORDERS = 5.0
 """Scatter between orders in units of their errors. The joint error allows for it, and its own cause is unknown."""
@@ -359,12 +362,12 @@ def _sky(scale: dict | None) -> Iterator[Reason]:
             "divided out of the data already, or does the star have lines there that its template lacks?"
         )
         yield Reason("telluric_amount", "doubtful", text, next(iter(far.values())))
-    if abs(scale["shift"]) > 0.99 * LARGEST_SHIFT:
+    if abs(scale["shift"]) > SHIFTED:
         text = (
-            f"the sky's lines are shifted by {scale['shift']:.2f} km/s, as far as a fit lets them go: are the "
-            "wavelengths in the frame of the observatory, and in the medium that was declared?"
+            f"the sky's lines are shifted by {scale['shift']:.2f} km/s, further than winds and wavelength scales are "
+            "off: are the wavelengths in the frame of the observatory, and in the medium that was declared?"
         )
-        yield Reason("telluric_shift", "doubtful", text, scale["shift"], LARGEST_SHIFT)
+        yield Reason("telluric_shift", "doubtful", text, scale["shift"], SHIFTED)
 
 
 def _left_out(result) -> Iterator[Reason]:

@@ -17,6 +17,7 @@ from specutils_blase import assessment
 from specutils_blase.assessment import assess
 from specutils_blase.line_moves import line_moves
 from specutils_blase.parameters import KINDS
+from specutils_blase.priors import LinePriors
 from specutils_blase.quality import MOST_TOLD, BlaseQualityWarning, Quality, Reason
 from specutils_blase.simulate import simulate
 from specutils_blase.template_agreement import ObservedPixels, template_agreement
@@ -44,6 +45,16 @@ WET = emulator(4, 2 * N_SKY, 0.1, 10497.0, 10523.0, 3.0)
 def observed(star=STAR, sky=SKY, snr=SNR, **options):
     settings = {"rv": RV, "vsini": VSINI, "resolving_power": R, "limb_darkening": (0.4, 0.2), "snr": snr, "seed": 1}
     return simulate(PIXELS, star, sky, **(settings | options))
+
+
+def moved(lines, area=1.0, shift=0.0, scatter=0.0, species=None):
+    """Lines with other strengths, all shifted."""
+    lines = lines.subset(torch.arange(len(lines)))
+    with torch.no_grad():
+        lines.ln_area += torch.as_tensor(np.log(area) + np.random.default_rng(9).normal(0.0, scatter, len(lines)))
+        lines.rv_offset += shift
+    lines.species = species
+    return lines
 
 
 def changed(data, flux=None, sigma=None):
@@ -111,6 +122,13 @@ def dark(result):
     return edited(result, model=model)
 
 
+def without_room(result):
+    """Its model has room for no faster rotation."""
+    model = copy.deepcopy(result.model)
+    model.rotation.max_vsini = result.value("vsini")
+    return edited(result, model=model)
+
+
 START = {"rv": 299.0, "vsini": 5.0, "search": [-300.0, 300.0], "at_edge": False, "delta_chi2": None, "candidates": []}
 START["second"] = None
 CANDIDATES = [
@@ -144,6 +162,7 @@ EDITED = {
     "orders": ("good", left_out),
     "converged": ("doubtful", lambda fit: edited(fit, success=False, message="not converged: why")),
     "continuum_dark": ("doubtful", dark),
+    "vsini_bound": ("bad", without_room),
     "missing_lines": ("good", lambda fit: edited(fit, found=QTable({"id": [1, 2]}))),
 }
 """Name to status, and what makes it of a healthy fit."""
@@ -198,6 +217,11 @@ def blaze():
     return changed(data, data.flux.value * factor, data.uncertainty.array * factor)
 
 
+UNSCALED = {"scale_tellurics": False}
+NARROW = LinePriors(0.02, 0.05, 0.05, 0.02)
+HELD_STAR = {"star_lines": ("rv_offset",), "free": ("vsini", "continuum")}
+STRONG = moved(SKY, area=9.0)
+
 SPOILT = {
     "elsewhere": ("bad", lambda: fitted(observed(), rv=RV + 150.0, free=("continuum",))),
     "detection": ("bad", lambda: fitted(constant(), sky=None)),
@@ -210,7 +234,16 @@ SPOILT = {
     "outliers": ("doubtful", lambda: fitted(spikes(), jitter=True, robust=True)),
     "misfit": ("doubtful", lambda: fitted(observed(sky=WET), sky=None, jitter=True)),
     "continuum": ("doubtful", lambda: fitted(blaze(), continuum=0)),
-    "vsini_bound": ("bad", lambda: fitted(observed(vsini=70.0), vsini=8.0)),
+    "second_solution": ("bad", lambda: fitted(constant(), sky=None, rv=None, vsini=None)),
+    "star_rv_offset": ("doubtful", lambda: fitted(observed(rv=RV + 2.0), **HELD_STAR)),
+    "star_scatter": ("doubtful", lambda: fitted(observed(moved(STAR, scatter=0.6)), star_priors=NARROW)),
+    "telluric_shift": ("doubtful", lambda: fitted(observed(sky=moved(SKY, shift=3.4)))),
+    "telluric_amount": ("doubtful", lambda: fitted(observed(sky=STRONG), sky=moved(SKY, species=["O2"] * N_SKY))),
+    "telluric_ln_area": ("doubtful", lambda: fitted(observed(sky=STRONG), **UNSCALED)),
+    "telluric_rv_offset": (
+        "doubtful",
+        lambda: fitted(observed(sky=moved(SKY, shift=1.6), snr=600.0), **UNSCALED, telluric_lines=("rv_offset",)),
+    ),
     "vsini_upper_limit": ("good", lambda: fitted(observed(vsini=0.5), vsini=1.0)),
     "uncertainty": ("good", lambda: fitted(Spectrum(flux=observed().flux, spectral_axis=PIXELS * u.AA))),
 }
@@ -231,6 +264,13 @@ def test_a_template_without_a_line_left(healthy, monkeypatch):
     assert 0.5 < told.smearing < 1.0
     monkeypatch.setattr(assessment, "template_agreement", lambda *_: replace(told, smearing=0.05))
     assert assess(healthy).reason("vsini_template").status == "doubtful"
+
+
+def test_rotation_far_from_its_start_has_room():
+    """Of a start at 8 km/s the model has room up to 32."""
+    fit = fitted(observed(vsini=70.0), vsini=8.0)
+    assert fit.quality.reason("vsini_bound") is None
+    assert abs(fit.value("vsini") - 70.0) < 4.0 * fit.error("vsini") < 20.0
 
 
 # --- what is measured ---------------------------------------------------------------------------------------------

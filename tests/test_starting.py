@@ -82,10 +82,14 @@ def test_a_star_beyond_the_search_is_told():
     """The template's end comes before the star's velocity: what is best there stands at the edge, or says little."""
     star = STAR[(STAR["center"] > 10499.0) & (STAR["center"] < 10531.0)]
     star.meta["wavelength_range"] = (10499.0, 10531.0)
-    data = read_spectrum(observed(rv=320.0, vsini=4.0))[0]
-    search = cross_correlate([data], emulator_from_ledger(star), emulator_from_ledger(SKY), resolving_power=[R])
+    data = observed(rv=320.0, vsini=4.0)
+    lines = emulator_from_ledger(star), emulator_from_ledger(SKY)
+    search = cross_correlate([read_spectrum(data)[0]], *lines, resolving_power=[R])
     assert search.high < 320.0 - 50.0
     assert search.at_edge or search.solutions[0].gain < 60.0
+    with pytest.warns(BlaseQualityWarning):
+        told = fit(data, star, telluric=SKY, resolving_power=R, progress=False).quality
+    assert {"rv_search", "start_detection", "second_solution"} & set(told.names)
 
 
 @pytest.mark.parametrize("sky", [None, SKY])
