@@ -380,14 +380,3 @@ def test_further_iterations_change_nothing(monkeypatch):
         error = usual.ledger[f"{name}_err"]
         moved = np.abs(further.ledger[name] - usual.ledger[name])[error > 0]
         assert (moved < 0.05 * error[error > 0]).all(), name
-
-
-def test_a_rotation_at_its_bound_is_told():
-    data = observed(vsini=70.0)
-    with pytest.warns(sb.BlaseQualityWarning, match="v sin i stands at the largest value"):
-        bound = quick(data, vsini=8.0)
-    assert bound.value("vsini") == pytest.approx(32.0)
-    assert bound.quality.status == "bad" and "32 km/s" in bound.quality.reason("vsini_bound").text
-    roomy = quick(data, vsini=50.0)
-    assert roomy.quality.reason("vsini_bound") is None
-    assert abs(roomy.value("vsini") - 70.0) < 4.0 * roomy.error("vsini")
