@@ -153,15 +153,9 @@ def clone_in_rounds(
         emulator, start_area = _grown(template, emulator, start_area, flux, missing)
     best.rounds, best.history = rounds, history
     best.ended = f"{ended} after {len(rounds)} round{'s' if len(rounds) > 1 else ''}"
-    best.message = "converged" if best.success else _not_converged(ended, best, len(rounds), target)
+    reached = f"RMS {100 * best.rms:.3f} % with {len(best.emulator)} lines, the target is {100 * target:.3g} %"
+    best.message = "converged" if best.success else f"not converged: {best.ended}; {reached}"
     return best
-
-
-def _not_converged(ended: str, best: Progress, n_round: int, target: float) -> str:
-    return (
-        f"not converged: {ended}; RMS {100 * best.rms:.3f} % with {len(best.emulator)} lines after {n_round} "
-        f"round{'s' if n_round > 1 else ''}, the target is {100 * target:.3g} %"
-    )
 
 
 def clone_at_once(

@@ -44,6 +44,9 @@ Lines that are too strong in the template look like rotation.
 ROOM = 0.8
 """Rotation, in units of the largest that a model has room for, from which on another model is made."""
 
+NOISE_MEDIAN = 0.455
+"""Median of the square of noise in units of its variance; residuals are never taken for smaller."""
+
 ANOTHER_ROTATION = 0.3
 """Part by which rotation differs in another solution at the same velocity."""
 
@@ -83,7 +86,7 @@ class Attempt:
         rotation = self.begun.model.rotation
         if rotation is None:
             return False
-        return ROOM * rotation.max_vsini < rotation.vsini.item() < FASTEST_ROTATION / 1.5
+        return rotation.max_vsini < FASTEST_ROTATION and rotation.vsini.item() > ROOM * rotation.max_vsini
 
     @property
     def strength(self) -> float:
@@ -267,7 +270,7 @@ def _gains(tried: list[Attempt], search: VelocitySearch) -> tuple[list[float], f
         squares = torch.stack([(f - order()).square() * weight for f, order in zip(fluxes, orders, strict=True)])
         counts = reach & (weight > 0.0)
         typical = [float(square[some].median()) for square, some in zip(squares, counts, strict=True) if some.any()]
-        limit = (CLIP * 1.4826) ** 2 * min(typical, default=math.inf)
+        limit = (CLIP * 1.4826) ** 2 * max(min(typical, default=math.inf), NOISE_MEDIAN)
         flux = torch.stack(fluxes).where(reach, 0.0).sum(0) / reach.sum(0).clamp(min=1)
         starless = _starless(orders, sky, flux, weight, limit)
         gained = (starless - squares.clamp(max=limit)).where(counts, 0.0).sum(1)

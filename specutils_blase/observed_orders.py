@@ -152,10 +152,10 @@ def _without_absurd_noise(data: SpectralData) -> SpectralData:
     absurd = data.good & (data.sigma < LEAST_NOISE * data.sigma[data.good].median())
     if not bool(absurd.any()):
         return data
-    first = float(data.wavelength[absurd][0])
+    count, first = int(absurd.sum()), float(data.wavelength[absurd][0])
     warnings.warn(
-        f"{int(absurd.sum())} pixel(s) are left out, the first at {first:.3f} Å: their uncertainty is less than "
-        f"{LEAST_NOISE:g} of the median of all",
+        f"{'1 pixel is' if count == 1 else f'{count} pixels are'} left out, the first at {first:.3f} Å: an uncertainty "
+        f"less than {LEAST_NOISE:g} of the median is a flaw of the reduction",
         RuntimeWarning,
         stacklevel=5,
     )

@@ -54,7 +54,7 @@ def same_data_reasons(from_fit: dict[str, bool] | None) -> Iterator[Reason]:
     """
     if names := [name for name, same in (from_fit or {}).items() if same]:
         text = (
-            f"lines of the {' and the '.join(names)} come from a fit of these data, or of some that it does not tell: "
+            f"lines of the {' and the '.join(names)} come from a fit of these data, or of data that it does not name: "
             "where data count twice, errors are too small; fit from the template instead"
         )
         yield Reason("same_data", "doubtful", text)

@@ -27,7 +27,7 @@ OXYGEN = ((6270.0, 6350.0), (6860.0, 6970.0), (7590.0, 7720.0), (12_550.0, 12_86
 """Vacuum Å: the γ, B and A bands of O2, and a¹Δ (Rothman et al. 2013, HITRAN)."""
 
 WATER_BELOW = 14_000.0
-"""Vacuum Å up to which there is nothing but O2 and water; molecules elsewhere are weak."""
+"""Vacuum Å up to which lines outside the bands of O2 are taken for water's: bands of other molecules are weak."""
 
 FEWEST = 3
 """Lines of a molecule that make a factor of its own."""
@@ -42,14 +42,14 @@ def by_place(emulator: LineEmulator) -> LineEmulator:
     Parameters
     ----------
     emulator : LineEmulator
-        Telluric lines. One that knows its species is returned as it is.
+        Telluric lines. One that knows the species of any is returned as it is.
 
     Returns
     -------
     LineEmulator
         A copy if species were found. They are empty where no table reaches.
     """
-    if emulator.species is not None:
+    if any(emulator.species or ()):
         return emulator
     species = species_at(emulator.shifted_center.detach().cpu().double().numpy())
     names, counts = np.unique(species, return_counts=True)
@@ -65,7 +65,21 @@ def by_place(emulator: LineEmulator) -> LineEmulator:
 
 
 def species_at(wavelength: np.ndarray) -> np.ndarray:
-    """The molecule that absorbs most at each vacuum wavelength [Å], empty where that is not known.
+    """The molecule that absorbs most at each wavelength.
+
+    Parameters
+    ----------
+    wavelength : array_like, (n,)
+        Vacuum Å.
+
+    Returns
+    -------
+    ndarray of str, (n,)
+        Empty where no table reaches, and from 1.4 µm on where muler is not installed.
+
+    Notes
+    -----
+    From 1.4 to 2.5 µm by the Planetary Spectrum Generator (Villanueva et al. 2018), `templates.psg_hk_species`.
 
     Examples
     --------

@@ -191,8 +191,8 @@ def test_the_error_of_rotation_reaches_where_the_width_is_the_templates(width):
     normal = free.linearize(vector, precise=True)
     place = int((normal.border == column).nonzero())
     error = float((normal.factor().border_covariance() + changes.added_covariance(normal))[place, place].sqrt())
-    held.line_priors["star"] = free.line_priors["star"]
     template = StarAnchors(held)
+    held.set_line_priors("star", free.line_priors["star"], changes.wide)
     for _ in range(12):
         without = minimize(held, absolute_tolerance=1e-4, max_iterations=60).vector
         if template.settle(without) is None:

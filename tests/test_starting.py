@@ -410,6 +410,19 @@ def test_attempts_are_measured_alike(monkeypatch):
     assert start["candidates"][0]["chi2"] == pytest.approx(min(brute), rel=1e-9)
 
 
+def test_data_without_noise_find_their_star():
+    """Residuals of nothing are no scale: what the star gains counts in units of the noise that the data tell."""
+    star = forest(2)
+    truth = {"rv": 22.9, "vsini": 12.0, "limb_darkening": (0.4, 0.2), "resolving_power": R}
+    clean = simulate(FOREST, star, snr=None, **truth)
+    sigma = StdDevUncertainty(np.full(FOREST.size, 0.005))
+    start = started(
+        Spectrum(flux=clean.flux, spectral_axis=clean.spectral_axis, uncertainty=sigma), star, telluric=None
+    )
+    assert start["rv"] == pytest.approx(22.9, abs=0.2) and start["vsini"] == pytest.approx(12.0, rel=0.05)
+    assert start["detection"] > 100.0
+
+
 @pytest.mark.parametrize(
     ("other", "apart"),
     [((12.0, 5.0), False), ((19.0, 5.0), True), ((12.0, 40.0), True), ((40.0, 40.0), True), ((12.0, 9.0), False)],

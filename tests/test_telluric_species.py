@@ -71,6 +71,13 @@ def test_a_clone_that_knows_its_species_stays(sky):
     assert by_place(known) is known
 
 
+def test_a_ledger_of_a_clone_tells_as_much(sky):
+    """Its column of species is there, and empty."""
+    lines = LineEmulator.from_ledger(sky.ledger)
+    assert not any(lines.species)
+    assert by_place(lines).species == by_place(sky.emulator).species
+
+
 def test_the_users_emulator_stays_as_it_is(sky):
     found = by_place(sky.emulator)
     assert sky.emulator.species is None and set(found.species) >= {"H2O", "CH4"}
