@@ -11,16 +11,18 @@ Does not live here: the windows (`jacobian_windows`), the model (`model`), the n
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from .compiled import as_array, kernels
 from .grids import SPEED_OF_LIGHT
 from .jacobian_windows import Cut, Layout, LineBatch, OrderLayout
 from .kernels import convolve, correlate
 from .model import ForwardModel, Stages
 from .parallel import each
-from .parameters import FreeParameters, OrderParameters
+from .parameters import KINDS, FreeParameters, OrderParameters
 from .profiles import voigt_with_derivatives
 from .structure import Structure
 
@@ -140,8 +142,33 @@ class _Context:
         )
         self.continuum = None if model.continuum is None else model.continuum.value()
 
-    def line_tangents(self, name, lines, kinds, first, count, width) -> Tensor:
-        """Change of one component's flux on the nodes `first … first + width`, (n_line, n_kind, width)."""
+    def line_tangents(self, name, lines, kinds, first, count, width, halo=0) -> Tensor:
+        """Change of a component's flux on the nodes `first … first + width`, zero beyond, (n_line, n_kind, n_node)."""
+        emulator, code = self.model.components[name], kernels(first.device)
+        bright = emulator.sign[lines] < 0 if emulator.has_emission else None
+        per_velocity = emulator.center[lines] / SPEED_OF_LIGHT
+        if code is None:
+            tangents = self._tangents(name, lines, kinds, first, count, width, bright, per_velocity)
+            return torch.nn.functional.pad(tangents, (halo, halo)) if halo else tangents
+        shape = lines.numel(), len(kinds), width + 2 * halo
+        tangents = torch.zeros(shape, dtype=torch.float64)
+        identity = emulator.law.is_identity
+        depth = torch.zeros(*((0, 0) if identity else (lines.numel(), width)), dtype=torch.float64)
+        row = torch.zeros_like(lines) if bright is None else bright.long()
+        widths = (t[lines] for t in (emulator.shifted_center, emulator.area, emulator.sigma, emulator.gamma))
+        chosen = torch.tensor([KINDS.index(kind) for kind in kinds])
+        before = (self.nodes / self.factor[name], first, count, *widths, per_velocity, self.slope[name], row, chosen)
+        code.tangents_of_windows(*(as_array(t) for t in before), halo, as_array(depth), as_array(tangents))
+        tangents = tangents.to(emulator.ln_area.dtype)
+        if not identity:
+            slope = emulator.law.opacity(depth.to(tangents.dtype))[1]
+            if bright is not None:
+                slope = torch.where(bright.unsqueeze(1), 1.0, slope)
+            tangents[..., halo : halo + width] *= slope.unsqueeze(1)
+        return tangents
+
+    def _tangents(self, name, lines, kinds, first, count, width, bright, per_velocity) -> Tensor:
+        """The same by torch, on every device."""
         emulator = self.model.components[name]
         offset = torch.arange(width, device=first.device)
         node = (first.unsqueeze(1) + offset).clamp(max=self.n_node - 1)
@@ -153,8 +180,8 @@ class _Context:
         y = area * value
         slope = emulator.law.opacity(y)[1]
         flux_slope = self.slope[name][0][node]
-        if emulator.has_emission:
-            emitting = (emulator.sign[lines] < 0).unsqueeze(1)
+        if bright is not None:
+            emitting = bright.unsqueeze(1)
             slope = torch.where(emitting, torch.ones_like(slope), slope)
             flux_slope = torch.where(emitting, self.slope[name][1][node], flux_slope)
         slope = slope * flux_slope * inside
@@ -162,16 +189,16 @@ class _Context:
             "ln_area": lambda: y,
             "ln_sigma": lambda: area * sigma * d_sigma,
             "ln_gamma": lambda: area * gamma * d_gamma,
-            "rv_offset": lambda: -area * d_x * (emulator.center[lines].unsqueeze(1) / SPEED_OF_LIGHT).to(area.dtype),
+            "rv_offset": lambda: -area * d_x * per_velocity.unsqueeze(1).to(area.dtype),
         }
         return torch.stack([slope * makers[kind]() for kind in kinds], dim=1)
 
     def local_values(self, batch: LineBatch, kinds: tuple[str, ...], halo: int) -> Tensor:
         """Derivatives of a batch of lines on their pixels, (n_line, n_kind, n_pixel)."""
-        tangents = self.line_tangents(batch.component, batch.lines, kinds, batch.first, batch.count, batch.width)
-        if halo:
-            tangents = torch.nn.functional.pad(tangents, (halo, halo))
+        tangents = self.line_tangents(batch.component, batch.lines, kinds, batch.first, batch.count, batch.width, halo)
         begin = batch.first - halo  # node of the first value; may lie before the grid
+        if kernels(begin.device) is not None:
+            return self._by_response(tangents, batch, begin, halo)
         node = begin.unsqueeze(1) + torch.arange(batch.width + 2 * halo, device=begin.device)
         node = node.clamp(0, self.n_node - 1)
         if batch.component == "star":
@@ -188,6 +215,33 @@ class _Context:
         if self.continuum is not None:
             values = values * self.continuum[pixel.clamp(0, n_row - 1)].unsqueeze(1).to(values.dtype)
         return values
+
+    def _by_response(self, tangents: Tensor, batch: LineBatch, begin: Tensor, halo: int) -> Tensor:
+        """Changes of a component's flux on windows of nodes, as changes of pixels."""
+        is_star = batch.component == "star"
+        rotation = self.rotation if is_star and self.rotation is not None else torch.ones(1, dtype=torch.float64)
+        other = self.stages.sky if is_star else self.stages.rotated
+        other = torch.ones(self.n_node, dtype=torch.float64) if other is None else other
+        values = torch.zeros(*tangents.shape[:2], batch.n_pixel, dtype=torch.float64)
+        before = as_array(tangents), as_array(begin), as_array(batch.count), halo, as_array(rotation), as_array(other)
+        after = (as_array(t) for t in (*self.response, batch.pixel, values))
+        kernels(begin.device).windows_to_pixels(*before, *after)
+        return values.to(tangents.dtype)
+
+    @cached_property
+    def response(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Line spread and pixels in one band: weights of nodes for each pixel, their first, and the continuum."""
+        model, n_row = self.model, self.stages.flux.numel()
+        start, weight = torch.arange(n_row), torch.ones(n_row, 1, dtype=torch.float64)
+        if model.pixels is not None:
+            start, weight = model.pixels.start, model.pixels.weight
+        spread = torch.ones(1, dtype=torch.float64) if self.spread is None else self.spread.double()
+        taps = spread.reshape(-1, spread.shape[-1])
+        band = torch.zeros(n_row, weight.shape[1] + taps.shape[1] - 1, dtype=torch.float64)
+        code = kernels(start.device)
+        code.response_band(as_array(start), as_array(weight), as_array(taps), self.n_node, as_array(band))
+        continuum = torch.ones(n_row, dtype=torch.float64) if self.continuum is None else self.continuum
+        return band, start - taps.shape[1] // 2, continuum
 
     def _bin_windows(self, tangents: Tensor, begin: Tensor, batch: LineBatch) -> Tensor:
         pixels, width = self.model.pixels, tangents.shape[-1]

@@ -12,23 +12,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from .compiled import as_array, kernels
+from .grids import HANDOVER, NEVER, Sampling
 from .profiles import block_size, voigt_with_derivatives
-
-REACH = 64
-"""Nodes on each side of a line that a level covers; the next level takes over between REACH/4 and REACH.
-
-The longer the hand-over, the smoother what a level carries: ten-point interpolation is then good to 1e-6 of the opacity
-there, where 48 nodes would give 5e-6 and 32 nodes 7e-5.
-"""
-
-HANDOVER = 0.25
-"""Part of its reach that a level covers alone."""
-
-NEVER = 1e30
-"""Reciprocal reach of a finer level that is not there: the hand-over from it is complete everywhere."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +48,9 @@ class Windows:
 
 
 def line_sum(
-    center: Tensor, area: Tensor, sigma: Tensor, gamma: Tensor, factor, windows: Windows, nodes: Tensor, law, emits
+    center: Tensor, area: Tensor, sigma: Tensor, gamma: Tensor, factor, windows: Windows, sampling: Sampling, law, emits
 ) -> Tensor:
-    """Σ_j t(a_j V(λ/factor - λ_j; σ_j, γ_j)) × share, on the nodes of all levels; differentiable in the first five.
+    """Σ_j t(a_j V(λ/factor - λ_j; σ_j, γ_j)), summed on all levels and carried down; differentiable in the first five.
 
     Parameters
     ----------
@@ -69,8 +59,8 @@ def line_sum(
     factor : Tensor or float
         1 + v/c.
     windows : Windows
-    nodes : Tensor, (n_node,)
-        Wavelengths of all levels, the finest first.
+    sampling : Sampling
+        Observed wavelengths.
     law : SaturationLaw
         Its `opacity` makes t of a V.
     emits : Tensor or None
@@ -78,10 +68,76 @@ def line_sum(
 
     Returns
     -------
-    Tensor, (1 or 2, n_node)
+    Tensor, (1 or 2, n)
     """
     factor = torch.as_tensor(factor, dtype=torch.float64, device=center.device)
-    return _LineSum.apply(center, area, sigma, gamma, factor, windows, nodes, law, emits)
+    if kernels(center.device) is None:
+        return sampling.collapse(
+            _LineSum.apply(center, area, sigma, gamma, factor, windows, sampling.nodes, law, emits)
+        )
+    return _CompiledLineSum.apply(center, area, sigma, gamma, factor, windows, sampling, law, emits)
+
+
+class _CompiledLineSum(torch.autograd.Function):
+    """On CPUs. All in float64, whatever the type of the widths: nothing is faster there."""
+
+    @staticmethod
+    def forward(ctx, center, area, sigma, gamma, factor, windows, sampling, law, emits):
+        code, nodes = kernels(center.device), sampling.nodes
+        n_row, n_node, identity = 1 if emits is None else 2, nodes.numel(), law.is_identity
+        row = torch.zeros_like(center, dtype=torch.int64) if emits is None else emits * n_node
+        total = torch.zeros(n_row, n_node, dtype=torch.float64)
+        rest, lines = as_array(nodes / factor), [as_array(t) for t in (center, area, sigma, gamma, row)]
+        wanted, kept = any(ctx.needs_input_grad[:5]), []
+        chunks = [(windows, int(windows.count.sum()))] if identity else _chunks(windows)
+        for runs, n_entry in chunks:
+            offset = torch.cumsum(runs.count, 0).sub_(runs.count)
+            entries = torch.empty(4 if identity else 6, n_entry if wanted or not identity else 0, dtype=torch.float64)
+            places = [as_array(t) for t in runs]
+            arrays = [as_array(t) for t in (offset, total.view(-1), entries)]
+            code.sum_of_runs(rest, *places, *lines, *arrays, wanted, identity)
+            if not identity:
+                opacity, slope = _by_law(law, entries[4], emits, runs)
+                code.add_runs(*places[:3], lines[4], arrays[0], as_array(opacity.mul_(entries[5])), arrays[1])
+                entries[:4] *= slope
+            if wanted:
+                kept.append(entries[:4])
+        down = torch.zeros(n_row, len(sampling), dtype=torch.float64)
+        code.carry_down(as_array(total), *_grids(sampling), as_array(down))
+        ctx.save_for_backward(center, factor, *kept)
+        ctx.chunks, ctx.sampling, ctx.row, ctx.dtype = chunks, sampling, row, area.dtype
+        return down.to(area.dtype)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        center, factor, *kept = ctx.saved_tensors
+        code, by_line, of_factor = kernels(center.device), torch.zeros(4, center.numel(), dtype=torch.float64), 0.0
+        nodes = ctx.sampling.nodes
+        everywhere = torch.zeros(grad.shape[0], nodes.numel(), dtype=torch.float64)
+        code.carry_up(as_array(grad), *_grids(ctx.sampling), as_array(everywhere))
+        for (runs, _), entries in zip(ctx.chunks, kept, strict=True):
+            offset = torch.cumsum(runs.count, 0).sub_(runs.count)
+            places = (nodes, runs.line, runs.start, runs.count, ctx.row, offset, everywhere.view(-1), entries, by_line)
+            of_factor += code.gradient_of_runs(*(as_array(t) for t in places))
+        d_area, d_x, d_sigma, d_gamma = by_line.unbind()
+        widths = (t.to(ctx.dtype) for t in (d_area, d_sigma, d_gamma))
+        return -d_x, *widths, -of_factor / factor.square(), None, None, None, None  # ∂x/∂factor = -λ / factor²
+
+
+def _grids(sampling: Sampling) -> tuple:
+    """What kernels need to know of nested grids."""
+    sizes = np.array(sampling.sizes, dtype=np.int64)
+    return len(sampling), sizes, as_array(sampling.index), as_array(sampling.weight)
+
+
+def _by_law(law, y: Tensor, emits: Tensor | None, runs: Windows) -> tuple[Tensor, Tensor]:
+    """Opacity of entries and its slope; lines in emission follow no law."""
+    opacity, slope = law.opacity(y)
+    if emits is None:
+        return opacity, slope
+    bright = torch.repeat_interleave(emits[runs.line], runs.count)
+    return torch.where(bright, y, opacity), torch.where(bright, 1.0, slope)
 
 
 class _LineSum(torch.autograd.Function):

@@ -14,11 +14,13 @@ import math
 from collections.abc import Sequence
 from copy import deepcopy
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .grids import SPEED_OF_LIGHT, DoublePrecision, Sampling
-from .line_sum import HANDOVER, NEVER, REACH, Windows, line_sum
+from .compiled import as_array, kernels
+from .grids import HANDOVER, NEVER, REACH, SPEED_OF_LIGHT, DoublePrecision, Sampling
+from .line_sum import Windows, line_sum
 from .profiles import voigt, voigt_fwhm
 from .saturation import SaturationLaw, saturation_law
 
@@ -247,8 +249,18 @@ class LineEmulator(DoublePrecision):
         relative = self.reach() * factor / center  # in units of ln λ
         top = sampling.n_level - 1
         # Where a law is steep in a line's own depth, only the line's full sampling follows it.
-        peak = self.area.double() * voigt(torch.zeros_like(half_width), self.sigma.double(), self.gamma.double())
-        steep = self.law.is_steep(peak) & (half_width / center > REACH / 8 * sampling.step)
+        steep = torch.zeros_like(center, dtype=torch.bool)
+        if not self.law.is_identity:
+            peak = self.area.double() * voigt(torch.zeros_like(half_width), self.sigma.double(), self.gamma.double())
+            steep = self.law.is_steep(peak) & (half_width / center > REACH / 8 * sampling.step)
+        if (code := kernels(center.device)) is not None:
+            n_most = 2 * sampling.n_level * len(self)
+            numbers, fades = np.empty((3, n_most), dtype=np.int64), np.empty((2, n_most))
+            lines = (as_array(t) for t in (center, half_width, relative, steep))
+            sizes = np.array(sampling.sizes, dtype=np.int64)
+            place = as_array(sampling.wavelength), sampling.step, sizes
+            n_run = code.runs_of_lines(*place, *lines, CORE_NODES, numbers, fades)
+            return Windows(*(torch.from_numpy(row[:n_run].copy()) for row in (*numbers, *fades)))
         core = (half_width / center / (CORE_NODES * sampling.step)).clamp(min=1.0).log2().floor().clamp(max=top)
         last = (2.0 * relative / (REACH * sampling.step)).clamp(min=1.0).log2().ceil().clamp(max=top)
         last = torch.maximum(core, last)
@@ -292,7 +304,7 @@ class LineEmulator(DoublePrecision):
             windows = self.windows(sampling, doppler_factor)
         parameters = self.shifted_center, self.area, self.sigma, self.gamma
         emits = self.sign < 0 if self.has_emission else None
-        return sampling.collapse(line_sum(*parameters, doppler_factor, windows, sampling.nodes, self.law, emits))
+        return line_sum(*parameters, doppler_factor, windows, sampling, self.law, emits)
 
     def flux(self, opacity: Tensor, wavelength: Tensor) -> tuple[Tensor, Tensor]:
         """Flux from summed opacity, and its derivatives to both rows of `opacity`, at rest wavelengths."""

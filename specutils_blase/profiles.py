@@ -49,9 +49,9 @@ def _asymptotic(n_term: int) -> list[float]:
 
 
 # Absolute errors, measured against scipy.special.wofz over the upper half plane: 4e-14 (32 terms), 1e-7 (16 terms).
-_NEAR = {torch.float64: _weideman(32), torch.float32: _weideman(16)}
+WEIDEMAN = {torch.float64: _weideman(32), torch.float32: _weideman(16)}
 # Errors at those radii, relative to |w|: 3e-15 (12 terms), 2e-8 (9 terms).
-_FAR = {torch.float64: _asymptotic(12), torch.float32: _asymptotic(9)}
+ASYMPTOTIC = {torch.float64: _asymptotic(12), torch.float32: _asymptotic(9)}
 
 
 def _polynomial(coefficients: list[float], real: Tensor, imag: Tensor, square: Tensor) -> tuple[Tensor, Tensor]:
@@ -72,7 +72,7 @@ def _polynomial(coefficients: list[float], real: Tensor, imag: Tensor, square: T
 
 def _near(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """w = 2 p(Z)/(L - iz)² + 1/(√π (L - iz)), Z = (L + iz)/(L - iz), and w' = -2zw + 2i/√π."""
-    scale, coefficients = _NEAR[x.dtype]
+    scale, coefficients = WEIDEMAN[x.dtype]
     up = y + scale
     inverse = torch.addcmul(up.square(), x, x).reciprocal_()
     # 1/(L - iz), and Z = 2L/(L - iz) - 1.
@@ -91,7 +91,7 @@ def _near(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def _far(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """w = (i/√π z)(1 + T), w' = -(2i/√π) T with T = Σ c_k z^-2k: nothing cancels, however far out."""
-    coefficients = _FAR[x.dtype][::-1]
+    coefficients = ASYMPTOTIC[x.dtype][::-1]
     inverse = torch.addcmul(x.square(), y, y).reciprocal_()
     z_real, z_imag = x * inverse, (y * inverse).neg_()  # 1/z
     u_real = torch.addcmul(z_real.square(), z_imag, z_imag, value=-1.0)

@@ -28,6 +28,11 @@ class SaturationLaw(nn.Module):
         """Additive opacity t(y) of one line, and dt/dy."""
         return y, torch.ones_like(y)
 
+    @property
+    def is_identity(self) -> bool:
+        """Whether t(y) = y, as here: then nothing need be evaluated."""
+        return type(self).opacity is SaturationLaw.opacity
+
     def depth_of(self, opacity: Tensor) -> Tensor:
         """The y whose opacity t(y) this is: the inverse of `opacity`, clipped where the law has no answer."""
         return opacity
