@@ -183,25 +183,29 @@ def windows_to_pixels(tangents, begin, count, halo, rotation, other, band, band_
         All zeros.
     """
     half, n_node, n_band = rotation.size // 2, other.size, band.shape[1]
-    rotated = np.zeros(tangents.shape[2])
+    rotated, dimmed = np.zeros(tangents.shape[2]), np.zeros(tangents.shape[2])
     for j in range(tangents.shape[0]):
         low, high = halo - half, halo + count[j] + half
+        for i in range(low, high):
+            dimmed[i] = other[min(max(begin[j] + i, 0), n_node - 1)]
         for k in range(tangents.shape[1]):
-            for i in range(low, high):
-                rotated[i] = 0.0
+            # Views of one dimension: with three, the compiler cannot tell that input and output are apart.
+            change, result = tangents[j, k, halo : halo + count[j]], values[j, k]
+            rotated[low:high] = 0.0
             for s in range(rotation.size):
-                tap, to = rotation[s], low + s
-                for i in range(count[j]):
-                    rotated[to + i] += tap * tangents[j, k, halo + i]
+                tap, here = rotation[s], rotated[low + s : low + s + change.size]
+                for i in range(change.size):
+                    here[i] += tap * change[i]
             for i in range(low, high):
-                rotated[i] *= other[min(max(begin[j] + i, 0), n_node - 1)]
-            for p in range(values.shape[2]):
+                rotated[i] *= dimmed[i]
+            for p in range(result.size):
                 row = pixel[j] + p
                 if row < 0 or row >= continuum.size:
                     continue
                 at = band_start[row] - begin[j]
                 first, end = max(low - at, 0), min(high - at, n_band)
-                total = 0.0
-                for m in range(first, end):
-                    total += band[row, m] * rotated[at + m]
-                values[j, k, p] = total * continuum[row]
+                if end > first:
+                    weight, part, total = band[row, first:end], rotated[at + first : at + end], 0.0
+                    for m in range(weight.size):
+                        total += weight[m] * part[m]
+                    result[p] = total * continuum[row]

@@ -173,8 +173,10 @@ def sum_of_runs(
             for at in range(begin, end, BLOCK):
                 n = min(BLOCK, end - at)
                 size = (n + 7) & ~7
+                # Views of one dimension and from zero on: of others the compiler cannot tell that they are apart.
+                there = nodes[at : at + n]
                 for i in range(n):
-                    x[i] = nodes[at + i] - mid
+                    x[i] = there[i] - mid
                 if piece == 1:
                     _near_block(x, size, s, g, value, d_x, d_sigma, d_gamma)
                 else:
@@ -186,23 +188,26 @@ def sum_of_runs(
                         share[i] -= _cutoff(come_in * max(abs(x[i]) * per_mid, _NEAREST))
                 p = offset[run] + at - low
                 if keep:
+                    of_area, of_x = entries[0, p : p + n], entries[1, p : p + n]
+                    of_sigma, of_gamma = entries[2, p : p + n], entries[3, p : p + n]
                     for i in range(n):
-                        entries[0, p + i] = share[i] * value[i]
+                        of_area[i] = share[i] * value[i]
                     for i in range(n):
-                        entries[1, p + i] = share[i] * a * d_x[i]
+                        of_x[i] = share[i] * a * d_x[i]
                     for i in range(n):
-                        entries[2, p + i] = share[i] * a * d_sigma[i]
+                        of_sigma[i] = share[i] * a * d_sigma[i]
                     for i in range(n):
-                        entries[3, p + i] = share[i] * a * d_gamma[i]
+                        of_gamma[i] = share[i] * a * d_gamma[i]
                 if add:
-                    node = row[j] + at
+                    here = total[row[j] + at : row[j] + at + n]
                     for i in range(n):
-                        total[node + i] += share[i] * a * value[i]
+                        here[i] += share[i] * a * value[i]
                 else:
+                    depth, part = entries[4, p : p + n], entries[5, p : p + n]
                     for i in range(n):
-                        entries[4, p + i] = a * value[i]
+                        depth[i] = a * value[i]
                     for i in range(n):
-                        entries[5, p + i] = share[i]
+                        part[i] = share[i]
 
 
 @kernel

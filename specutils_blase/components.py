@@ -23,7 +23,7 @@ from .ledger import emulator_from_ledger, ledger_meta
 from .lines import LineEmulator
 from .observed_orders import ObservedOrder
 from .profiles import voigt_fwhm
-from .provenance import digest, of_lines, of_template
+from .provenance import PIXELS_KEPT, of_lines, of_template, pixel_digests
 from .result import SEMI_EMPIRICAL, FitResult
 from .telluric_species import by_place
 from .velocity import COVERED, FASTEST
@@ -88,9 +88,11 @@ def _fitted_lines(fit: FitResult, name: str) -> LineEmulator:
     return emulator
 
 
-def data_of(orders: Sequence[ObservedOrder]) -> list[str]:
-    """A digest of the flux of each order: by which a template is known to come from these very data."""
-    return [digest(order.data.flux.numpy()) for order in orders]
+def data_of(orders: Sequence[ObservedOrder], most: int | None = PIXELS_KEPT) -> list[str]:
+    """Digests of some good pixels of each order, or of all: by which a template is known to come from these data."""
+    good = [(order.data.good, order.data.wavelength, order.data.flux) for order in orders]
+    columns = [[column[some].numpy() for column in pair] for some, *pair in good]
+    return [text for wavelength, flux in columns for text in pixel_digests(wavelength, flux, most)]
 
 
 def from_fit(given: Mapping[str, object], orders: Sequence[ObservedOrder]) -> dict[str, bool]:
@@ -99,7 +101,7 @@ def from_fit(given: Mapping[str, object], orders: Sequence[ObservedOrder]) -> di
     The priors of such a component stand where these data have put them: they count twice, and errors come out too
     small.
     """
-    found, own = {}, set(data_of(orders))
+    found, own = {}, set(data_of(orders, None)) if given else set()
     for name, component in given.items():
         if isinstance(component, FitResult):
             known = component.settings.get("data", [])

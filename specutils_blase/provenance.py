@@ -25,6 +25,36 @@ def digest(*arrays) -> str:
     return result.hexdigest()
 
 
+PIXELS_KEPT = 16
+"""Pixels that stand for an order: a quarter of its pixels has one of them in 99 of 100 cases."""
+
+
+def pixel_digests(wavelength, flux, most: int | None = PIXELS_KEPT) -> list[str]:
+    """Digests of the pixels of an order, the smallest first: those of a part of it are among those of the whole.
+
+    Parameters
+    ----------
+    wavelength, flux : array_like, (n,)
+    most : int or None
+        How many at most; None for all.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from specutils_blase.provenance import pixel_digests
+    >>> wavelength, flux = np.linspace(5000.0, 5010.0, 2000), np.random.default_rng(1).normal(1.0, 0.01, 2000)
+    >>> kept = pixel_digests(wavelength, flux)
+    >>> len(kept), len(set(kept) & set(pixel_digests(wavelength[300:900], flux[300:900], None)))
+    (16, 5)
+    """
+    bits = [np.ascontiguousarray(values, dtype="<f8").view("<u8") for values in (wavelength, flux)]
+    mixed = bits[0] * np.uint64(0x9E3779B97F4A7C15) ^ bits[1]
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # Steele et al. 2014, splitmix64
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    mixed ^= mixed >> np.uint64(31)
+    return [f"{value:016x}" for value in np.sort(mixed)[:most].tolist()]
+
+
 def of_template(template: Spectrum) -> dict[str, str | float]:
     """What a template says of itself, and the digest of its wavelengths and then its flux, in their own units.
 

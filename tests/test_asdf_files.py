@@ -199,14 +199,10 @@ needs_kill = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork and SIG
 
 
 @needs_kill
-def test_killed_writers_leave_an_old_or_a_new_file(existing):
-    kill_writers(existing, 6)
-
-
-@needs_kill
 @pytest.mark.slow
-def test_fifty_killed_writers_leave_an_old_or_a_new_file(existing):
-    assert kill_writers(existing, 50) >= 10  # many of them in the middle of it
+def test_killed_writers_leave_an_old_or_a_new_file(existing):
+    n_writer = int(os.environ.get("KILLED_WRITERS", "20"))
+    assert kill_writers(existing, n_writer) >= n_writer // 5  # many of them in the middle of it
 
 
 def test_file_and_folder_are_synced_before_and_after_the_rename(existing, monkeypatch):

@@ -354,14 +354,8 @@ def check_damaged(damaged, folder):
 FUZZ = {"suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]}
 
 
+@pytest.mark.slow  # DAMAGED_FILES=2500 takes five minutes more, and passes
 @given(damaged_files())
-@settings(max_examples=100, **FUZZ)
-def test_damaged_files(tmp_path, damaged):
-    check_damaged(damaged, tmp_path)
-
-
-@pytest.mark.slow  # DAMAGED_FILES=2500 takes three minutes more, and passes
-@given(damaged_files())
-@settings(max_examples=int(os.environ.get("DAMAGED_FILES", "400")), **FUZZ)
+@settings(max_examples=int(os.environ.get("DAMAGED_FILES", "150")), **FUZZ)
 def test_many_damaged_files(tmp_path, damaged):
     check_damaged(damaged, tmp_path)

@@ -9,6 +9,7 @@ from astropy.table import QTable
 from scipy.special import voigt_profile
 
 import specutils_blase as sb
+from specutils_blase.components import from_fit
 from specutils_blase.grids import SPEED_OF_LIGHT
 from specutils_blase.held_lines import MOST_LINES_PER_PIXEL, told_by_data
 from specutils_blase.ledger import emulator_from_ledger
@@ -163,6 +164,17 @@ def test_the_same_data_twice_are_told(few, fitted, what):
         fit = sb.fit(observed(few), given, **OPTIONS)
     assert fit.settings["from_fit"] == {"star": True}
     assert fit.quality.reason("same_data").status == "doubtful"
+
+
+def test_a_part_of_the_same_data_is_told(few, fitted):
+    """Half of the pixels; half of another epoch's is not the same."""
+    for seed, same in ((1, True), (2, False)):
+        whole = observed(few, seed=seed)
+        part = read_order(whole[PIXELS.size // 4 : 3 * PIXELS.size // 4], resolving_power=POWER)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            assert from_fit({"star": fitted.ledger}, [part]) == {"star": same}
+        assert bool(told) == same
 
 
 def test_a_fit_without_the_component_is_named(few, fitted):

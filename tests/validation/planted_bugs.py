@@ -71,8 +71,8 @@ BUGS = {
     "dropped-sky-compiled": Bug(
         "changes of stellar lines not dimmed by the sky, in machine code",
         "compiled_grids.py",
-        "rotated[i] *= other[min(max(begin[j] + i, 0), n_node - 1)]",
-        "rotated[i] *= 1.0",
+        "dimmed[i] = other[min(max(begin[j] + i, 0), n_node - 1)]",
+        "dimmed[i] = 1.0",
         ("test_jacobian.py",),
     ),
     "blue-is-red": Bug(
