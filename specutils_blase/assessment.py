@@ -25,7 +25,7 @@ from .line_moves import LineMoves, line_moves
 from .parameters import KINDS
 from .quality import Quality, Reason, graded
 from .star_anchors import MOST_INFLATION
-from .start_assessment import same_data_reasons, start_reasons
+from .start_assessment import same_data_reasons, start_reasons, template_reasons
 from .telluric_scaling import largest_factor
 from .template_agreement import Agreement, observed_pixels, template_agreement
 
@@ -88,6 +88,10 @@ template one in nine does at the right velocity; beside a line that the template
 SIGNIFICANT = 5.0
 """Signal-to-noise ratio of an equivalent width from which on a line counts for that."""
 
+AMOUNT = 40.0
+"""Factor on the water of a telluric template, up or down, from which on it is no night's: from a humid one at sea level
+to a dry one on a high mountain. Other molecules may not reach where a fit lets them go."""
+
 SHIFTED = 1.0
 """km/s; a shift of the tellurics that no wind and no good wavelength scale has, three widths of its prior."""
 
@@ -149,6 +153,7 @@ def assess(result, anchored: dict[str, Tensor] | None = None, more: Iterable[Rea
         ),
         *start_reasons(result.settings.get("start")),
         *same_data_reasons(result.settings.get("from_fit")),
+        *template_reasons(result.settings.get("template_quality")),
         *_template(result, agreement),
         *_inflation(result.settings.get("star_scale")),
         *_lines(result, moves, known),
@@ -353,13 +358,14 @@ def _sky(scale: dict | None) -> Iterator[Reason]:
     far = {
         name: factor
         for name, factor in scale["factors"].items()
-        if abs(math.log(factor)) > 0.99 * math.log(largest_factor(name))
+        if abs(math.log(factor)) > 0.99 * math.log(min(largest_factor(name), AMOUNT))
     }
     if far:
         told = ", ".join(f"{name or 'all species'} {factor:.3g}" for name, factor in far.items())
         text = (
             f"optical depths in units of the telluric template's that no night brings ({told}): is the atmosphere "
-            "divided out of the data already, or does the star have lines there that its template lacks?"
+            "divided out of the data already, are wavelengths in the medium and the frame that were declared, or does "
+            "the star have lines there that its template lacks?"
         )
         yield Reason("telluric_amount", "doubtful", text, next(iter(far.values())))
     if abs(scale["shift"]) > SHIFTED:

@@ -13,7 +13,10 @@ from .numeric import is_whole
 from .spectrum import to_teff
 
 SHORTEST_GAP = 3
-"""Pixels of exactly zero flux in a row that may be a gap."""
+"""Pixels of zero flux in a row that may be a gap."""
+
+LOW = 0.01
+"""Flux in units of the upper envelope up to which a run of one and the same value may be a gap as well."""
 
 GAP_STEP = 0.1
 """Flux beside a gap, in units of the upper envelope, from which on the way down to zero is a step.
@@ -23,7 +26,7 @@ A line that is black falls smoothly: its last pixel before an exact zero is near
 
 
 def gaps(flux: np.ndarray, good: np.ndarray) -> list[tuple[int, int]]:
-    """Runs of exact zeros that are no data: such as the gap between two detectors, or orders that do not meet.
+    """Runs of zeros, or of one value near zero, that are no data: between two detectors, or orders that do not meet.
 
     A run is a gap if the flux steps down to it on either side. Where a saturated band really goes to zero, the flux
     falls smoothly on both.
@@ -38,10 +41,14 @@ def gaps(flux: np.ndarray, good: np.ndarray) -> list[tuple[int, int]]:
     list of (int, int)
         First pixel of each, and the pixel after its last.
     """
-    zero = (flux == 0.0) & good
+    alike = np.diff(flux) == 0.0
+    flat = np.concatenate([[False], alike]) | np.concatenate([alike, [False]])
+    zero = ((flux == 0.0) | flat) & good
     if not zero.any() or zero.all():
         return []
-    step = GAP_STEP * float(np.quantile(flux[good & ~zero], 0.9))
+    top = float(np.quantile(flux[good & (flux != 0.0)], 0.9)) if bool((good & (flux != 0.0)).any()) else 0.0
+    zero &= np.abs(flux) <= LOW * top
+    step = GAP_STEP * top
     bounds = np.flatnonzero(np.diff(np.concatenate([[False], zero, [False]]).astype(np.int8)))
     found = []
     for first, after in bounds.reshape(-1, 2).tolist():

@@ -44,6 +44,11 @@ def source_of(component) -> str:
     return "" if component is None else type(component).__name__
 
 
+def qualities_of(given: Mapping[str, object]) -> dict[str, str]:
+    """Component to the status of its clone, for those that are clones."""
+    return {name: one.quality.status for name, one in given.items() if isinstance(one, CloneResult)}
+
+
 def provenance_of(component, emulator: LineEmulator) -> dict:
     """Where a component comes from: its template, as cloned or as given, else the lines that it brought."""
     if isinstance(component, CloneResult):

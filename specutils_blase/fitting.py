@@ -17,7 +17,16 @@ from specutils import Spectrum
 from tqdm.auto import tqdm
 
 from .common_changes import JointChanges
-from .components import component_emulator, data_of, from_fit, lines_inside, not_covered, provenance_of, source_of
+from .components import (
+    component_emulator,
+    data_of,
+    from_fit,
+    lines_inside,
+    not_covered,
+    provenance_of,
+    qualities_of,
+    source_of,
+)
 from .echelle import EchelleModel, orders_of
 from .echelle_result import EchelleFitResult
 from .first_model import first_model, union, without_impossible
@@ -276,6 +285,7 @@ def fit(
         "held_lines": held,
         "data": data_of(orders),
         "from_fit": from_fit(given, orders),
+        "template_quality": qualities_of(given),
     }
     given = Given(orders, excluded, lines, start_area, noise, settings, found, anchors)
     result = build_result(problem, solution, given)

@@ -92,6 +92,21 @@ def linearize(
     return Jacobian(flux, blocks, dense[:-1], layout.dense_columns, layout.structure)
 
 
+@torch.no_grad()
+def line_spread_tangents(model: ForwardModel) -> tuple[Tensor, ...]:
+    """Derivative of the flux of one order to ln R at its middle, and what of it comes by the star's lines, (n_pixel,).
+
+    The latter, for a model of star and sky, is what the star alone changes by, dimmed by the sky as the instrument sees
+    it: exact where the sky is smooth.
+    """
+    stages = model.stages()
+    context, taps = _Context(model, stages), model.line_spread.tap_derivatives()[0]
+    whole = context._from_smeared(convolve(stages.product, taps))
+    if model.star is None or model.telluric is None:
+        return (whole,)
+    return whole, context._from_smeared(convolve(stages.rotated, taps)) * model.observed("telluric")
+
+
 @dataclass(frozen=True)
 class _Part:
     """One order's derivatives: values of its batches, and dense columns with their places among all dense ones."""

@@ -34,6 +34,7 @@ from .posterior import WIDENED, Curvature
 from .problem import AnchoredProblem
 from .quality import Reason
 from .rejection import rejected_table
+from .resolving_power import resolving_power_reasons, wanted_resolving_power
 from .result import FitResult, model_spectra
 from .solving import degrees_of_freedom_used, reduced_chi_square
 from .stand_in import mean_pull, posterior_mean, prior_error
@@ -94,6 +95,7 @@ def build_result(problem: AnchoredProblem, solution: Solution, given: Given) -> 
     border = factor.border_covariance()
     if given.anchors is not None:
         border = border + given.anchors.added_covariance(normal)
+    wanted = wanted_resolving_power(problem, normal, factor)
     many = isinstance(model, EchelleModel)
     between, told, factors = _widened(problem, normal, factor, noise)
     border = border * torch.outer(factors, factors)
@@ -135,7 +137,13 @@ def build_result(problem: AnchoredProblem, solution: Solution, given: Given) -> 
         result = EchelleFitResult(data=data, frame=frame, orders=table, **common)
     else:
         result = FitResult(data=orders[0].data, frame=orders[0].frame, orders=table, **common)
-    noticed = [*_noticed(problem, orders), *_narrow(problem, gradient, factor, settings.get("star_scale"))]
+    noticed = [
+        *_noticed(problem, orders),
+        *_narrow(problem, gradient, factor, settings.get("star_scale")),
+    ]
+    if model.rotation is not None:
+        speed = result.value("vsini"), result.error("vsini")
+        noticed += resolving_power_reasons(wanted, orders[0].resolving_power, *speed)
     return result.assessed(assess(result, problem.anchored_lines(), noticed))
 
 

@@ -44,6 +44,20 @@ def start_reasons(start: dict | None) -> Iterator[Reason]:
         yield from graded("start_detection", text, found, SECOND, SECOND_BAD, below=True)
 
 
+def template_reasons(templates: dict[str, str] | None) -> Iterator[Reason]:
+    """Clones that are not good themselves.
+
+    Parameters
+    ----------
+    templates : dict or None
+        `FitResult.settings["template_quality"]`: component to the status of its clone.
+    """
+    for name, status in (templates or {}).items():
+        if status != "good":
+            text = f"the {name}'s clone is {status} itself: see what its quality says"
+            yield Reason(f"{name}_clone", "doubtful" if status == "bad" else "good", text)
+
+
 def same_data_reasons(from_fit: dict[str, bool] | None) -> Iterator[Reason]:
     """Whether lines stand where these data have put them.
 

@@ -345,6 +345,10 @@ def test_two_black_pixels_are_no_gap():
     """Two zeros are a narrow black line, or nothing one can tell."""
     assert gaps(np.array([1.0, 1.0, 0.0, 0.0, 1.0, 1.0]), np.ones(6, dtype=bool)) == []
     assert gaps(np.array([1.0, 1.0, 0.0, 0.0, 0.0, 1.0]), np.ones(6, dtype=bool)) == [(2, 5)]
+    # One value near zero is as good as zero; values that differ are a line, and so is a flat part of the continuum.
+    assert gaps(np.array([1.0, 1.0, 1e-3, 1e-3, 1e-3, 1.0]), np.ones(6, dtype=bool)) == [(2, 5)]
+    assert gaps(np.array([1.0, 1.0, 1e-3, 2e-3, 1e-3, 1.0]), np.ones(6, dtype=bool)) == []
+    assert gaps(np.array([1.0, 1.0, 0.1, 0.1, 0.1, 1.0]), np.ones(6, dtype=bool)) == []
 
 
 def test_a_region_within_a_gap_is_named():

@@ -50,7 +50,7 @@ LAYERS = (
         "rejection",
         "held_lines",
     },
-    {"solving", "first_model", "correlated_residuals"},
+    {"solving", "first_model", "correlated_residuals", "resolving_power"},
     {"line_trials", "hypotheses", "order_scatter"},
     {"line_discovery"},
     {"outcome"},

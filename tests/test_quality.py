@@ -13,8 +13,9 @@ from astropy.table import QTable, vstack
 from specutils import Spectrum
 
 import specutils_blase as sb
-from specutils_blase import assessment
+from specutils_blase import assessment, outcome
 from specutils_blase.assessment import assess
+from specutils_blase.grids import Sampling
 from specutils_blase.line_moves import line_moves
 from specutils_blase.parameters import KINDS
 from specutils_blase.priors import LinePriors
@@ -244,6 +245,7 @@ SPOILT = {
         "doubtful",
         lambda: fitted(observed(sky=moved(SKY, shift=1.6), snr=600.0), **UNSCALED, telluric_lines=("rv_offset",)),
     ),
+    "resolving_power": ("doubtful", lambda: fitted(observed(sky=STRONG), sky=STRONG, resolving_power=0.75 * R)),
     "vsini_upper_limit": ("good", lambda: fitted(observed(vsini=0.5), vsini=1.0)),
     "uncertainty": ("good", lambda: fitted(Spectrum(flux=observed().flux, spectral_axis=PIXELS * u.AA))),
 }
@@ -257,6 +259,66 @@ def test_what_data_show(name, healthy):
     reason = spoil().quality.reason(name)
     assert reason is not None
     assert reason.status in ("doubtful", "bad") if status == "doubtful" else reason.status == status
+
+
+@pytest.mark.parametrize("told", [0.75, 0.9, 1.0, 1.1, 1.3])
+def test_the_sky_tells_the_resolving_power(told, monkeypatch):
+    """One step from a wrong one leads near the right one; v sin i follows as fits with others say."""
+    kept = []
+    found = outcome.wanted_resolving_power
+    monkeypatch.setattr(outcome, "wanted_resolving_power", lambda *parts: kept.append(found(*parts)) or kept[-1])
+    data = observed(sky=STRONG)
+    fit = fitted(data, sky=STRONG, resolving_power=told * R)
+    wanted = kept[-1]
+    assert wanted.error < 0.05
+    # The step goes too far: widths of lines have moved to make up for it.
+    off = abs(np.log(told))
+    assert -wanted.change * np.sign(np.log(told)) > off - 3.0 * wanted.error
+    if off > 0.25 or off == 0.0:
+        assert (fit.quality.reason("resolving_power") is not None) == (off > 0.0)
+    if off == 0.0:
+        assert abs(wanted.change) < 3.0 * wanted.error
+    if told == 1.0:
+        low, high = (fitted(data, sky=STRONG, resolving_power=factor * R).value("vsini") for factor in (0.98, 1.02))
+        assert wanted.vsini_change == pytest.approx((high - low) / np.log(1.02 / 0.98), rel=0.15)
+
+
+def test_v_sin_i_is_known_as_well_as_the_resolving_power(healthy):
+    """A tenth of ln R moves it by 0.44 km/s, whose error is less."""
+    (reason,) = (reason for reason in healthy.quality.reasons if reason.name == "vsini_resolving_power")
+    assert reason.status == "good" and healthy.quality.status == "good"
+    assert reason.value == pytest.approx(0.44, abs=0.1) and reason.value > healthy.error("vsini") == reason.limit
+
+
+def test_without_a_sky_nothing_tells_the_resolving_power(monkeypatch):
+    kept = []
+    found = outcome.wanted_resolving_power
+    monkeypatch.setattr(outcome, "wanted_resolving_power", lambda *parts: kept.append(found(*parts)) or kept[-1])
+    fitted(observed(sky=None), sky=None, resolving_power=0.8 * R)
+    assert kept[-1].error == np.inf and kept[-1].vsini_change > 0.0
+
+
+@pytest.mark.parametrize(("factor", "told"), [(1 / 30, False), (1 / 60, True), (60.0, True)])
+def test_water_that_no_night_has(healthy, factor, told):
+    fit = settings(healthy, telluric_scale=SCALE | {"factors": {"H2O": factor}})
+    assert (assess(fit).reason("telluric_amount") is not None) == told
+
+
+def test_a_bad_clone_is_told_by_the_fit():
+    wavelength = np.linspace(10_480.0, 10_540.0, 3000)
+    with pytest.warns(BlaseQualityWarning, match="the clone is"):
+        poor = sb.clone(
+            Spectrum(spectral_axis=wavelength * u.AA, flux=np.exp(-star_depth(wavelength)) * u.one),
+            max_iterations=1, in_rounds=False, prominence=0.3, progress=False,
+        )  # fmt: skip
+    fit = fitted(observed(sky=None), poor, sky=None)
+    assert fit.settings["template_quality"] == {"star": poor.quality.status} and poor.quality.status != "good"
+    assert fit.quality.reason("star_clone").status == ("doubtful" if poor.quality.status == "bad" else "good")
+
+
+def star_depth(wavelength):
+    with torch.no_grad():
+        return STAR.opacity(Sampling(torch.as_tensor(wavelength)))[0].numpy()
 
 
 def test_a_template_without_a_line_left(healthy, monkeypatch):

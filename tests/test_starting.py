@@ -327,7 +327,7 @@ def rotating(star: LineEmulator, sky: LineEmulator | None, vsini: float, seed: i
     return simulate(FOREST, star, sky, seed=seed, **options)
 
 
-@pytest.mark.parametrize("vsini", [55.0, 100.0, 140.0, 180.0])
+@pytest.mark.parametrize("vsini", [55.0, 120.0, 180.0])
 def test_fast_rotations_between_those_that_are_tried(vsini):
     for seed in range(2):
         star = forest(seed)
