@@ -113,8 +113,8 @@ def resolving_power_reasons(
     moved = min(abs(KNOWN_TO * found.vsini_change), vsini)
     if moved > vsini_error and vsini > 2.0 * vsini_error:
         text = (
-            f"v sin i goes by {moved:.2g} km/s with a resolving power that is {100 * KNOWN_TO:.0f} % off, further than "
-            "its error: it is known as well as that is"
+            f"a resolving power {100 * KNOWN_TO:.0f} % off moves the rotation velocity by {moved:.2g} km/s, further "
+            "than its error: it is known as well as that is"
         )
         reasons.append(Reason("vsini_resolving_power", "good", text, moved, vsini_error))
     return reasons
