@@ -142,8 +142,8 @@ def clone(
 ) -> CloneResult:
     """Clone a template spectrum into tunable Voigt lines.
 
-    Runs of exact zeros to which the flux steps down are gaps, not black lines: see ``settings["gaps"]``. Noise of the
-    template is measured, and no line is added for it. What does not end well warns.
+    Runs of zeros, or of one value near zero, to which the flux steps down are gaps, not black lines: see
+    ``settings["gaps"]``. Noise of the template is measured, and no line is added for it. What does not end well warns.
 
     Parameters
     ----------

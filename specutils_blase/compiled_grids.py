@@ -32,7 +32,7 @@ def _first_node(wavelength, step, sizes, level, target):
 
 @numba.njit(error_model="numpy")
 def _level(ratio, top):
-    """Whole number of doublings in a ratio, from 0 to `top`."""
+    """Doublings in a ratio, from 0 to `top`."""
     return min(max(math.log(max(ratio, 1.0)) / _LN_2, 0.0), float(top))
 
 

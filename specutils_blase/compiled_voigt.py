@@ -285,6 +285,7 @@ def tangents_of_windows(
             for at in range(begin, end, BLOCK):
                 n = min(BLOCK, end - at)
                 size = (n + 7) & ~7
+                # As in `sum_of_runs`, written out: one function for both costs a tenth of the time.
                 for i in range(n):
                     x[i] = nodes[at + i] - center[j]
                 if piece == 1:

@@ -98,6 +98,23 @@ class NormalEquations:
         change = torch.cat([change, change.new_zeros(1)])
         return change.index_add_(0, structure.tile_rows.reshape(-1), tiles[:-1].reshape(-1))[:n_row]
 
+    def pull_back(self, rows: Tensor) -> Tensor:
+        """Jᵀ W^½ of root-weighted rows, (n_row,): the transpose of `push_forward`, (n_parameter,)."""
+        result = torch.zeros_like(self.prior_precision)
+        result[self.border] = self._dense.T @ rows
+        if self.structure is None:
+            return result
+        structure = self.structure
+        tiles = torch.cat([rows, rows.new_zeros(1)])[structure.tile_rows]
+        tiles = torch.cat([tiles, tiles.new_zeros(1, TILE)])
+        slots = rows.new_zeros(structure.n_slot)
+        for first in range(0, structure.piece_slot.numel(), _CHUNK // TILE):
+            part = slice(first, min(first + _CHUNK // TILE, structure.piece_slot.numel()))
+            local = (self._pieces[part] * tiles[structure.piece_tile[part]]).sum(1)
+            slots.index_add_(0, structure.piece_slot[part], local)
+        result[structure.parameter] = slots
+        return result
+
     def _assemble(self, blocks: list[LocalBlock], root: Tensor) -> None:
         structure = self.structure
         nothing = root.new_zeros(1)

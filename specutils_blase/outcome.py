@@ -137,13 +137,8 @@ def build_result(problem: AnchoredProblem, solution: Solution, given: Given) -> 
         result = EchelleFitResult(data=data, frame=frame, orders=table, **common)
     else:
         result = FitResult(data=orders[0].data, frame=orders[0].frame, orders=table, **common)
-    noticed = [
-        *_noticed(problem, orders),
-        *_narrow(problem, gradient, factor, settings.get("star_scale")),
-    ]
-    if model.rotation is not None:
-        speed = result.value("vsini"), result.error("vsini")
-        noticed += resolving_power_reasons(wanted, orders[0].resolving_power, *speed)
+    noticed = [*_noticed(problem, orders), *_narrow(problem, gradient, factor, settings.get("star_scale"))]
+    noticed += resolving_power_reasons(wanted, orders[0].resolving_power, result)
     return result.assessed(assess(result, problem.anchored_lines(), noticed))
 
 

@@ -296,13 +296,6 @@ class AnchoredProblem:
         normal.pinned = self.pinned(vector, normal.gradient)
         return normal
 
-    def along(self, changes: Tensor) -> Tensor:
-        """JᵀW of changes of the flux, (n_change, n_row), at the present parameters; (n_change, n_parameter)."""
-        jacobian, nothing = self._precise(self._at(self.read())), torch.zeros_like(self.anchor)
-        return torch.stack(
-            [NormalEquations(jacobian, change, self.weight, nothing, nothing).gradient for change in changes]
-        )
-
     def linearize_parts(self, vector: Tensor, parts: Sequence[Tensor]) -> Iterator[NormalEquations]:
         """Normal equations at a vector as if only the pixels of one part counted, part by part."""
         known = self._at(vector)

@@ -70,7 +70,9 @@ def wanted_resolving_power(
         return None
     parts = [line_spread_tangents(one) for one in free.orders]
     tangents = torch.stack([free.merge([part.double() for part in of_all]) for of_all in zip(*parts, strict=True)])
-    along = problem.along(tangents)
+    # By the Jacobian that A is made of: another one could make the information negative.
+    root = problem.weight.sqrt()
+    along = torch.stack([normal.pull_back(root * tangent) for tangent in tangents])
     responses = torch.stack([factor.solve(one) for one in along])
     vsini, change, error = 0.0, 0.0, math.inf
     if "vsini" in free.global_slices:
@@ -86,9 +88,7 @@ def wanted_resolving_power(
     return WantedResolvingPower(change, error, vsini)
 
 
-def resolving_power_reasons(
-    found: WantedResolvingPower | None, power: float, vsini: float, vsini_error: float
-) -> list[Reason]:
+def resolving_power_reasons(found: WantedResolvingPower | None, power: float, result) -> list[Reason]:
     """In words.
 
     Parameters
@@ -96,8 +96,8 @@ def resolving_power_reasons(
     found : WantedResolvingPower or None
     power : float
         The one that is held.
-    vsini, vsini_error : float
-        km/s.
+    result : FitResult
+        Of which v sin i and its error are asked for, where it is free.
     """
     if found is None:
         return []
@@ -105,11 +105,14 @@ def resolving_power_reasons(
     if pull > WANTED and abs(found.change) > WANTED_BY:
         text = (
             f"the sky's lines are {'narrower' if found.change > 0 else 'wider'} than a resolving power of {power:.0f} "
-            f"makes them ({pull:.1f} standard deviations): v sin i "
-            'takes up the difference. Fit it: free=("rv", "vsini", "continuum", "resolving_power")'
+            f"makes them ({pull:.1f} standard deviations): v sin i takes up the difference; fit it with "
+            'free=("rv", "vsini", "continuum", "resolving_power")'
         )
         reasons.append(Reason("resolving_power", "doubtful", text, pull, WANTED))
+    if not found.vsini_change:
+        return reasons
     # Near zero v sin i is an upper limit, and follows no straight line.
+    vsini, vsini_error = result.value("vsini"), result.error("vsini")
     moved = min(abs(KNOWN_TO * found.vsini_change), vsini)
     if moved > vsini_error and vsini > 2.0 * vsini_error:
         text = (

@@ -103,6 +103,9 @@ def test_product_with_the_jacobian(case):
     forward = normal.push_forward(step)
     precision = normal.prior_precision
     assert float(forward @ forward) == pytest.approx(float(step @ full @ step - (precision * step**2).sum()), rel=1e-9)
+    # The transpose: ⟨J s, r⟩ = ⟨s, Jᵀ r⟩.
+    rows = torch.randn(forward.numel(), dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    assert float(normal.pull_back(rows) @ step) == pytest.approx(float(forward @ rows), rel=1e-9)
 
 
 @pytest.mark.parametrize("damping", [0.0, 1e-3, 10.0])

@@ -263,7 +263,7 @@ def test_what_data_show(name, healthy):
 
 @pytest.mark.parametrize("told", [0.75, 0.9, 1.0, 1.1, 1.3])
 def test_the_sky_tells_the_resolving_power(told, monkeypatch):
-    """One step from a wrong one leads near the right one; v sin i follows as fits with others say."""
+    """The score points the right way, at least as far as it is off; v sin i follows as fits with others say."""
     kept = []
     found = outcome.wanted_resolving_power
     monkeypatch.setattr(outcome, "wanted_resolving_power", lambda *parts: kept.append(found(*parts)) or kept[-1])
