@@ -20,9 +20,9 @@ from torch import Tensor
 
 from .continuum_assessment import continuum_reasons
 from .echelle import orders_of
-from .grids import SPEED_OF_LIGHT
 from .line_moves import LineMoves, line_moves
 from .parameters import KINDS
+from .physics.grids import SPEED_OF_LIGHT
 from .quality import Quality, Reason, graded
 from .star_anchors import MOST_INFLATION
 from .start_assessment import same_data_reasons, start_reasons, template_reasons

@@ -312,7 +312,7 @@ def _cloned(found, given: str, name: str, data, args):
         return found
     import specutils_blase as sb
 
-    from .grids import SPEED_OF_LIGHT
+    from .physics.grids import SPEED_OF_LIGHT
     from .spectrum import vacuum_wavelength
 
     spectrum, options = found

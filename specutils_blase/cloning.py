@@ -28,14 +28,14 @@ from .cloning_rounds import (
     clone_model,
     worst_places,
 )
-from .grids import SPEED_OF_LIGHT
 from .ledger import build_ledger, held_errors
 from .line_finding import find_lines, own_widths, share_out_areas
 from .lines import LineEmulator
 from .numeric import is_number
 from .parameters import KINDS
+from .physics.grids import SPEED_OF_LIGHT
+from .physics.saturation import saturation_law
 from .quality import Quality
-from .saturation import saturation_law
 from .spectrum import read_spectrum, spectrum_on, to_resolving_power, to_teff
 
 __all__ = [
@@ -152,7 +152,7 @@ def clone(
     prominence : float
         Smallest prominence of a line, in units of the continuum.
     flux_scale : str or SaturationLaw
-        "log" (default), "linear" or "minnaert"; see `specutils_blase.saturation`.
+        "log" (default), "linear" or "minnaert"; see `specutils_blase.physics.saturation`.
     continuum : "none" or int
         "none": the template is normalised already. A number: degree of the polynomial that is fitted to its upper
         envelope and divided out.

@@ -16,16 +16,16 @@ from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .grids import Sampling
 from .least_squares import Solution, minimize
 from .line_finding import find_lines, share_out_areas
 from .lines import LineEmulator
 from .model import ForwardModel
 from .parameters import FreeParameters
+from .physics.grids import Sampling
+from .physics.scatter import difference_scatter
+from .physics.voigt import voigt_fwhm
 from .priors import LinePriors
 from .problem import AnchoredProblem
-from .profiles import voigt_fwhm
-from .scatter import difference_scatter
 
 logger = logging.getLogger(__name__)
 

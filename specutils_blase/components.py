@@ -18,11 +18,11 @@ from torch import Tensor
 
 from .cloning import CloneResult, clone
 from .correlation import coverage
-from .grids import SPEED_OF_LIGHT
 from .ledger import emulator_from_ledger, ledger_meta
 from .lines import LineEmulator
 from .observed_orders import ObservedOrder
-from .profiles import voigt_fwhm
+from .physics.grids import SPEED_OF_LIGHT
+from .physics.voigt import voigt_fwhm
 from .provenance import PIXELS_KEPT, of_lines, of_template, pixel_digests
 from .result import SEMI_EMPIRICAL, FitResult
 from .telluric_species import by_place

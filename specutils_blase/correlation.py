@@ -13,10 +13,10 @@ from torch import Tensor
 
 from .data import SpectralData
 from .extrinsic import RotationalBroadening
-from .grids import SPEED_OF_LIGHT, Sampling, velocity_grid
 from .instrument import LineSpreadFunction
 from .lines import LineEmulator
-from .saturation import legendre
+from .physics.grids import SPEED_OF_LIGHT, Sampling, velocity_grid
+from .physics.saturation import legendre
 
 STEP = 0.5
 """km/s; grid of the templates."""

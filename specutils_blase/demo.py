@@ -20,7 +20,7 @@ from specutils import Spectrum
 
 from . import simulate, templates
 from .cloning import CloneResult, clone
-from .grids import SPEED_OF_LIGHT
+from .physics.grids import SPEED_OF_LIGHT
 from .priors import LinePriors
 from .result import FitResult
 

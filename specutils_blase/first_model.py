@@ -13,11 +13,11 @@ from torch import Tensor
 
 from .components import lines_reaching, reached
 from .echelle import EchelleModel
-from .grids import SPEED_OF_LIGHT
 from .lines import LineEmulator
 from .model import ForwardModel
 from .noise import NoiseModel
 from .observed_orders import ObservedOrder
+from .physics.grids import SPEED_OF_LIGHT
 from .rejection import impossible
 from .starting import scatter
 from .velocity import Solution

@@ -14,12 +14,12 @@ import torch
 from astropy.table import Table
 from torch import Tensor
 
-from .grids import SPEED_OF_LIGHT
 from .ledger import column_values, text_column
 from .ledger_columns import KMS
 from .lines import LineEmulator
 from .observed_orders import ObservedOrder
-from .profiles import voigt, voigt_fwhm
+from .physics.grids import SPEED_OF_LIGHT
+from .physics.voigt import voigt, voigt_fwhm
 
 MOST_LINES_PER_PIXEL = 0.6
 """Free lines per pixel beyond which data cannot tell them apart."""

@@ -30,11 +30,11 @@ import torch
 from astropy.table import QTable, Table
 from scipy.stats import siegelslopes
 
-from .grids import SPEED_OF_LIGHT
 from .ledger import column_values, text_column
 from .line_lists import predicted_strength, read_line_list
 from .line_lists.strengths import STANDARD_COLUMNS
-from .profiles import voigt_fwhm
+from .physics.grids import SPEED_OF_LIGHT
+from .physics.voigt import voigt_fwhm
 from .spectrum import _number, to_kms
 
 logger = logging.getLogger(__name__)

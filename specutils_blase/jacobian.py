@@ -16,14 +16,14 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .compiled import as_array, kernels
-from .grids import SPEED_OF_LIGHT
 from .jacobian_windows import Cut, Layout, LineBatch, OrderLayout
-from .kernels import convolve, correlate
 from .model import ForwardModel, Stages
-from .parallel import each
 from .parameters import KINDS, FreeParameters, OrderParameters
-from .profiles import voigt_with_derivatives
+from .physics.compiled import as_array, kernels
+from .physics.grids import SPEED_OF_LIGHT
+from .physics.kernels import convolve, correlate
+from .physics.parallel import each
+from .physics.voigt import voigt_with_derivatives
 from .structure import Structure
 
 

@@ -21,7 +21,7 @@ from .echelle import EchelleModel
 from .lines import LineEmulator
 from .model import ForwardModel
 from .parameters import FreeParameters, OrderParameters
-from .profiles import voigt_fwhm
+from .physics.voigt import voigt_fwhm
 from .structure import Structure, Window
 
 

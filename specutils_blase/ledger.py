@@ -17,12 +17,12 @@ import torch
 from astropy.table import QTable
 from torch import Tensor
 
-from .grids import SPEED_OF_LIGHT
 from .ledger_columns import COLUMNS, FLAG_LIMITS, KMS
 from .lines import LineEmulator
 from .parameters import KINDS
-from .profiles import voigt, voigt_fwhm
-from .saturation import Minnaert, Product, SaturationLaw
+from .physics.grids import SPEED_OF_LIGHT
+from .physics.saturation import Minnaert, Product, SaturationLaw
+from .physics.voigt import voigt, voigt_fwhm
 
 NEEDED = ("center", "area", "sigma", "gamma")
 """Columns that make a table a line ledger."""

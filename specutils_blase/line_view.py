@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .grids import DoublePrecision
 from .lines import LineEmulator
+from .physics.grids import DoublePrecision
 
 
 def _of_parent(name: str) -> property:

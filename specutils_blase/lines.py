@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .compiled import as_array, kernels
-from .grids import HANDOVER, NEVER, REACH, SPEED_OF_LIGHT, DoublePrecision, Sampling
-from .line_sum import Windows, line_sum
-from .profiles import voigt, voigt_fwhm
-from .saturation import SaturationLaw, saturation_law
+from .physics.compiled import as_array, kernels
+from .physics.grids import HANDOVER, NEVER, REACH, SPEED_OF_LIGHT, DoublePrecision, Sampling
+from .physics.line_sum import Windows, line_sum
+from .physics.saturation import SaturationLaw, saturation_law
+from .physics.voigt import voigt, voigt_fwhm
 
 TOLERANCE = 3e-8
 """Opacity of one line below which its wings are neglected."""

@@ -28,14 +28,14 @@ from scipy.signal import find_peaks
 from torch import Tensor
 
 from .echelle import EchelleModel
-from .grids import SPEED_OF_LIGHT
 from .jacobian import linearize
 from .jacobian_windows import covariance_cut
-from .kernels import convolve, gaussian_taps
 from .model import ForwardModel
 from .normal_equations import NormalEquations
 from .parameters import FreeParameters
-from .profiles import voigt, voigt_fwhm
+from .physics.grids import SPEED_OF_LIGHT
+from .physics.kernels import convolve, gaussian_taps
+from .physics.voigt import voigt, voigt_fwhm
 
 EXPECTED = 0.1
 """False lines that a search is expected to bring, where nothing else is asked for."""

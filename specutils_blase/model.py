@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from .extrinsic import DopplerShift, RotationalBroadening
-from .grids import SPEED_OF_LIGHT, Sampling, velocity_grid
 from .instrument import Continuum, LineSpreadFunction, PixelBinning
-from .kernels import FWHM_PER_SIGMA, GAUSSIAN_REACH
 from .lines import LineEmulator, Windows
-from .profiles import voigt_fwhm
+from .physics.grids import SPEED_OF_LIGHT, Sampling, velocity_grid
+from .physics.kernels import FWHM_PER_SIGMA, GAUSSIAN_REACH
+from .physics.voigt import voigt_fwhm
 
 MIN_STEP, MAX_STEP = 0.1, 1.0
 """km/s; bounds of the automatic grid step."""

@@ -19,7 +19,6 @@ from .correlated_residuals import correlation_factor
 from .echelle import EchelleModel
 from .echelle_result import EchelleFitResult
 from .factor import Factor
-from .grids import SPEED_OF_LIGHT
 from .least_squares import Solution
 from .ledger import LineErrors, build_ledger, held_errors
 from .line_discovery import Discovery, missing_lines_table
@@ -28,8 +27,9 @@ from .noise import NoiseModel
 from .normal_equations import NormalEquations
 from .observed_orders import ObservedOrder
 from .order_scatter import VELOCITIES, OrderScatter, order_scatter, part_scatter
-from .parallel import each
 from .parameters import KINDS
+from .physics.grids import SPEED_OF_LIGHT
+from .physics.parallel import each
 from .posterior import WIDENED, Curvature
 from .problem import AnchoredProblem
 from .quality import Reason

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .echelle import EchelleModel, orders_of
 from .model import ForwardModel, Stages
-from .parallel import each
+from .physics.parallel import each
 
 KINDS = ("ln_area", "ln_sigma", "ln_gamma", "rv_offset")
 """Line parameters, in the order of `LineEmulator.line_parameters`."""

@@ -30,8 +30,8 @@ from torch import Tensor
 
 from .data import SpectralData
 from .echelle import EchelleModel, orders_of
-from .grids import SPEED_OF_LIGHT
 from .model import ForwardModel
+from .physics.grids import SPEED_OF_LIGHT
 from .posterior import WIDENED, Curvature, free_parameters, normal_equations
 
 SHIFT = 0.1

@@ -20,7 +20,6 @@ from astropy.table import QTable
 from torch import Tensor
 
 from .echelle import EchelleModel
-from .grids import SPEED_OF_LIGHT
 from .jacobian import linearize
 from .jacobian_windows import covariance_cut
 from .ledger import equivalent_width
@@ -29,6 +28,7 @@ from .model import ForwardModel
 from .normal_equations import NormalEquations
 from .numeric import is_whole
 from .parameters import GLOBALS, KINDS, FreeParameters
+from .physics.grids import SPEED_OF_LIGHT
 from .priors import GLOBAL_PRIORS
 
 

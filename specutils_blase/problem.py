@@ -13,16 +13,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .grids import SPEED_OF_LIGHT
 from .jacobian import Jacobian, linearize
 from .jacobian_windows import Layout, covariance_cut
-from .kernels import FWHM_PER_SIGMA
 from .lines import LineEmulator
 from .model import Stages
 from .normal_equations import NormalEquations
 from .parameters import KINDS, FreeParameters
+from .physics.grids import SPEED_OF_LIGHT
+from .physics.kernels import FWHM_PER_SIGMA
+from .physics.voigt import voigt_fwhm
 from .priors import GLOBAL_LIMITS, GLOBAL_PRIORS, LINE_LIMITS, LinePriors, penalty
-from .profiles import voigt_fwhm
 
 WIDEST, NARROWEST, FARTHEST, LEAST_WIDTH = 4.0, 1e-3, 2.0, 3.0
 """Largest factor on the full width of a line; part of it below which σ or γ alone are as good as zero; largest shift in

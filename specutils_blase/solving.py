@@ -18,8 +18,8 @@ from .factor import Factor
 from .least_squares import MESSAGES, Solution, minimize
 from .model import ForwardModel
 from .noise import NoiseModel
-from .parallel import each
 from .parameters import ORDER_GLOBALS, FreeParameters
+from .physics.parallel import each
 from .problem import AnchoredProblem
 from .rejection import unlike_lines
 from .starting import LOOSE_ITERATIONS

@@ -20,7 +20,7 @@ from .clone_assessment import assess_clone
 from .cloning import CloneResult, NoLinesError, clone, clone_ledger, clone_model
 from .cloning_rounds import Template, worst_places
 from .lines import LineEmulator
-from .saturation import SaturationLaw
+from .physics.saturation import SaturationLaw
 from .spectrum import read_spectrum, spectrum_on
 
 logger = logging.getLogger(__name__)

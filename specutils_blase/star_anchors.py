@@ -23,9 +23,9 @@ from torch import Tensor
 
 from .common_changes import CommonChanges
 from .factor import Factor
+from .physics.voigt import voigt_fwhm
 from .priors import LinePriors
 from .problem import AnchoredProblem
-from .profiles import voigt_fwhm
 from .stand_in import ROUNDING, student_evidence, without_prior
 from .star_scaling import STRENGTH_PRIOR, StarScale
 

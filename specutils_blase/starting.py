@@ -16,9 +16,9 @@ from .echelle import EchelleModel, orders_of
 from .instrument import Continuum
 from .jacobian import linearize
 from .model import ForwardModel
-from .parallel import each
 from .parameters import FreeParameters
-from .scatter import difference_scatter
+from .physics.parallel import each
+from .physics.scatter import difference_scatter
 from .star_scaling import STRENGTH_PRIOR, StarScale, limited, scale_star, strength_tangent
 
 LOOSE_ITERATIONS = 30

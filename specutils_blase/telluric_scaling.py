@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from .echelle import EchelleModel, orders_of
-from .grids import SPEED_OF_LIGHT
-from .kernels import convolve
 from .model import ForwardModel
+from .physics.grids import SPEED_OF_LIGHT
+from .physics.kernels import convolve
 
 logger = logging.getLogger(__name__)
 

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from .echelle import EchelleModel, orders_of
-from .grids import SPEED_OF_LIGHT
 from .model import ForwardModel
+from .physics.grids import SPEED_OF_LIGHT
 
 FARTHEST = 1000.0
 """km/s on either side of the fitted velocity within which the star is looked for."""

@@ -16,9 +16,9 @@ from torch import Tensor
 from .correlation import STEP, OrderCorrelation, coverage
 from .data import SpectralData
 from .echelle import EchelleModel
-from .grids import SPEED_OF_LIGHT
 from .lines import LineEmulator
-from .parallel import each
+from .physics.grids import SPEED_OF_LIGHT
+from .physics.parallel import each
 from .star_scaling import STRENGTH_PRIOR
 from .telluric_scaling import scaled_transmissions
 

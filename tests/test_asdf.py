@@ -20,11 +20,11 @@ from specutils_blase.asdf.files import write
 from specutils_blase.asdf.integration import MANIFESTS, ROOT, get_extensions, get_resource_mappings
 from specutils_blase.data import pixel_edges
 from specutils_blase.fitting import fit
-from specutils_blase.grids import Sampling
 from specutils_blase.lines import LineEmulator
 from specutils_blase.model import ForwardModel
+from specutils_blase.physics.grids import Sampling
+from specutils_blase.physics.saturation import Minnaert, Product, SaturationLaw
 from specutils_blase.provenance import of_template
-from specutils_blase.saturation import Minnaert, Product, SaturationLaw
 from specutils_blase.simulate import simulate
 
 RANGE = (10470.0, 10515.0)

@@ -21,9 +21,9 @@ from specutils_blase.asdf import files
 from specutils_blase.asdf.converters import LineEmulatorConverter
 from specutils_blase.asdf.files import read, write
 from specutils_blase.data import pixel_edges
-from specutils_blase.grids import Sampling
 from specutils_blase.lines import LineEmulator
 from specutils_blase.model import ForwardModel
+from specutils_blase.physics.grids import Sampling
 
 TAGS = "asdf://specutils-blase.org/specutils_blase/tags"
 

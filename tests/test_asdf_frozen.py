@@ -8,7 +8,7 @@ from frozen import FOLDER, HIT, ORDERS, VERSION, flux
 
 import specutils_blase as sb
 from specutils_blase.asdf.integration import MANIFESTS
-from specutils_blase.grids import Sampling
+from specutils_blase.physics.grids import Sampling
 
 # Every eighth pixel of the model when the file was written (`frozen.flux`).
 FLUX = {

@@ -13,7 +13,7 @@ from scipy.special import voigt_profile
 
 import specutils_blase as sb
 from specutils_blase.adapters.blase import read_blase_parameters
-from specutils_blase.grids import SPEED_OF_LIGHT, Sampling
+from specutils_blase.physics.grids import SPEED_OF_LIGHT, Sampling
 
 LINES = {
     "center": np.array([10001.0, 10003.0, 10003.2, 10006.0]),

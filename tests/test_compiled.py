@@ -13,11 +13,11 @@ import torch
 from test_jacobian import MODELS, everything
 from test_lines import CASES, LAWS, case, emulator
 
-from specutils_blase import compiled
-from specutils_blase.grids import Sampling
 from specutils_blase.jacobian import linearize
-from specutils_blase.line_sum import Windows
-from specutils_blase.profiles import voigt
+from specutils_blase.physics import compiled
+from specutils_blase.physics.grids import Sampling
+from specutils_blase.physics.line_sum import Windows
+from specutils_blase.physics.voigt import voigt
 
 F64 = torch.float64
 CPU = torch.device("cpu")
@@ -170,7 +170,7 @@ PROGRAM = """
 import sys, warnings
 {before}
 import numpy as np, torch
-from specutils_blase.grids import Sampling, velocity_grid
+from specutils_blase.physics.grids import Sampling, velocity_grid
 from specutils_blase.lines import LineEmulator
 em = LineEmulator([10000.0, 10003.0], [0.05, 0.1], [0.05, 0.06], [0.02, 0.01])
 with warnings.catch_warnings(record=True) as told:

@@ -10,7 +10,7 @@ from specutils import Spectrum, SpectrumList
 
 import specutils_blase as sb
 from specutils_blase import demo, simulate, templates
-from specutils_blase.grids import SPEED_OF_LIGHT
+from specutils_blase.physics.grids import SPEED_OF_LIGHT
 
 TRUTH = {"rv": -21.3, "vsini": 6.5}
 CHOSEN = (17, 23, 24)

@@ -6,7 +6,7 @@ import torch
 from scipy.integrate import quad
 
 from specutils_blase.extrinsic import DopplerShift, RotationalBroadening
-from specutils_blase.grids import SPEED_OF_LIGHT, velocity_grid
+from specutils_blase.physics.grids import SPEED_OF_LIGHT, velocity_grid
 from specutils_blase.simulate import rotation_kernel
 
 F64 = torch.float64

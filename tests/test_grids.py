@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from specutils_blase.grids import SPEED_OF_LIGHT, DoublePrecision, Sampling, pixel_overlap, velocity_grid
 from specutils_blase.instrument import PixelBinning
+from specutils_blase.physics.grids import SPEED_OF_LIGHT, DoublePrecision, Sampling, pixel_overlap, velocity_grid
 
 F64 = torch.float64
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from specutils_blase.grids import SPEED_OF_LIGHT, velocity_grid
 from specutils_blase.instrument import Continuum, LineSpreadFunction, PixelBinning
-from specutils_blase.kernels import FWHM_PER_SIGMA
+from specutils_blase.physics.grids import SPEED_OF_LIGHT, velocity_grid
+from specutils_blase.physics.kernels import FWHM_PER_SIGMA
 from specutils_blase.simulate import pixel_edges
 
 F64 = torch.float64

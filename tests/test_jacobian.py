@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from specutils_blase import jacobian_windows
-from specutils_blase.grids import Sampling
 from specutils_blase.jacobian import linearize
 from specutils_blase.jacobian_windows import Cut
 from specutils_blase.lines import LineEmulator
 from specutils_blase.model import ForwardModel
 from specutils_blase.parameters import GLOBALS, KINDS, FreeParameters
-from specutils_blase.saturation import Minnaert
+from specutils_blase.physics.grids import Sampling
+from specutils_blase.physics.saturation import Minnaert
 from specutils_blase.simulate import pixel_edges
 
 F64 = torch.float64

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
 
-from specutils_blase.kernels import (
+from specutils_blase.physics.kernels import (
     FWHM_PER_SIGMA,
     convolve,
     gaussian_half_width,

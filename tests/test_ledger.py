@@ -11,11 +11,11 @@ from specutils import Spectrum
 from specutils.analysis import equivalent_width
 
 import specutils_blase as sb
-from specutils_blase.grids import Sampling
 from specutils_blase.ledger import LineErrors, build_ledger, held_errors
 from specutils_blase.ledger_columns import COLUMNS, FLAG_LIMITS
 from specutils_blase.lines import LineEmulator
-from specutils_blase.saturation import Minnaert, Product
+from specutils_blase.physics.grids import Sampling
+from specutils_blase.physics.saturation import Minnaert, Product
 
 DESIGN = (
     "id component species center center_err rv_offset rv_offset_err area area_err sigma sigma_err gamma gamma_err fwhm "

@@ -11,10 +11,10 @@ from astropy.table import QTable
 from astropy.utils.masked import Masked
 
 import specutils_blase as sb
-from specutils_blase.grids import Sampling
 from specutils_blase.ledger import LineErrors, build_ledger, held_errors
 from specutils_blase.lines import LineEmulator
-from specutils_blase.saturation import Minnaert
+from specutils_blase.physics.grids import Sampling
+from specutils_blase.physics.saturation import Minnaert
 
 SUFFIXES = [".ecsv", ".fits", ".hdf5", ".parquet"]
 

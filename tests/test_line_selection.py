@@ -10,9 +10,9 @@ from specutils import SpectralRegion
 from specutils.utils.wcs_utils import vac_to_air
 
 import specutils_blase as sb
-from specutils_blase.grids import SPEED_OF_LIGHT
 from specutils_blase.ledger import LineErrors, build_ledger, held_errors
 from specutils_blase.lines import LineEmulator
+from specutils_blase.physics.grids import SPEED_OF_LIGHT
 
 CENTER = np.array([10490.0, 10495.0, 10500.0, 10505.0, 10510.0])
 RV = 60.0  # km/s: 2.1 Å

@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import voigt_profile
 
-from specutils_blase.grids import SPEED_OF_LIGHT, Sampling, velocity_grid
 from specutils_blase.lines import TOLERANCE, LineEmulator
-from specutils_blase.profiles import voigt
-from specutils_blase.saturation import Exponential, Minnaert, Product
+from specutils_blase.physics.grids import SPEED_OF_LIGHT, Sampling, velocity_grid
+from specutils_blase.physics.saturation import Exponential, Minnaert, Product
+from specutils_blase.physics.voigt import voigt
 
 F64 = torch.float64
 
@@ -201,7 +201,7 @@ def test_chunks_do_not_show(monkeypatch):
     em, sampling = emulator(lines), Sampling(wavelength)
     with torch.no_grad():
         whole = em(sampling)
-        monkeypatch.setattr("specutils_blase.line_sum.block_size", lambda device: 1000)
+        monkeypatch.setattr("specutils_blase.physics.line_sum.block_size", lambda device: 1000)
         torch.testing.assert_close(em(sampling), whole, rtol=0, atol=1e-14)
 
 

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from specutils_blase.grids import Sampling
 from specutils_blase.lines import LineEmulator
 from specutils_blase.model import ForwardModel
 from specutils_blase.parameters import KINDS, FreeParameters
-from specutils_blase.profiles import voigt, voigt_with_derivatives
-from specutils_blase.saturation import Minnaert
+from specutils_blase.physics.grids import Sampling
+from specutils_blase.physics.saturation import Minnaert
+from specutils_blase.physics.voigt import voigt, voigt_with_derivatives
 from specutils_blase.simulate import pixel_edges
 
 F64 = torch.float64

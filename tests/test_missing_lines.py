@@ -9,10 +9,10 @@ from astropy.table import QTable, Table, vstack
 from specutils import SpectrumList
 
 import specutils_blase as sb
-from specutils_blase.grids import SPEED_OF_LIGHT
 from specutils_blase.line_trials import expected_false
 from specutils_blase.missing_lines import FREE, Feature, search, with_lines
 from specutils_blase.missing_lines import _try as tried
+from specutils_blase.physics.grids import SPEED_OF_LIGHT
 from specutils_blase.posterior import free_parameters, prior_precision
 from specutils_blase.priors import LinePriors, penalty, square_of_penalty
 from specutils_blase.problem import AnchoredProblem
@@ -96,7 +96,7 @@ def test_lines_that_are_missing_are_found(found):
 def _equivalent_width(emulator, k):
     x = torch.linspace(-40.0, 40.0, 400_001, dtype=torch.float64) + emulator.center[k]
     one = emulator.subset(torch.tensor([k]))
-    from specutils_blase.grids import Sampling
+    from specutils_blase.physics.grids import Sampling
 
     with torch.no_grad():
         return float((1.0 - one(Sampling(x))).sum() * (x[1] - x[0]))

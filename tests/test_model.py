@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from specutils_blase.grids import SPEED_OF_LIGHT, Sampling, velocity_grid
 from specutils_blase.lines import LineEmulator
 from specutils_blase.model import MAX_STEP, MIN_STEP, ForwardModel, grid_step
-from specutils_blase.profiles import voigt_fwhm
+from specutils_blase.physics.grids import SPEED_OF_LIGHT, Sampling, velocity_grid
+from specutils_blase.physics.voigt import voigt_fwhm
 from specutils_blase.simulate import pixel_edges, simulate_flux
 
 F64 = torch.float64
@@ -159,7 +159,7 @@ def test_resolving_power_that_varies():
 def test_limiting_depth_that_varies():
     """Minnaert's R_c as a polynomial of the star's own wavelength."""
     model = build(at_rest(STAR, 500.0), rv=500.0, star_law="minnaert")
-    from specutils_blase.saturation import Minnaert
+    from specutils_blase.physics.saturation import Minnaert
 
     law = Minnaert((9_980.0, 10_010.0), 0.7, degree=1)
     with torch.no_grad():

@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from specutils_blase.parallel import each
+from specutils_blase.physics.parallel import each
 
 
 @pytest.fixture(params=[1, 2])

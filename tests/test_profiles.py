@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import voigt_profile, wofz
 
-from specutils_blase.profiles import faddeeva, voigt, voigt_fwhm, voigt_with_derivatives
+from specutils_blase.physics.voigt import faddeeva, voigt, voigt_fwhm, voigt_with_derivatives
 
 F64 = torch.float64
 

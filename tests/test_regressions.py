@@ -17,11 +17,11 @@ from specutils import Spectrum
 import specutils_blase as sb
 from specutils_blase.data import pixel_edges
 from specutils_blase.extrinsic import RotationalBroadening
-from specutils_blase.grids import SPEED_OF_LIGHT, Sampling, velocity_grid
 from specutils_blase.instrument import LineSpreadFunction, PixelBinning
 from specutils_blase.lines import LineEmulator
 from specutils_blase.model import ForwardModel
-from specutils_blase.profiles import voigt
+from specutils_blase.physics.grids import SPEED_OF_LIGHT, Sampling, velocity_grid
+from specutils_blase.physics.voigt import voigt
 from specutils_blase.simulate import simulate, simulate_flux
 
 F64 = torch.float64

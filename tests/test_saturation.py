@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specutils_blase.saturation import Exponential, Minnaert, Product, legendre, saturation_law
+from specutils_blase.physics.saturation import Exponential, Minnaert, Product, legendre, saturation_law
 
 F64 = torch.float64
 RANGE = (10000.0, 10100.0)

@@ -620,7 +620,7 @@ def test_emulators_and_clones_are_their_lines_and_law(law):
 def test_the_truth_tells_how_lines_add_up():
     """Given again as tables with the laws that the truth tells, lines make the same flux."""
     from specutils_blase.lines import LineEmulator
-    from specutils_blase.saturation import Minnaert
+    from specutils_blase.physics.saturation import Minnaert
 
     star, sky = many_lines(5), many_lines(6, n=4)
     law = Minnaert((9_980.0, 10_020.0), degree=1)

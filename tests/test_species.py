@@ -10,8 +10,8 @@ from specutils import Spectrum
 import specutils_blase as sb
 from specutils_blase import simulate, templates
 from specutils_blase.cloning import NoLinesError
-from specutils_blase.grids import Sampling
 from specutils_blase.ledger import emulator_from_ledger
+from specutils_blase.physics.grids import Sampling
 
 CARBON = (20_600 * u.AA, 20_680 * u.AA)  # CO2's band of 2.06 µm on water lines
 METHANE = (22_560 * u.AA, 22_640 * u.AA)  # CH4 and N2O on water lines

@@ -15,10 +15,10 @@ from specutils_blase import hypotheses, velocity
 from specutils_blase.correlation import OrderCorrelation
 from specutils_blase.data import SpectralData
 from specutils_blase.fitting import fit
-from specutils_blase.grids import SPEED_OF_LIGHT
 from specutils_blase.ledger import emulator_from_ledger
 from specutils_blase.lines import LineEmulator
 from specutils_blase.model import ForwardModel
+from specutils_blase.physics.grids import SPEED_OF_LIGHT
 from specutils_blase.quality import BlaseQualityWarning
 from specutils_blase.simulate import pixel_edges, simulate
 from specutils_blase.spectrum import read_spectrum

@@ -7,12 +7,12 @@ from scipy.optimize import minimize_scalar
 
 from specutils_blase import solving
 from specutils_blase.common_changes import STILL
-from specutils_blase.grids import SPEED_OF_LIGHT
 from specutils_blase.least_squares import MESSAGES, minimize
 from specutils_blase.lines import LineEmulator
 from specutils_blase.model import ForwardModel
 from specutils_blase.noise import NoiseModel
 from specutils_blase.parameters import FreeParameters
+from specutils_blase.physics.grids import SPEED_OF_LIGHT
 from specutils_blase.priors import LinePriors
 from specutils_blase.problem import AnchoredProblem
 from specutils_blase.simulate import pixel_edges

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..lines import LineEmulator
-from ..saturation import saturation_law
+from ..physics.saturation import saturation_law
 from .mixed_profile import exact_voigts
 
 logger = logging.getLogger(__name__)

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..profiles import voigt_with_derivatives
-from ..saturation import SaturationLaw
+from ..physics.saturation import SaturationLaw
+from ..physics.voigt import voigt_with_derivatives
 
 N_NODE = 32
 """A half of the number of offsets from the centre at which fluxes are compared; a quarter, where there is a corner."""

@@ -121,8 +121,8 @@ def emulator_of_t4700(law, n_line=5646):
     import numpy as np
     import torch
 
-    from specutils_blase.grids import Sampling
     from specutils_blase.lines import LineEmulator
+    from specutils_blase.physics.grids import Sampling
 
     lines = np.load(SHARED / "data" / "blase" / "T4700g4p5_lines.npz")
     deepest = np.argsort(lines["area"] / lines["sigma"])[::-1][:n_line]
@@ -166,7 +166,7 @@ def voigt(n_point=2_000_000):
     import torch
     from scipy.special import wofz
 
-    from specutils_blase.profiles import voigt_with_derivatives
+    from specutils_blase.physics.voigt import voigt_with_derivatives
 
     rng = np.random.default_rng(1)
     x = rng.uniform(-3.0, 3.0, n_point)
@@ -199,8 +199,8 @@ def scaling(n_line, fixed):
     import numpy as np
     import torch
 
-    from specutils_blase.grids import Sampling, velocity_grid
     from specutils_blase.lines import LineEmulator
+    from specutils_blase.physics.grids import Sampling, velocity_grid
 
     span = np.log(1.6) * (n_line / 30_000 if fixed == "density" else 1.0)
     low = 8000.0

@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy.special import voigt_profile
 
-from specutils_blase.profiles import voigt
+from specutils_blase.physics.voigt import voigt
 
 RUN = Path(__file__).with_name("run.py")
 sys.path.insert(0, str(RUN.parent))

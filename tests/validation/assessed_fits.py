@@ -19,7 +19,7 @@ from specutils import Spectrum
 
 import specutils_blase as sb
 from specutils_blase import simulate, templates
-from specutils_blase.grids import SPEED_OF_LIGHT
+from specutils_blase.physics.grids import SPEED_OF_LIGHT
 
 KMS_MARGIN = 700.0
 """km/s by which clones exceed the pixels."""

@@ -24,8 +24,8 @@ from dataclasses import dataclass, replace
 import cases
 import numpy as np
 
-from specutils_blase.grids import SPEED_OF_LIGHT
 from specutils_blase.parameters import KINDS
+from specutils_blase.physics.grids import SPEED_OF_LIGHT
 from specutils_blase.priors import LinePriors
 from specutils_blase.simulate.flux import legendre_continuum, simulate_flux
 from specutils_blase.star_scaling import STRENGTH_PRIOR

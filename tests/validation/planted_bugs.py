@@ -35,7 +35,7 @@ class Bug(NamedTuple):
 BUGS = {
     "sigma-is-half-width": Bug(
         "σ of a profile too large by √2",
-        "profiles.py",
+        "physics/voigt.py",
         "inverse_width = (sigma * math.sqrt(2.0)).reciprocal_()",
         "inverse_width = (sigma * 2.0).reciprocal_()",
         ("test_profiles.py",),
@@ -49,14 +49,14 @@ BUGS = {
     ),
     "chain-rule-compiled": Bug(
         "the same in machine code",
-        "compiled_voigt.py",
+        "physics/compiled_voigt.py",
         "factor, source = a * g, d_gamma",
         "factor, source = a, d_gamma",
         ("test_jacobian.py",),
     ),
     "share-of-a-level": Bug(
         "lines handed over to coarser grids twice",
-        "compiled_voigt.py",
+        "physics/compiled_voigt.py",
         "share[i] -= _cutoff(come_in",
         "share[i] -= 0.9 * _cutoff(come_in",
         ("test_lines.py",),
@@ -70,7 +70,7 @@ BUGS = {
     ),
     "dropped-sky-compiled": Bug(
         "changes of stellar lines not dimmed by the sky, in machine code",
-        "compiled_grids.py",
+        "physics/compiled_grids.py",
         "dimmed[i] = other[min(max(begin[j] + i, 0), n_node - 1)]",
         "dimmed[i] = 1.0",
         ("test_jacobian.py",),
@@ -99,7 +99,7 @@ BUGS = {
     ),
     "half-for-full": Bug(
         "resolving power taken for λ over the half width",
-        "kernels.py",
+        "physics/kernels.py",
         "FWHM_PER_SIGMA = 2.0 * math.sqrt",
         "FWHM_PER_SIGMA = math.sqrt",
         ("test_kernels.py", "test_instrument.py", "test_model.py"),

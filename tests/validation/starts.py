@@ -29,11 +29,11 @@ import specutils_blase as sb
 from specutils_blase import simulate, templates
 from specutils_blase.cloning import NoLinesError
 from specutils_blase.first_model import first_model
-from specutils_blase.grids import SPEED_OF_LIGHT
 from specutils_blase.hypotheses import likeliest
 from specutils_blase.ledger import emulator_from_ledger
 from specutils_blase.model import ForwardModel
 from specutils_blase.observed_orders import read_orders
+from specutils_blase.physics.grids import SPEED_OF_LIGHT
 from specutils_blase.starting import start_continuum, velocity_information
 from specutils_blase.velocity import cross_correlate
 

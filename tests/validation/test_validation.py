@@ -18,7 +18,7 @@ from astropy.table import Table
 
 from specutils_blase import simulate
 from specutils_blase.components import component_emulator
-from specutils_blase.grids import SPEED_OF_LIGHT
+from specutils_blase.physics.grids import SPEED_OF_LIGHT
 from specutils_blase.priors import LinePriors
 
 HERE = Path(__file__).resolve().parent

@@ -75,7 +75,7 @@ def rotation_from_record(record, sampling):
         If its step is not that of the grid: one a million times smaller would make a kernel of as many more taps.
     """
     from ...extrinsic import RotationalBroadening
-    from ...grids import SPEED_OF_LIGHT
+    from ...physics.grids import SPEED_OF_LIGHT
 
     step = sampling.step * SPEED_OF_LIGHT
     if not abs(record["step"] - step) < 1e-3 * step:
@@ -92,8 +92,8 @@ def rotation_from_record(record, sampling):
 
 def instrument_record(model):
     """What is an order's own: its grid, line spread, pixels and continuum, as far as the model has them."""
-    from ...grids import Sampling
     from ...instrument import Continuum, LineSpreadFunction, PixelBinning
+    from ...physics.grids import Sampling
     from ..records import array
 
     node = {"wavelength": array(_own(model.sampling, Sampling).wavelength)}
@@ -114,8 +114,8 @@ def instrument_record(model):
 
 def instrument_from_record(node):
     """The stages of `instrument_record`, by the names that `ForwardModel` gives them."""
-    from ...grids import Sampling
     from ...instrument import PixelBinning
+    from ...physics.grids import Sampling
     from ..records import tensor
 
     grid = tensor(node["wavelength"], "wavelength")

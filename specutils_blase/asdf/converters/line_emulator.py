@@ -62,9 +62,9 @@ def law_record(law):
     Raises
     ------
     ValueError
-        If it is none of the three laws of `specutils_blase.saturation`: its formula cannot be written.
+        If it is none of the three laws of `specutils_blase.physics.saturation`: its formula cannot be written.
     """
-    from ...saturation import Exponential, Minnaert, Product
+    from ...physics.saturation import Exponential, Minnaert, Product
     from ..records import array
 
     if type(law) is Exponential:
@@ -84,7 +84,7 @@ def law_from_record(record):
     """The saturation law of a record from `law_record`."""
     import torch
 
-    from ...saturation import Exponential, Minnaert, Product
+    from ...physics.saturation import Exponential, Minnaert, Product
     from ..records import tensor
 
     if record["name"] == "log":

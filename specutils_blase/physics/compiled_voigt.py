@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from .grids import HANDOVER, NEVER
-from .profiles import ASYMPTOTIC, FAR_RADIUS, SQRT_PI, WEIDEMAN
+from .voigt import ASYMPTOTIC, FAR_RADIUS, SQRT_PI, WEIDEMAN
 
 BLOCK = 64
 

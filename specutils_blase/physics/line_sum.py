@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .compiled import as_array, kernels
 from .grids import HANDOVER, NEVER, Sampling
-from .profiles import block_size, voigt_with_derivatives
+from .voigt import block_size, voigt_with_derivatives
 
 
 @dataclass(frozen=True)
