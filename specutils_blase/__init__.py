@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     from .asdf.files import read
     from .cloning import CloneResult, clone
     from .cross_validation import cross_validate
-    from .echelle import EchelleModel
     from .echelle_result import EchelleFitResult
     from .fitting import fit
     from .identification import identify
     from .ledger_files import read_ledger, write_ledger
     from .line_lists import ledger_to_line_list, read_line_list
     from .line_selection import change_significance, select_lines
-    from .lines import LineEmulator
-    from .model import ForwardModel
+    from .model.echelle import EchelleModel
+    from .model.emulator import LineEmulator
+    from .model.order import ForwardModel
     from .quality import BlaseQualityWarning, Quality, Reason
     from .result import FitResult
     from .species_cloning import clone_species
@@ -41,10 +41,10 @@ _LAZY = {
     "BlaseQualityWarning": ".quality",
     "CloneResult": ".cloning",
     "EchelleFitResult": ".echelle_result",
-    "EchelleModel": ".echelle",
+    "EchelleModel": ".model.echelle",
     "FitResult": ".result",
-    "ForwardModel": ".model",
-    "LineEmulator": ".lines",
+    "ForwardModel": ".model.order",
+    "LineEmulator": ".model.emulator",
     "Quality": ".quality",
     "Reason": ".quality",
     "change_significance": ".line_selection",

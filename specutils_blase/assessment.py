@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from .continuum_assessment import continuum_reasons
-from .echelle import orders_of
 from .line_moves import LineMoves, line_moves
-from .parameters import KINDS
+from .model.echelle import orders_of
+from .model.parameters import KINDS
 from .physics.grids import SPEED_OF_LIGHT
 from .quality import Quality, Reason, graded
 from .star_anchors import MOST_INFLATION

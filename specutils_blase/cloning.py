@@ -30,9 +30,9 @@ from .cloning_rounds import (
 )
 from .ledger import build_ledger, held_errors
 from .line_finding import find_lines, own_widths, share_out_areas
-from .lines import LineEmulator
+from .model.emulator import LineEmulator
+from .model.parameters import KINDS
 from .numeric import is_number
-from .parameters import KINDS
 from .physics.grids import SPEED_OF_LIGHT
 from .physics.saturation import saturation_law
 from .quality import Quality

@@ -18,9 +18,9 @@ from tqdm.auto import tqdm
 
 from .least_squares import Solution, minimize
 from .line_finding import find_lines, share_out_areas
-from .lines import LineEmulator
-from .model import ForwardModel
-from .parameters import FreeParameters
+from .model.emulator import LineEmulator
+from .model.order import ForwardModel
+from .model.parameters import FreeParameters
 from .physics.grids import Sampling
 from .physics.scatter import difference_scatter
 from .physics.voigt import voigt_fwhm

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from .data import SpectralData
-from .extrinsic import RotationalBroadening
-from .instrument import LineSpreadFunction
-from .lines import LineEmulator
+from .model.emulator import LineEmulator
+from .model.extrinsic import RotationalBroadening
+from .model.instrument import LineSpreadFunction
 from .physics.grids import SPEED_OF_LIGHT, Sampling, velocity_grid
 from .physics.saturation import legendre
 

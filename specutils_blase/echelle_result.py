@@ -13,7 +13,7 @@ from astropy.table import QTable
 from specutils import Spectrum, SpectrumList
 
 from .data import SpectralData
-from .echelle import EchelleModel
+from .model.echelle import EchelleModel
 from .result import SEMI_EMPIRICAL, FitResult, model_spectra
 from .spectrum import SpectrumFrame, spectrum_on
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from .components import lines_reaching, reached
-from .echelle import EchelleModel
-from .lines import LineEmulator
-from .model import ForwardModel
+from .model.echelle import EchelleModel
+from .model.emulator import LineEmulator
+from .model.order import ForwardModel
 from .noise import NoiseModel
 from .observed_orders import ObservedOrder
 from .physics.grids import SPEED_OF_LIGHT

@@ -27,18 +27,18 @@ from .components import (
     qualities_of,
     source_of,
 )
-from .echelle import EchelleModel, orders_of
 from .echelle_result import EchelleFitResult
 from .first_model import first_model, union, without_impossible
 from .held_lines import held_by_ledger, told_by_data
 from .hypotheses import likeliest
 from .line_discovery import discover
-from .lines import LineEmulator
-from .model import ForwardModel
+from .model.echelle import EchelleModel, orders_of
+from .model.emulator import LineEmulator
+from .model.order import ForwardModel
+from .model.parameters import GLOBALS, KINDS, FreeParameters
 from .numeric import is_number, is_whole
 from .observed_orders import ObservedOrder, read_order, read_orders, warn_excluded
 from .outcome import Given, build_result
-from .parameters import GLOBALS, KINDS, FreeParameters
 from .physics.grids import SPEED_OF_LIGHT
 from .priors import LinePriors
 from .problem import AnchoredProblem

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .ledger import column_values, text_column
 from .ledger_columns import KMS
-from .lines import LineEmulator
+from .model.emulator import LineEmulator
 from .observed_orders import ObservedOrder
 from .physics.grids import SPEED_OF_LIGHT
 from .physics.voigt import voigt, voigt_fwhm

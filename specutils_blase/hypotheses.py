@@ -15,9 +15,9 @@ from torch import Tensor
 
 from .correlated_residuals import autocorrelation
 from .correlation import SKY_DOUBT
-from .echelle import EchelleModel, orders_of
 from .first_model import FirstModel
-from .model import ForwardModel
+from .model.echelle import EchelleModel, orders_of
+from .model.order import ForwardModel
 from .solving import reject_pixels
 from .star_scaling import scale_star
 from .starting import CLIP, FASTEST_ROTATION, HeldFit, start_continuum, start_velocities

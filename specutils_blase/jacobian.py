@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from .jacobian_windows import Cut, Layout, LineBatch, OrderLayout
-from .model import ForwardModel, Stages
-from .parameters import KINDS, FreeParameters, OrderParameters
+from .model.order import ForwardModel, Stages
+from .model.parameters import KINDS, FreeParameters, OrderParameters
 from .physics.compiled import as_array, kernels
 from .physics.grids import SPEED_OF_LIGHT
 from .physics.kernels import convolve, correlate

@@ -17,10 +17,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .echelle import EchelleModel
-from .lines import LineEmulator
-from .model import ForwardModel
-from .parameters import FreeParameters, OrderParameters
+from .model.echelle import EchelleModel
+from .model.emulator import LineEmulator
+from .model.order import ForwardModel
+from .model.parameters import FreeParameters, OrderParameters
 from .physics.voigt import voigt_fwhm
 from .structure import Structure, Window
 

@@ -18,8 +18,8 @@ from astropy.table import QTable
 from torch import Tensor
 
 from .ledger_columns import COLUMNS, FLAG_LIMITS, KMS
-from .lines import LineEmulator
-from .parameters import KINDS
+from .model.emulator import LineEmulator
+from .model.parameters import KINDS
 from .physics.grids import SPEED_OF_LIGHT
 from .physics.saturation import Minnaert, Product, SaturationLaw
 from .physics.voigt import voigt, voigt_fwhm

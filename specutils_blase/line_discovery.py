@@ -36,8 +36,8 @@ from .line_trials import (
     worth,
 )
 from .missing_lines import EXPECTED, HELD, LINE, Feature, Grown, search
+from .model.parameters import KINDS
 from .noise import NoiseModel
-from .parameters import KINDS
 from .posterior import free_parameters, needed, prior_precision
 from .problem import AnchoredProblem
 from .solving import ALONE_TOLERANCE, residuals, solve_near

@@ -27,12 +27,12 @@ import torch
 from scipy.signal import find_peaks
 from torch import Tensor
 
-from .echelle import EchelleModel
 from .jacobian import linearize
 from .jacobian_windows import covariance_cut
-from .model import ForwardModel
+from .model.echelle import EchelleModel
+from .model.order import ForwardModel
+from .model.parameters import FreeParameters
 from .normal_equations import NormalEquations
-from .parameters import FreeParameters
 from .physics.grids import SPEED_OF_LIGHT
 from .physics.kernels import convolve, gaussian_taps
 from .physics.voigt import voigt, voigt_fwhm

@@ -16,18 +16,18 @@ from torch import Tensor
 from .assessment import assess
 from .common_changes import CommonChanges
 from .correlated_residuals import correlation_factor
-from .echelle import EchelleModel
 from .echelle_result import EchelleFitResult
 from .factor import Factor
 from .least_squares import Solution
 from .ledger import LineErrors, build_ledger, held_errors
 from .line_discovery import Discovery, missing_lines_table
-from .lines import LineEmulator
+from .model.echelle import EchelleModel
+from .model.emulator import LineEmulator
+from .model.parameters import KINDS
 from .noise import NoiseModel
 from .normal_equations import NormalEquations
 from .observed_orders import ObservedOrder
 from .order_scatter import VELOCITIES, OrderScatter, order_scatter, part_scatter
-from .parameters import KINDS
 from .physics.grids import SPEED_OF_LIGHT
 from .physics.parallel import each
 from .posterior import WIDENED, Curvature

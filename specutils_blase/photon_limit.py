@@ -29,8 +29,8 @@ from scipy.optimize import nnls
 from torch import Tensor
 
 from .data import SpectralData
-from .echelle import EchelleModel, orders_of
-from .model import ForwardModel
+from .model.echelle import EchelleModel, orders_of
+from .model.order import ForwardModel
 from .physics.grids import SPEED_OF_LIGHT
 from .posterior import WIDENED, Curvature, free_parameters, normal_equations
 

@@ -19,15 +19,15 @@ import torch
 from astropy.table import QTable
 from torch import Tensor
 
-from .echelle import EchelleModel
 from .jacobian import linearize
 from .jacobian_windows import covariance_cut
 from .ledger import equivalent_width
 from .ledger_columns import COLUMNS
-from .model import ForwardModel
+from .model.echelle import EchelleModel
+from .model.order import ForwardModel
+from .model.parameters import GLOBALS, KINDS, FreeParameters
 from .normal_equations import NormalEquations
 from .numeric import is_whole
-from .parameters import GLOBALS, KINDS, FreeParameters
 from .physics.grids import SPEED_OF_LIGHT
 from .priors import GLOBAL_PRIORS
 

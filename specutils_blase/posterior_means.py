@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 
 from .factor import Factor
 from .ledger_columns import KMS
-from .parameters import KINDS, FreeParameters
+from .model.parameters import KINDS, FreeParameters
 from .posterior import by_line, free_parameters, needed, normal_equations, of_lines
 from .stand_in import MOVING
 

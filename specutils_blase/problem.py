@@ -15,10 +15,10 @@ from torch import Tensor
 
 from .jacobian import Jacobian, linearize
 from .jacobian_windows import Layout, covariance_cut
-from .lines import LineEmulator
-from .model import Stages
+from .model.emulator import LineEmulator
+from .model.order import Stages
+from .model.parameters import KINDS, FreeParameters
 from .normal_equations import NormalEquations
-from .parameters import KINDS, FreeParameters
 from .physics.grids import SPEED_OF_LIGHT
 from .physics.kernels import FWHM_PER_SIGMA
 from .physics.voigt import voigt_fwhm

@@ -11,7 +11,7 @@ import hashlib
 import numpy as np
 from specutils import Spectrum
 
-from .lines import LineEmulator
+from .model.emulator import LineEmulator
 
 WORDS = ("source", "medium", "citation")
 """Entries of a template's meta that are kept, as text."""

@@ -15,7 +15,7 @@ from specutils import Spectrum, SpectrumList
 
 from .data import SpectralData
 from .degeneracies import degeneracies
-from .model import ForwardModel
+from .model.order import ForwardModel
 from .photon_limit import RVPhotonLimit, rv_photon_limit
 from .posterior import Curvature, Draws, draw
 from .posterior_means import line_means

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from .common_changes import CommonChanges
-from .echelle import EchelleModel
 from .factor import Factor
 from .least_squares import MESSAGES, Solution, minimize
-from .model import ForwardModel
+from .model.echelle import EchelleModel
+from .model.order import ForwardModel
+from .model.parameters import ORDER_GLOBALS, FreeParameters
 from .noise import NoiseModel
-from .parameters import ORDER_GLOBALS, FreeParameters
 from .physics.parallel import each
 from .problem import AnchoredProblem
 from .rejection import unlike_lines

@@ -19,7 +19,7 @@ from specutils import Spectrum
 from .clone_assessment import assess_clone
 from .cloning import CloneResult, NoLinesError, clone, clone_ledger, clone_model
 from .cloning_rounds import Template, worst_places
-from .lines import LineEmulator
+from .model.emulator import LineEmulator
 from .physics.saturation import SaturationLaw
 from .spectrum import read_spectrum, spectrum_on
 

@@ -12,11 +12,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .echelle import EchelleModel, orders_of
-from .instrument import Continuum
 from .jacobian import linearize
-from .model import ForwardModel
-from .parameters import FreeParameters
+from .model.echelle import EchelleModel, orders_of
+from .model.instrument import Continuum
+from .model.order import ForwardModel
+from .model.parameters import FreeParameters
 from .physics.parallel import each
 from .physics.scatter import difference_scatter
 from .star_scaling import STRENGTH_PRIOR, StarScale, limited, scale_star, strength_tangent

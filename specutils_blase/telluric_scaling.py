@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .echelle import EchelleModel, orders_of
-from .model import ForwardModel
+from .model.echelle import EchelleModel, orders_of
+from .model.order import ForwardModel
 from .physics.grids import SPEED_OF_LIGHT
 from .physics.kernels import convolve
 

@@ -18,7 +18,7 @@ from functools import cache
 import numpy as np
 import torch
 
-from .lines import LineEmulator
+from .model.emulator import LineEmulator
 from .templates import psg_hk_species
 
 logger = logging.getLogger(__name__)

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from .correlation import STEP, OrderCorrelation, coverage
 from .data import SpectralData
-from .echelle import EchelleModel
-from .lines import LineEmulator
+from .model.echelle import EchelleModel
+from .model.emulator import LineEmulator
 from .physics.grids import SPEED_OF_LIGHT
 from .physics.parallel import each
 from .star_scaling import STRENGTH_PRIOR

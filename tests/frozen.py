@@ -14,7 +14,7 @@ import numpy as np
 from specutils import Spectrum
 
 import specutils_blase as sb
-from specutils_blase.lines import LineEmulator
+from specutils_blase.model.emulator import LineEmulator
 from specutils_blase.simulate import simulate
 
 VERSION = "1.1.0"

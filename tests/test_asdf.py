@@ -20,8 +20,8 @@ from specutils_blase.asdf.files import write
 from specutils_blase.asdf.integration import MANIFESTS, ROOT, get_extensions, get_resource_mappings
 from specutils_blase.data import pixel_edges
 from specutils_blase.fitting import fit
-from specutils_blase.lines import LineEmulator
-from specutils_blase.model import ForwardModel
+from specutils_blase.model.emulator import LineEmulator
+from specutils_blase.model.order import ForwardModel
 from specutils_blase.physics.grids import Sampling
 from specutils_blase.physics.saturation import Minnaert, Product, SaturationLaw
 from specutils_blase.provenance import of_template

@@ -21,8 +21,8 @@ from specutils_blase.asdf import files
 from specutils_blase.asdf.converters import LineEmulatorConverter
 from specutils_blase.asdf.files import read, write
 from specutils_blase.data import pixel_edges
-from specutils_blase.lines import LineEmulator
-from specutils_blase.model import ForwardModel
+from specutils_blase.model.emulator import LineEmulator
+from specutils_blase.model.order import ForwardModel
 from specutils_blase.physics.grids import Sampling
 
 TAGS = "asdf://specutils-blase.org/specutils_blase/tags"
@@ -142,7 +142,7 @@ import os, signal, sys
 import numpy as np
 from specutils_blase.asdf import files
 from specutils_blase.asdf.files import write
-from specutils_blase.lines import LineEmulator
+from specutils_blase.model.emulator import LineEmulator
 
 def lines(area, n_line=50_000):
     center = np.linspace(10_000.0, 11_000.0, n_line)

@@ -171,7 +171,7 @@ import sys, warnings
 {before}
 import numpy as np, torch
 from specutils_blase.physics.grids import Sampling, velocity_grid
-from specutils_blase.lines import LineEmulator
+from specutils_blase.model.emulator import LineEmulator
 em = LineEmulator([10000.0, 10003.0], [0.05, 0.1], [0.05, 0.06], [0.02, 0.01])
 with warnings.catch_warnings(record=True) as told:
     warnings.simplefilter("always")

@@ -6,14 +6,14 @@ import torch
 
 from specutils_blase import jacobian_windows
 from specutils_blase.data import pixel_edges
-from specutils_blase.echelle import EchelleModel
 from specutils_blase.jacobian import linearize
 from specutils_blase.jacobian_windows import Cut, Layout
-from specutils_blase.line_view import LineView
-from specutils_blase.lines import LineEmulator
-from specutils_blase.model import ForwardModel
+from specutils_blase.model.echelle import EchelleModel
+from specutils_blase.model.emulator import LineEmulator
+from specutils_blase.model.line_view import LineView
+from specutils_blase.model.order import ForwardModel
+from specutils_blase.model.parameters import KINDS, FreeParameters
 from specutils_blase.normal_equations import NormalEquations
-from specutils_blase.parameters import KINDS, FreeParameters
 from specutils_blase.priors import LinePriors
 from specutils_blase.problem import AnchoredProblem
 

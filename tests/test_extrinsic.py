@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.integrate import quad
 
-from specutils_blase.extrinsic import DopplerShift, RotationalBroadening
+from specutils_blase.model.extrinsic import DopplerShift, RotationalBroadening
 from specutils_blase.physics.grids import SPEED_OF_LIGHT, velocity_grid
 from specutils_blase.simulate import rotation_kernel
 

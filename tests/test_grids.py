@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from specutils_blase.instrument import PixelBinning
+from specutils_blase.model.instrument import PixelBinning
 from specutils_blase.physics.grids import SPEED_OF_LIGHT, DoublePrecision, Sampling, pixel_overlap, velocity_grid
 
 F64 = torch.float64

@@ -14,11 +14,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import specutils_blase
-from specutils_blase.echelle import EchelleModel
 from specutils_blase.least_squares import _propose
-from specutils_blase.lines import LineEmulator
-from specutils_blase.model import ForwardModel
-from specutils_blase.parameters import KINDS, FreeParameters
+from specutils_blase.model.echelle import EchelleModel
+from specutils_blase.model.emulator import LineEmulator
+from specutils_blase.model.order import ForwardModel
+from specutils_blase.model.parameters import KINDS, FreeParameters
 from specutils_blase.priors import LinePriors
 from specutils_blase.problem import AnchoredProblem
 from specutils_blase.simulate import pixel_edges

@@ -8,8 +8,8 @@ from astropy.nddata import StdDevUncertainty
 from specutils import Spectrum
 
 import specutils_blase as sb
-from specutils_blase.lines import LineEmulator
-from specutils_blase.model import ForwardModel
+from specutils_blase.model.emulator import LineEmulator
+from specutils_blase.model.order import ForwardModel
 from specutils_blase.priors import LinePriors
 from specutils_blase.simulate import pixel_edges, simulate
 

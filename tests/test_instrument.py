@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from specutils_blase.instrument import Continuum, LineSpreadFunction, PixelBinning
+from specutils_blase.model.instrument import Continuum, LineSpreadFunction, PixelBinning
 from specutils_blase.physics.grids import SPEED_OF_LIGHT, velocity_grid
 from specutils_blase.physics.kernels import FWHM_PER_SIGMA
 from specutils_blase.simulate import pixel_edges

@@ -7,9 +7,9 @@ import torch
 from specutils_blase import jacobian_windows
 from specutils_blase.jacobian import linearize
 from specutils_blase.jacobian_windows import Cut
-from specutils_blase.lines import LineEmulator
-from specutils_blase.model import ForwardModel
-from specutils_blase.parameters import GLOBALS, KINDS, FreeParameters
+from specutils_blase.model.emulator import LineEmulator
+from specutils_blase.model.order import ForwardModel
+from specutils_blase.model.parameters import GLOBALS, KINDS, FreeParameters
 from specutils_blase.physics.grids import Sampling
 from specutils_blase.physics.saturation import Minnaert
 from specutils_blase.simulate import pixel_edges

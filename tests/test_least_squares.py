@@ -9,10 +9,10 @@ import torch
 
 from specutils_blase.jacobian import Jacobian, LocalBlock
 from specutils_blase.least_squares import MESSAGES, minimize
-from specutils_blase.lines import LineEmulator
-from specutils_blase.model import ForwardModel
+from specutils_blase.model.emulator import LineEmulator
+from specutils_blase.model.order import ForwardModel
+from specutils_blase.model.parameters import KINDS, FreeParameters
 from specutils_blase.normal_equations import NormalEquations
-from specutils_blase.parameters import KINDS, FreeParameters
 from specutils_blase.priors import LinePriors
 from specutils_blase.problem import AnchoredProblem
 from specutils_blase.simulate import pixel_edges

@@ -13,7 +13,7 @@ from specutils.analysis import equivalent_width
 import specutils_blase as sb
 from specutils_blase.ledger import LineErrors, build_ledger, held_errors
 from specutils_blase.ledger_columns import COLUMNS, FLAG_LIMITS
-from specutils_blase.lines import LineEmulator
+from specutils_blase.model.emulator import LineEmulator
 from specutils_blase.physics.grids import Sampling
 from specutils_blase.physics.saturation import Minnaert, Product
 

@@ -12,7 +12,7 @@ from astropy.utils.masked import Masked
 
 import specutils_blase as sb
 from specutils_blase.ledger import LineErrors, build_ledger, held_errors
-from specutils_blase.lines import LineEmulator
+from specutils_blase.model.emulator import LineEmulator
 from specutils_blase.physics.grids import Sampling
 from specutils_blase.physics.saturation import Minnaert
 

@@ -11,7 +11,7 @@ from specutils.utils.wcs_utils import vac_to_air
 
 import specutils_blase as sb
 from specutils_blase.ledger import LineErrors, build_ledger, held_errors
-from specutils_blase.lines import LineEmulator
+from specutils_blase.model.emulator import LineEmulator
 from specutils_blase.physics.grids import SPEED_OF_LIGHT
 
 CENTER = np.array([10490.0, 10495.0, 10500.0, 10505.0, 10510.0])

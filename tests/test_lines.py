@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import voigt_profile
 
-from specutils_blase.lines import TOLERANCE, LineEmulator
+from specutils_blase.model.emulator import TOLERANCE, LineEmulator
 from specutils_blase.physics.grids import SPEED_OF_LIGHT, Sampling, velocity_grid
 from specutils_blase.physics.saturation import Exponential, Minnaert, Product
 from specutils_blase.physics.voigt import voigt

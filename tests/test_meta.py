@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from specutils_blase.lines import LineEmulator
-from specutils_blase.model import ForwardModel
-from specutils_blase.parameters import KINDS, FreeParameters
+from specutils_blase.model.emulator import LineEmulator
+from specutils_blase.model.order import ForwardModel
+from specutils_blase.model.parameters import KINDS, FreeParameters
 from specutils_blase.physics.grids import Sampling
 from specutils_blase.physics.saturation import Minnaert
 from specutils_blase.physics.voigt import voigt, voigt_with_derivatives

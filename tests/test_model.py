@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from specutils_blase.lines import LineEmulator
-from specutils_blase.model import MAX_STEP, MIN_STEP, ForwardModel, grid_step
+from specutils_blase.model.emulator import LineEmulator
+from specutils_blase.model.order import MAX_STEP, MIN_STEP, ForwardModel, grid_step
 from specutils_blase.physics.grids import SPEED_OF_LIGHT, Sampling, velocity_grid
 from specutils_blase.physics.voigt import voigt_fwhm
 from specutils_blase.simulate import pixel_edges, simulate_flux

@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specutils_blase.jacobian import Jacobian, LocalBlock, linearize
-from specutils_blase.lines import LineEmulator
-from specutils_blase.model import ForwardModel
+from specutils_blase.model.emulator import LineEmulator
+from specutils_blase.model.order import ForwardModel
+from specutils_blase.model.parameters import KINDS, FreeParameters
 from specutils_blase.normal_equations import NormalEquations
-from specutils_blase.parameters import KINDS, FreeParameters
 from specutils_blase.simulate import pixel_edges
 from specutils_blase.structure import LINES_PER_BLOCK, Structure, Window
 

@@ -11,7 +11,7 @@ from specutils import Spectrum
 
 import specutils_blase as sb
 from specutils_blase.factor import APART
-from specutils_blase.parameters import KINDS
+from specutils_blase.model.parameters import KINDS
 from specutils_blase.posterior import free_parameters, normal_equations
 from specutils_blase.priors import LinePriors
 from specutils_blase.simulate import simulate

@@ -16,10 +16,10 @@ from specutils import Spectrum
 
 import specutils_blase as sb
 from specutils_blase.data import pixel_edges
-from specutils_blase.extrinsic import RotationalBroadening
-from specutils_blase.instrument import LineSpreadFunction, PixelBinning
-from specutils_blase.lines import LineEmulator
-from specutils_blase.model import ForwardModel
+from specutils_blase.model.emulator import LineEmulator
+from specutils_blase.model.extrinsic import RotationalBroadening
+from specutils_blase.model.instrument import LineSpreadFunction, PixelBinning
+from specutils_blase.model.order import ForwardModel
 from specutils_blase.physics.grids import SPEED_OF_LIGHT, Sampling, velocity_grid
 from specutils_blase.physics.voigt import voigt
 from specutils_blase.simulate import simulate, simulate_flux

@@ -606,7 +606,7 @@ def test_orders_of_an_instrument():
 def test_emulators_and_clones_are_their_lines_and_law(law):
     from types import SimpleNamespace
 
-    from specutils_blase.lines import LineEmulator
+    from specutils_blase.model.emulator import LineEmulator
 
     lines = many_lines(5)
     emulator = LineEmulator(*(lines[name] for name in ("center", "area", "sigma", "gamma")), law=law,
@@ -619,7 +619,7 @@ def test_emulators_and_clones_are_their_lines_and_law(law):
 
 def test_the_truth_tells_how_lines_add_up():
     """Given again as tables with the laws that the truth tells, lines make the same flux."""
-    from specutils_blase.lines import LineEmulator
+    from specutils_blase.model.emulator import LineEmulator
     from specutils_blase.physics.saturation import Minnaert
 
     star, sky = many_lines(5), many_lines(6, n=4)

@@ -11,9 +11,9 @@ from scipy.stats import norm
 from scipy.stats import t as student
 
 from specutils_blase.least_squares import minimize
-from specutils_blase.lines import LineEmulator
-from specutils_blase.model import ForwardModel
-from specutils_blase.parameters import FreeParameters
+from specutils_blase.model.emulator import LineEmulator
+from specutils_blase.model.order import ForwardModel
+from specutils_blase.model.parameters import FreeParameters
 from specutils_blase.priors import LinePriors
 from specutils_blase.problem import AnchoredProblem
 from specutils_blase.simulate import pixel_edges

@@ -16,8 +16,8 @@ from specutils_blase.correlation import OrderCorrelation
 from specutils_blase.data import SpectralData
 from specutils_blase.fitting import fit
 from specutils_blase.ledger import emulator_from_ledger
-from specutils_blase.lines import LineEmulator
-from specutils_blase.model import ForwardModel
+from specutils_blase.model.emulator import LineEmulator
+from specutils_blase.model.order import ForwardModel
 from specutils_blase.physics.grids import SPEED_OF_LIGHT
 from specutils_blase.quality import BlaseQualityWarning
 from specutils_blase.simulate import pixel_edges, simulate

@@ -8,10 +8,10 @@ from scipy.optimize import minimize_scalar
 from specutils_blase import solving
 from specutils_blase.common_changes import STILL
 from specutils_blase.least_squares import MESSAGES, minimize
-from specutils_blase.lines import LineEmulator
-from specutils_blase.model import ForwardModel
+from specutils_blase.model.emulator import LineEmulator
+from specutils_blase.model.order import ForwardModel
+from specutils_blase.model.parameters import FreeParameters
 from specutils_blase.noise import NoiseModel
-from specutils_blase.parameters import FreeParameters
 from specutils_blase.physics.grids import SPEED_OF_LIGHT
 from specutils_blase.priors import LinePriors
 from specutils_blase.problem import AnchoredProblem

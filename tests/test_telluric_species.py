@@ -9,7 +9,7 @@ import torch
 
 import specutils_blase as sb
 from specutils_blase import simulate, telluric_species
-from specutils_blase.lines import LineEmulator
+from specutils_blase.model.emulator import LineEmulator
 from specutils_blase.telluric_species import by_place, species_at
 
 pytest.importorskip("muler", reason="the templates are in muler's wheel")

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..lines import LineEmulator
+from ..model.emulator import LineEmulator
 from ..physics.saturation import saturation_law
 from .mixed_profile import exact_voigts
 

@@ -121,10 +121,10 @@ def read(path):
 
 def _nouns() -> tuple[type, ...]:
     from ..cloning import CloneResult
-    from ..echelle import EchelleModel
     from ..echelle_result import EchelleFitResult
-    from ..lines import LineEmulator
-    from ..model import ForwardModel
+    from ..model.echelle import EchelleModel
+    from ..model.emulator import LineEmulator
+    from ..model.order import ForwardModel
     from ..result import FitResult
 
     return CloneResult, FitResult, EchelleFitResult, LineEmulator, ForwardModel, EchelleModel

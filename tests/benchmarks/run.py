@@ -121,7 +121,7 @@ def emulator_of_t4700(law, n_line=5646):
     import numpy as np
     import torch
 
-    from specutils_blase.lines import LineEmulator
+    from specutils_blase.model.emulator import LineEmulator
     from specutils_blase.physics.grids import Sampling
 
     lines = np.load(SHARED / "data" / "blase" / "T4700g4p5_lines.npz")
@@ -199,7 +199,7 @@ def scaling(n_line, fixed):
     import numpy as np
     import torch
 
-    from specutils_blase.lines import LineEmulator
+    from specutils_blase.model.emulator import LineEmulator
     from specutils_blase.physics.grids import Sampling, velocity_grid
 
     span = np.log(1.6) * (n_line / 30_000 if fixed == "density" else 1.0)

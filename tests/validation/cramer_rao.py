@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 import cases
 import numpy as np
 
-from specutils_blase.parameters import KINDS
+from specutils_blase.model.parameters import KINDS
 from specutils_blase.physics.grids import SPEED_OF_LIGHT
 from specutils_blase.priors import LinePriors
 from specutils_blase.simulate.flux import legendre_continuum, simulate_flux

@@ -77,21 +77,21 @@ BUGS = {
     ),
     "blue-is-red": Bug(
         "radial velocity of the wrong sign",
-        "extrinsic.py",
+        "model/extrinsic.py",
         "return 1.0 + self.rv / SPEED_OF_LIGHT",
         "return 1.0 - self.rv / SPEED_OF_LIGHT",
         ("test_extrinsic.py", "test_model.py"),
     ),
     "sky-moves": Bug(
         "the sky moves with the star",
-        "model.py",
+        "model/order.py",
         'if component == "star" and self.doppler is not None',
         "if self.doppler is not None",
         ("test_model.py",),
     ),
     "sky-behind-the-slit": Bug(
         "telluric lines multiplied after the line spread",
-        "model.py",
+        "model/order.py",
         "smeared = product if self.line_spread is None else self.line_spread(product)",
         "smeared = product if self.line_spread is None else self.line_spread(rotated) * sky if rotated is not None and "
         "sky is not None else self.line_spread(product)",
@@ -106,7 +106,7 @@ BUGS = {
     ),
     "pixel-edge": Bug(
         "pixels one node off",
-        "instrument.py",
+        "model/instrument.py",
         "node = start.unsqueeze(1) + torch.arange(weight.shape[1], device=weight.device)",
         "node = start.unsqueeze(1) + 1 + torch.arange(weight.shape[1], device=weight.device)",
         ("test_instrument.py",),

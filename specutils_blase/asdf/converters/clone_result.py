@@ -35,7 +35,7 @@ class CloneResultConverter(Converter):
     def from_yaml_tree(self, node, tag, ctx):
         from ...clone_assessment import assess_clone
         from ...cloning import CloneResult
-        from ...lines import LineEmulator
+        from ...model.emulator import LineEmulator
         from ..records import load_plain, load_spectrum, load_table
 
         if not isinstance(node["emulator"], LineEmulator):

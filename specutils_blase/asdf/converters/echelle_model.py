@@ -7,7 +7,7 @@ class EchelleModelConverter(Converter):
     """Between `EchelleModel` and ``echelle_model-*``."""
 
     tags = ["asdf://specutils-blase.org/specutils_blase/tags/echelle_model-*"]
-    types = ["specutils_blase.echelle.EchelleModel"]
+    types = ["specutils_blase.model.echelle.EchelleModel"]
 
     def to_yaml_tree(self, obj, tag, ctx):
         from .forward_model import motion_record
@@ -17,8 +17,8 @@ class EchelleModelConverter(Converter):
         return {**obj.components, **motion_record(obj), "orders": [_order_record(order) for order in obj.orders]}
 
     def from_yaml_tree(self, node, tag, ctx):
-        from ...echelle import EchelleModel
-        from ...extrinsic import DopplerShift
+        from ...model.echelle import EchelleModel
+        from ...model.extrinsic import DopplerShift
         from .forward_model import emulators_from_record
 
         emulators = emulators_from_record(node)
@@ -33,7 +33,7 @@ class EchelleModelConverter(Converter):
 
 def _check_shared(model, order):
     """That everything which is written once is one thing: else every order would be read with the first one's."""
-    from ...line_view import LineView
+    from ...model.line_view import LineView
 
     same = order.components.keys() == model.components.keys() and all(
         isinstance(view, LineView) and view.parent is model.components[name] for name, view in order.components.items()
@@ -61,8 +61,8 @@ def _order_record(order):
 
 
 def _order(record, emulators, doppler, rotation):
-    from ...line_view import LineView
-    from ...model import ForwardModel
+    from ...model.line_view import LineView
+    from ...model.order import ForwardModel
     from .forward_model import instrument_from_record, rotation_from_record
 
     if record["lines"].keys() != emulators.keys():

@@ -32,7 +32,7 @@ class FitResultConverter(Converter):
 
     def from_yaml_tree(self, node, tag, ctx):
         from ...assessment import assess
-        from ...model import ForwardModel
+        from ...model.order import ForwardModel
         from ...result import FitResult
 
         model = node["model"]
@@ -64,8 +64,8 @@ class EchelleFitResultConverter(Converter):
         import numpy as np
 
         from ...assessment import assess
-        from ...echelle import EchelleModel
         from ...echelle_result import EchelleFitResult
+        from ...model.echelle import EchelleModel
 
         model = node["model"]
         if not isinstance(model, EchelleModel):
@@ -189,7 +189,7 @@ def _load_outcome(node, model, more_parameters=(), more_ledger=()):
 
 
 def _load_curvature(node, model):
-    from ...echelle import orders_of
+    from ...model.echelle import orders_of
     from ...posterior import Curvature
     from ..records import tensor
 

@@ -14,7 +14,7 @@ class ForwardModelConverter(Converter):
     """Between `ForwardModel` and ``forward_model-*``."""
 
     tags = ["asdf://specutils-blase.org/specutils_blase/tags/forward_model-*"]
-    types = ["specutils_blase.model.ForwardModel"]
+    types = ["specutils_blase.model.order.ForwardModel"]
 
     def to_yaml_tree(self, obj, tag, ctx):
         node = {**instrument_record(obj), **obj.components}
@@ -24,8 +24,8 @@ class ForwardModelConverter(Converter):
         return node | motion
 
     def from_yaml_tree(self, node, tag, ctx):
-        from ...extrinsic import DopplerShift
-        from ...model import ForwardModel
+        from ...model.extrinsic import DopplerShift
+        from ...model.order import ForwardModel
 
         stages = instrument_from_record(node)
         if "rv" in node:
@@ -37,7 +37,7 @@ class ForwardModelConverter(Converter):
 
 def emulators_from_record(node):
     """The emulators of a model, by the name of their component."""
-    from ...lines import LineEmulator
+    from ...model.emulator import LineEmulator
 
     found = {name: node[name] for name in ("star", "telluric") if name in node}
     for name, emulator in found.items():
@@ -48,7 +48,7 @@ def emulators_from_record(node):
 
 def motion_record(model):
     """What motion does to the star: velocity, rotation and limb darkening, as far as the model has them."""
-    from ...extrinsic import DopplerShift, RotationalBroadening
+    from ...model.extrinsic import DopplerShift, RotationalBroadening
 
     node = {}
     if _own(model.doppler, DopplerShift):
@@ -74,7 +74,7 @@ def rotation_from_record(record, sampling):
     ValueError
         If its step is not that of the grid: one a million times smaller would make a kernel of as many more taps.
     """
-    from ...extrinsic import RotationalBroadening
+    from ...model.extrinsic import RotationalBroadening
     from ...physics.grids import SPEED_OF_LIGHT
 
     step = sampling.step * SPEED_OF_LIGHT
@@ -92,7 +92,7 @@ def rotation_from_record(record, sampling):
 
 def instrument_record(model):
     """What is an order's own: its grid, line spread, pixels and continuum, as far as the model has them."""
-    from ...instrument import Continuum, LineSpreadFunction, PixelBinning
+    from ...model.instrument import Continuum, LineSpreadFunction, PixelBinning
     from ...physics.grids import Sampling
     from ..records import array
 
@@ -114,7 +114,7 @@ def instrument_record(model):
 
 def instrument_from_record(node):
     """The stages of `instrument_record`, by the names that `ForwardModel` gives them."""
-    from ...instrument import PixelBinning
+    from ...model.instrument import PixelBinning
     from ...physics.grids import Sampling
     from ..records import tensor
 
@@ -148,7 +148,7 @@ def _overwrite(parameter, values):
 
 
 def _line_spread(record, grid):
-    from ...instrument import LineSpreadFunction
+    from ...model.instrument import LineSpreadFunction
     from ..records import tensor
 
     coefficients = tensor(record["ln_resolving_power"], "ln_resolving_power")
@@ -161,7 +161,7 @@ def _line_spread(record, grid):
 
 
 def _continuum(record):
-    from ...instrument import Continuum
+    from ...model.instrument import Continuum
     from ..records import tensor
 
     coefficients = tensor(record["coefficients"], "coefficients")

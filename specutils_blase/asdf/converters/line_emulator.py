@@ -10,7 +10,7 @@ class LineEmulatorConverter(Converter):
 
     tags = ["asdf://specutils-blase.org/specutils_blase/tags/line_emulator-*"]
     # A view is written as the lines that it shows, and read as their owner: one order of many stands alone in a file.
-    types = ["specutils_blase.lines.LineEmulator", "specutils_blase.line_view.LineView"]
+    types = ["specutils_blase.model.emulator.LineEmulator", "specutils_blase.model.line_view.LineView"]
 
     def to_yaml_tree(self, obj, tag, ctx):
         from ..records import array, text
@@ -27,7 +27,7 @@ class LineEmulatorConverter(Converter):
         import numpy as np
         import torch
 
-        from ...lines import LineEmulator
+        from ...model.emulator import LineEmulator
         from ..records import tensor
 
         center = tensor(node["center"], "center").double()

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .physics.compiled import as_array, kernels
-from .physics.grids import HANDOVER, NEVER, REACH, SPEED_OF_LIGHT, DoublePrecision, Sampling
-from .physics.line_sum import Windows, line_sum
-from .physics.saturation import SaturationLaw, saturation_law
-from .physics.voigt import voigt, voigt_fwhm
+from ..physics.compiled import as_array, kernels
+from ..physics.grids import HANDOVER, NEVER, REACH, SPEED_OF_LIGHT, DoublePrecision, Sampling
+from ..physics.line_sum import Windows, line_sum
+from ..physics.saturation import SaturationLaw, saturation_law
+from ..physics.voigt import voigt, voigt_fwhm
 
 TOLERANCE = 3e-8
 """Opacity of one line below which its wings are neglected."""
@@ -113,7 +113,7 @@ class LineEmulator(DoublePrecision):
     @classmethod
     def from_ledger(cls, table, *, component: str | None = None, law=None, wavelength_range=None) -> LineEmulator:
         """Emulator from a ledger, or any table with center, area, sigma, gamma; see `ledger.emulator_from_ledger`."""
-        from .ledger import emulator_from_ledger
+        from ..ledger import emulator_from_ledger
 
         return emulator_from_ledger(table, component=component, law=law, wavelength_range=wavelength_range)
 

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..physics.grids import SPEED_OF_LIGHT, Sampling, velocity_grid
+from ..physics.kernels import FWHM_PER_SIGMA, GAUSSIAN_REACH
+from ..physics.voigt import voigt_fwhm
+from .emulator import LineEmulator, Windows
 from .extrinsic import DopplerShift, RotationalBroadening
 from .instrument import Continuum, LineSpreadFunction, PixelBinning
-from .lines import LineEmulator, Windows
-from .physics.grids import SPEED_OF_LIGHT, Sampling, velocity_grid
-from .physics.kernels import FWHM_PER_SIGMA, GAUSSIAN_REACH
-from .physics.voigt import voigt_fwhm
 
 MIN_STEP, MAX_STEP = 0.1, 1.0
 """km/s; bounds of the automatic grid step."""

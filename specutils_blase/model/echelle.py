@@ -10,10 +10,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from .emulator import LineEmulator
 from .extrinsic import DopplerShift
 from .line_view import LineView
-from .lines import LineEmulator
-from .model import ForwardModel
+from .order import ForwardModel
 
 
 class EchelleModel(nn.Module):

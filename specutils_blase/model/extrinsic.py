@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .physics.grids import SPEED_OF_LIGHT, DoublePrecision
-from .physics.kernels import convolve, rotation_half_width, rotation_taps, tap_tangents
+from ..physics.grids import SPEED_OF_LIGHT, DoublePrecision
+from ..physics.kernels import convolve, rotation_half_width, rotation_taps, tap_tangents
 
 
 class DopplerShift(DoublePrecision):

@@ -12,9 +12,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ..physics.parallel import each
 from .echelle import EchelleModel, orders_of
-from .model import ForwardModel, Stages
-from .physics.parallel import each
+from .order import ForwardModel, Stages
 
 KINDS = ("ln_area", "ln_sigma", "ln_gamma", "rv_offset")
 """Line parameters, in the order of `LineEmulator.line_parameters`."""

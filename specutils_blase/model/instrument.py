@@ -10,9 +10,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .physics.grids import SPEED_OF_LIGHT, DoublePrecision, pixel_overlap
-from .physics.kernels import FWHM_PER_SIGMA, convolve, gaussian_half_width, gaussian_taps, tap_tangents
-from .physics.saturation import legendre
+from ..physics.grids import SPEED_OF_LIGHT, DoublePrecision, pixel_overlap
+from ..physics.kernels import FWHM_PER_SIGMA, convolve, gaussian_half_width, gaussian_taps, tap_tangents
+from ..physics.saturation import legendre
 
 
 class LineSpreadFunction(DoublePrecision):

@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .lines import LineEmulator
-from .physics.grids import DoublePrecision
+from ..physics.grids import DoublePrecision
+from .emulator import LineEmulator
 
 
 def _of_parent(name: str) -> property:
