@@ -313,7 +313,7 @@ def _cloned(found, given: str, name: str, data, args):
     import specutils_blase as sb
 
     from .physics.grids import SPEED_OF_LIGHT
-    from .spectrum import vacuum_wavelength
+    from .spectra.reading import vacuum_wavelength
 
     spectrum, options = found
     if args.flux_scale is not None:

@@ -32,11 +32,11 @@ from .ledger import build_ledger, held_errors
 from .line_finding import find_lines, own_widths, share_out_areas
 from .model.emulator import LineEmulator
 from .model.parameters import KINDS
-from .numeric import is_number
 from .physics.grids import SPEED_OF_LIGHT
 from .physics.saturation import saturation_law
 from .quality import Quality
-from .spectrum import read_spectrum, spectrum_on, to_resolving_power, to_teff
+from .spectra.quantities import is_number
+from .spectra.reading import read_spectrum, spectrum_on, to_resolving_power, to_teff
 
 __all__ = [
     "CLONE_PRIORS",

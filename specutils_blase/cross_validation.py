@@ -18,8 +18,8 @@ from specutils import Spectrum
 from tqdm.auto import tqdm
 
 from .fitting import fit
-from .numeric import is_whole
 from .observed_orders import ObservedOrder, read_order, read_orders
+from .spectra.quantities import is_whole
 
 COLUMNS = {
     "name": "Name of the settings",

@@ -12,10 +12,10 @@ import torch
 from astropy.table import QTable
 from specutils import Spectrum, SpectrumList
 
-from .data import SpectralData
 from .model.echelle import EchelleModel
 from .result import SEMI_EMPIRICAL, FitResult, model_spectra
-from .spectrum import SpectrumFrame, spectrum_on
+from .spectra.data import SpectralData
+from .spectra.reading import SpectrumFrame, spectrum_on
 
 
 @dataclass(eq=False, repr=False)

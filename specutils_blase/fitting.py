@@ -36,7 +36,6 @@ from .model.echelle import EchelleModel, orders_of
 from .model.emulator import LineEmulator
 from .model.order import ForwardModel
 from .model.parameters import GLOBALS, KINDS, FreeParameters
-from .numeric import is_number, is_whole
 from .observed_orders import ObservedOrder, read_order, read_orders, warn_excluded
 from .outcome import Given, build_result
 from .physics.grids import SPEED_OF_LIGHT
@@ -44,7 +43,8 @@ from .priors import LinePriors
 from .problem import AnchoredProblem
 from .result import FitResult
 from .solving import solve, solve_orders
-from .spectrum import to_kms
+from .spectra.quantities import is_number, is_whole
+from .spectra.reading import to_kms
 from .star_anchors import StarAnchors
 from .starting import implausible
 from .telluric_anchors import TelluricAnchors

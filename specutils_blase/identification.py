@@ -35,7 +35,7 @@ from .line_lists import predicted_strength, read_line_list
 from .line_lists.strengths import STANDARD_COLUMNS
 from .physics.grids import SPEED_OF_LIGHT
 from .physics.voigt import voigt_fwhm
-from .spectrum import _number, to_kms
+from .spectra.reading import _number, to_kms
 
 logger = logging.getLogger(__name__)
 

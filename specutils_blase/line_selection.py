@@ -15,7 +15,7 @@ from specutils import SpectralRegion
 from .ledger import column_values, observed_centers, text_column
 from .ledger_columns import KMS
 from .line_lists import normalise_species
-from .spectrum import to_kms, vacuum_wavelength
+from .spectra.reading import to_kms, vacuum_wavelength
 
 FLAGS = ("blended", "saturated", "edge", "unconstrained", "at_limit")
 """Columns of a ledger that speak against a line."""

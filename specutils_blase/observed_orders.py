@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from specutils import Spectrum
 
-from .data import SpectralData
-from .spectrum import SpectrumFrame, read_spectrum, to_resolving_power
+from .spectra.data import SpectralData
+from .spectra.reading import SpectrumFrame, read_spectrum, to_resolving_power
 
 logger = logging.getLogger(__name__)
 

@@ -19,9 +19,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from .figures import crown, label_panels, legend_of, limits_around, make_panels, scale_flux_axis
-from .numeric import is_whole
 from .physics.grids import SPEED_OF_LIGHT
-from .spectrum import air_wavelength
+from .spectra.quantities import is_whole
+from .spectra.reading import air_wavelength
 
 if TYPE_CHECKING:
     from .cloning import CloneResult

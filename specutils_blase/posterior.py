@@ -27,9 +27,9 @@ from .model.echelle import EchelleModel
 from .model.order import ForwardModel
 from .model.parameters import GLOBALS, KINDS, FreeParameters
 from .normal_equations import NormalEquations
-from .numeric import is_whole
 from .physics.grids import SPEED_OF_LIGHT
 from .priors import GLOBAL_PRIORS
+from .spectra.quantities import is_whole
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,14 @@ import torch
 from astropy.table import QTable
 from specutils import Spectrum, SpectrumList
 
-from .data import SpectralData
 from .degeneracies import degeneracies
 from .model.order import ForwardModel
 from .photon_limit import RVPhotonLimit, rv_photon_limit
 from .posterior import Curvature, Draws, draw
 from .posterior_means import line_means
 from .quality import Quality
-from .spectrum import SpectrumFrame, spectrum_on
+from .spectra.data import SpectralData
+from .spectra.reading import SpectrumFrame, spectrum_on
 
 OPAQUE = 0.02
 """Transmission below which a telluric correction is masked: what remains is noise over nothing."""

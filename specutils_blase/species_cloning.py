@@ -21,7 +21,7 @@ from .cloning import CloneResult, NoLinesError, clone, clone_ledger, clone_model
 from .cloning_rounds import Template, worst_places
 from .model.emulator import LineEmulator
 from .physics.saturation import SaturationLaw
-from .spectrum import read_spectrum, spectrum_on
+from .spectra.reading import read_spectrum, spectrum_on
 
 logger = logging.getLogger(__name__)
 

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from .correlation import STEP, OrderCorrelation, coverage
-from .data import SpectralData
 from .model.echelle import EchelleModel
 from .model.emulator import LineEmulator
 from .physics.grids import SPEED_OF_LIGHT
 from .physics.parallel import each
+from .spectra.data import SpectralData
 from .star_scaling import STRENGTH_PRIOR
 from .telluric_scaling import scaled_transmissions
 

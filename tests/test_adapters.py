@@ -32,7 +32,7 @@ from specutils_blase.adapters.muler import (
     resolving_power,
 )
 from specutils_blase.simulate import hpf_wavelengths
-from specutils_blase.spectrum import read_spectrum
+from specutils_blase.spectra.reading import read_spectrum
 
 GOLDILOCKS = "data/hpf/Goldilocks_20210212T072837_v1.0_0037.spectra.fits"
 SLOPE = "data/hpf/Slope-20181003T014556_R01.optimal.fits"

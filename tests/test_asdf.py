@@ -18,14 +18,14 @@ from specutils import Spectrum
 import specutils_blase as sb
 from specutils_blase.asdf.files import write
 from specutils_blase.asdf.integration import MANIFESTS, ROOT, get_extensions, get_resource_mappings
-from specutils_blase.data import pixel_edges
 from specutils_blase.fitting import fit
 from specutils_blase.model.emulator import LineEmulator
 from specutils_blase.model.order import ForwardModel
 from specutils_blase.physics.grids import Sampling
 from specutils_blase.physics.saturation import Minnaert, Product, SaturationLaw
-from specutils_blase.provenance import of_template
 from specutils_blase.simulate import simulate
+from specutils_blase.spectra.data import pixel_edges
+from specutils_blase.spectra.provenance import of_template
 
 RANGE = (10470.0, 10515.0)
 PIXELS = np.linspace(10482.0, 10503.0, 300)

@@ -8,10 +8,10 @@ from test_asdf import assert_same_spectrum, assert_same_state, assert_same_table
 
 import specutils_blase as sb
 from specutils_blase.asdf.files import write
-from specutils_blase.data import pixel_edges
 from specutils_blase.model.echelle import EchelleModel
 from specutils_blase.model.emulator import LineEmulator
-from specutils_blase.provenance import of_lines, of_template
+from specutils_blase.spectra.data import pixel_edges
+from specutils_blase.spectra.provenance import of_lines, of_template
 
 
 def model(**options):

@@ -20,10 +20,10 @@ from astropy.io import fits
 from specutils_blase.asdf import files
 from specutils_blase.asdf.converters import LineEmulatorConverter
 from specutils_blase.asdf.files import read, write
-from specutils_blase.data import pixel_edges
 from specutils_blase.model.emulator import LineEmulator
 from specutils_blase.model.order import ForwardModel
 from specutils_blase.physics.grids import Sampling
+from specutils_blase.spectra.data import pixel_edges
 
 TAGS = "asdf://specutils-blase.org/specutils_blase/tags"
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specutils_blase.data import SpectralData, pixel_edges
+from specutils_blase.spectra.data import SpectralData, pixel_edges
 
 
 def grid(n, step=0.05, start=8000.0):

@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from specutils_blase import jacobian_windows
-from specutils_blase.data import pixel_edges
 from specutils_blase.jacobian import linearize
 from specutils_blase.jacobian_windows import Cut, Layout
 from specutils_blase.model.echelle import EchelleModel
@@ -16,6 +15,7 @@ from specutils_blase.model.parameters import KINDS, FreeParameters
 from specutils_blase.normal_equations import NormalEquations
 from specutils_blase.priors import LinePriors
 from specutils_blase.problem import AnchoredProblem
+from specutils_blase.spectra.data import pixel_edges
 
 F64 = torch.float64
 STARTS = (10_000.0, 10_009.0, 10_030.0)  # the first two overlap, the third stands apart

@@ -14,7 +14,7 @@ import specutils_blase as sb
 from specutils_blase.ledger import emulator_from_ledger
 from specutils_blase.line_lists import read_line_list, to_ledger
 from specutils_blase.physics.grids import Sampling
-from specutils_blase.spectrum import spectrum_on
+from specutils_blase.spectra.reading import spectrum_on
 
 
 def ledger_of(center, area=0.02, fwhm=0.1, **more):

@@ -26,7 +26,7 @@ from specutils_blase.line_lists.equilibrium import EV, K_B, Equilibrium
 from specutils_blase.line_lists.ledgers import _anstee_omara
 from specutils_blase.line_lists.species import species_mass
 from specutils_blase.physics.grids import Sampling
-from specutils_blase.spectrum import vacuum_wavelength
+from specutils_blase.spectra.reading import vacuum_wavelength
 
 # --- the same two lines of Ti I and CN in all of VALD's formats: made up, in the columns that VALD writes -------------
 

@@ -22,7 +22,7 @@ from specutils_blase.adapters.identify import instrument_of
 from specutils_blase.adapters.muler import describe_order, quiet_muler
 from specutils_blase.adapters.orders import order_lines, order_table
 from specutils_blase.adapters.registration import register_readers
-from specutils_blase.spectrum import read_spectrum
+from specutils_blase.spectra.reading import read_spectrum
 
 H = "data/igrins/SDCH_20201202_0059.spec_a0v.fits"
 K = "data/igrins/SDCK_20201202_0059.spec_a0v.fits"

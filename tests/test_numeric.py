@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from specutils_blase.numeric import is_number, is_whole
+from specutils_blase.spectra.quantities import is_number, is_whole
 
 
 @pytest.mark.parametrize("value", [3, -1, np.int64(3), np.uint8(3)])

@@ -17,7 +17,7 @@ import specutils_blase as sb
 from specutils_blase.figures import label_panels, make_panels
 from specutils_blase.plotting import RESIDUAL_LIMIT, plot_clone, plot_fit
 from specutils_blase.simulate import simulate
-from specutils_blase.spectrum import air_wavelength
+from specutils_blase.spectra.reading import air_wavelength
 
 RV, N_PIXEL = 20.0, 240
 PIXELS = np.linspace(10500.0, 10512.0, N_PIXEL)

@@ -15,7 +15,6 @@ from scipy.special import voigt_profile
 from specutils import Spectrum
 
 import specutils_blase as sb
-from specutils_blase.data import pixel_edges
 from specutils_blase.model.emulator import LineEmulator
 from specutils_blase.model.extrinsic import RotationalBroadening
 from specutils_blase.model.instrument import LineSpreadFunction, PixelBinning
@@ -23,6 +22,7 @@ from specutils_blase.model.order import ForwardModel
 from specutils_blase.physics.grids import SPEED_OF_LIGHT, Sampling, velocity_grid
 from specutils_blase.physics.voigt import voigt
 from specutils_blase.simulate import simulate, simulate_flux
+from specutils_blase.spectra.data import pixel_edges
 
 F64 = torch.float64
 LOW, HIGH = 10_500.0, 10_514.0

@@ -13,7 +13,6 @@ from test_fitting import SKY, STAR, WAVELENGTH, observed
 
 from specutils_blase import hypotheses, velocity
 from specutils_blase.correlation import OrderCorrelation
-from specutils_blase.data import SpectralData
 from specutils_blase.fitting import fit
 from specutils_blase.ledger import emulator_from_ledger
 from specutils_blase.model.emulator import LineEmulator
@@ -21,7 +20,8 @@ from specutils_blase.model.order import ForwardModel
 from specutils_blase.physics.grids import SPEED_OF_LIGHT
 from specutils_blase.quality import BlaseQualityWarning
 from specutils_blase.simulate import pixel_edges, simulate
-from specutils_blase.spectrum import read_spectrum
+from specutils_blase.spectra.data import SpectralData
+from specutils_blase.spectra.reading import read_spectrum
 from specutils_blase.star_scaling import scale_star, strength_tangent
 from specutils_blase.starting import start_continuum, start_velocities
 from specutils_blase.velocity import ROTATIONS, cross_correlate

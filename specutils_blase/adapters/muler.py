@@ -112,7 +112,7 @@ def describe_order(spectrum: Spectrum, *, barycentric_velocity: u.Quantity | flo
     if velocity is not None and abs(shift) > SHIFT_LIMIT:
         velocity, source = None, f"unknown: wavelengths shifted by {shift:+.1f} km/s against the sky fibre"
     if barycentric_velocity is not None:
-        from ..spectrum import to_kms
+        from ..spectra.reading import to_kms
 
         given = to_kms(barycentric_velocity, "barycentric_velocity")
         if velocity is not None and abs(given - velocity) > 0.1:

@@ -23,8 +23,8 @@ from astropy.table import Column, QTable, Table
 from specutils import Spectrum
 from specutils.spectra.spectral_axis import SpectralAxis
 
-from ..data import SpectralData
-from ..spectrum import SpectrumFrame
+from ..spectra.data import SpectralData
+from ..spectra.reading import SpectrumFrame
 
 PACKAGES = ("specutils-blase", "torch", "numpy", "scipy", "astropy", "specutils", "muler", "asdf", "asdf-astropy")
 """Packages whose versions are noted in every result."""

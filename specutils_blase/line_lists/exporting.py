@@ -10,7 +10,7 @@ import numpy as np
 from astropy.table import QTable, Table
 
 from ..ledger import column_values, observed_centers, text_column
-from ..spectrum import air_wavelength, to_kms
+from ..spectra.reading import air_wavelength, to_kms
 
 DESCRIPTIONS = {
     "linename": "Species, or the component where it is not identified",

@@ -19,7 +19,7 @@ from astropy.table import QTable
 from scipy.special import gamma as gamma_function
 from scipy.special import voigt_profile
 
-from ..spectrum import _number, to_kms, to_teff
+from ..spectra.reading import _number, to_kms, to_teff
 from .elements import ELEMENTS
 from .equilibrium import K_B, Equilibrium, solar_gas
 from .species import composition, species_mass

@@ -11,7 +11,7 @@ import astropy.units as u
 import numpy as np
 from astropy.table import QTable, Table
 
-from ..spectrum import vacuum_wavelength
+from ..spectra.reading import vacuum_wavelength
 from .files import LineListError, is_text, read_bytes, text_lines
 from .fixed_width import HITRAN_RECORD, read_hitran, read_linemake
 from .strengths import HITRAN_TEMPERATURE, STELLAR_TEMPERATURE, predicted_strength

@@ -20,7 +20,7 @@ import astropy.units as u
 import numpy as np
 from astropy import constants as const
 
-from ..spectrum import _number, to_teff
+from ..spectra.reading import _number, to_teff
 from .equilibrium import Equilibrium, solar_gas
 from .species import composition
 

@@ -113,7 +113,7 @@ BUGS = {
     ),
     "variance-is-sigma": Bug(
         "variances of the data read as standard deviations",
-        "flux.py",
+        "spectra/flux.py",
         "return values ** (1 / powers[kind])",
         "return values ** (-1 if powers[kind] < 0 else 1)",
         ("test_spectrum.py",),

@@ -13,7 +13,7 @@ class CloneResultConverter(Converter):
 
     def to_yaml_tree(self, obj, tag, ctx):
         from ...clone_assessment import assess_clone
-        from ...provenance import of_template
+        from ...spectra.provenance import of_template
         from ..records import plain, share, spectrum_record, table_record, written
 
         template, clone = share([spectrum_record(obj.template), spectrum_record(obj.model_spectrum)])

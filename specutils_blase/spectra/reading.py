@@ -1,4 +1,4 @@
-"""The rim: `specutils.Spectrum` to :class:`~specutils_blase.data.SpectralData` and back, and quantities to numbers.
+"""The rim: `specutils.Spectrum` to :class:`~specutils_blase.spectra.data.SpectralData` and back, and quantities to numbers.
 
 With `flux`, the only code of the package that knows units, masks, uncertainty types, air and vacuum. Inside,
 wavelengths are vacuum Å, velocities km/s, noise is one sigma in the unit of the flux, and pixels ascend in wavelength.
@@ -104,7 +104,7 @@ def read_spectrum(spectrum: Spectrum, *, medium: str = "vacuum") -> tuple[Spectr
     Pixels whose flux is not finite, whose uncertainty is not finite and positive, or whose mask is set are kept but
     marked not good. The axis stays as observed: `radial_velocity` and `redshift` of the spectrum shift nothing. True
     bin edges are used when the spectrum was built from them and still has them (most operations of specutils lose
-    them), otherwise `~specutils_blase.data.pixel_edges`.
+    them), otherwise `~specutils_blase.spectra.data.pixel_edges`.
 
     Parameters
     ----------

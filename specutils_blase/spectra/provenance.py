@@ -11,7 +11,7 @@ import hashlib
 import numpy as np
 from specutils import Spectrum
 
-from .model.emulator import LineEmulator
+from ..model.emulator import LineEmulator
 
 WORDS = ("source", "medium", "citation")
 """Entries of a template's meta that are kept, as text."""
@@ -41,7 +41,7 @@ def pixel_digests(wavelength, flux, most: int | None = PIXELS_KEPT) -> list[str]
     Examples
     --------
     >>> import numpy as np
-    >>> from specutils_blase.provenance import pixel_digests
+    >>> from specutils_blase.spectra.provenance import pixel_digests
     >>> wavelength, flux = np.linspace(5000.0, 5010.0, 2000), np.random.default_rng(1).normal(1.0, 0.01, 2000)
     >>> kept = pixel_digests(wavelength, flux)
     >>> len(kept), len(set(kept) & set(pixel_digests(wavelength[300:900], flux[300:900], None)))

@@ -1,6 +1,6 @@
 """The data of one spectral order as frozen tensors: wavelengths, pixel edges, flux, noise, which pixels are good.
 
-Units, masks, uncertainty types and the medium live in :mod:`specutils_blase.spectrum`, which makes these objects from
+Units, masks, uncertainty types and the medium live in :mod:`specutils_blase.spectra.reading`, which makes these objects from
 `specutils.Spectrum`; models and solvers live elsewhere and only read them. Torch only: no astropy here.
 """
 
