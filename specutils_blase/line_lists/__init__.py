@@ -4,12 +4,12 @@ VALD, linemake, HITRAN, arve's masks and tables become one `~astropy.table.QTabl
 normalised species; a ledger becomes one again. Does not live here: which lines of a ledger they explain (`identify`).
 """
 
+from ..chemistry.species import normalise_species
+from ..chemistry.strengths import predicted_strength
 from .exporting import ledger_to_line_list
 from .files import LineListError
 from .ledgers import to_ledger
 from .reading import read_line_list
-from .species import normalise_species
-from .strengths import predicted_strength
 
 __all__ = [
     "LineListError",

@@ -9,9 +9,9 @@ import astropy.units as u
 import numpy as np
 from astropy.table import QTable
 
+from ..chemistry.species import HITRAN_MOLECULES, normalise_species
+from ..chemistry.strengths import INTENSITY_UNIT
 from .files import LineListError, check_range, float_column
-from .species import HITRAN_MOLECULES, normalise_species
-from .strengths import INTENSITY_UNIT
 
 _LINEMAKE = {"wavelength": (0, 10), "code": (10, 20), "excitation": (20, 30), "log_gf": (30, 40)}
 

@@ -19,11 +19,17 @@ from astropy.table import QTable
 from scipy.special import gamma as gamma_function
 from scipy.special import voigt_profile
 
+from ..chemistry.elements import ELEMENTS
+from ..chemistry.equilibrium import K_B, Equilibrium, solar_gas
+from ..chemistry.species import composition, species_mass
+from ..chemistry.strengths import (
+    GAS_PRESSURE,
+    HITRAN_TEMPERATURE,
+    STANDARD_COLUMNS,
+    STELLAR_TEMPERATURE,
+    predicted_strength,
+)
 from ..spectra.reading import _number, to_kms, to_teff
-from .elements import ELEMENTS
-from .equilibrium import K_B, Equilibrium, solar_gas
-from .species import composition, species_mass
-from .strengths import GAS_PRESSURE, HITRAN_TEMPERATURE, STANDARD_COLUMNS, STELLAR_TEMPERATURE, predicted_strength
 
 HYDROGEN_COLUMN = 1e24
 """Nuclei of hydrogen [cm⁻²] above the continuum of a solar photosphere, where no column is given."""

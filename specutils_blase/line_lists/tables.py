@@ -14,9 +14,9 @@ import astropy.units as u
 import numpy as np
 from astropy.table import MaskedColumn, QTable, Table
 
+from ..chemistry.strengths import INTENSITY_UNIT
 from .files import LineListError, check_range, float_column
 from .fixed_width import species_column
-from .strengths import INTENSITY_UNIT
 
 # Column → what tables call it, without regard to capitals; unit of a bare number.
 COLUMNS: dict[str, tuple[tuple[str, ...], u.UnitBase | None]] = {
