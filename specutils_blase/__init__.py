@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from .echelle_result import EchelleFitResult
     from .fitting import fit
     from .identification import identify
-    from .ledger_files import read_ledger, write_ledger
+    from .ledger.files import read_ledger, write_ledger
+    from .ledger.selection import change_significance, select_lines
     from .line_lists import ledger_to_line_list, read_line_list
-    from .line_selection import change_significance, select_lines
     from .model.echelle import EchelleModel
     from .model.emulator import LineEmulator
     from .model.order import ForwardModel
@@ -47,7 +47,7 @@ _LAZY = {
     "LineEmulator": ".model.emulator",
     "Quality": ".quality",
     "Reason": ".quality",
-    "change_significance": ".line_selection",
+    "change_significance": ".ledger.selection",
     "clone": ".cloning",
     "clone_species": ".species_cloning",
     "cross_validate": ".cross_validation",
@@ -60,12 +60,12 @@ _LAZY = {
     "line_lists": ".line_lists",
     "read": ".asdf.files",
     "read_blase_state": ".adapters.blase",
-    "read_ledger": ".ledger_files",
+    "read_ledger": ".ledger.files",
     "read_line_list": ".line_lists",
-    "select_lines": ".line_selection",
+    "select_lines": ".ledger.selection",
     "simulate": ".simulate",
     "templates": ".templates",
-    "write_ledger": ".ledger_files",
+    "write_ledger": ".ledger.files",
 }
 
 __all__ = [

@@ -28,7 +28,7 @@ from .cloning_rounds import (
     clone_model,
     worst_places,
 )
-from .ledger import build_ledger, held_errors
+from .ledger.table import build_ledger, held_errors
 from .line_finding import find_lines, own_widths, share_out_areas
 from .model.emulator import LineEmulator
 from .model.parameters import KINDS

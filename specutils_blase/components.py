@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .cloning import CloneResult, clone
 from .correlation import coverage
-from .ledger import emulator_from_ledger, ledger_meta
+from .ledger.table import emulator_from_ledger, ledger_meta
 from .model.emulator import LineEmulator
 from .observed_orders import ObservedOrder
 from .physics.grids import SPEED_OF_LIGHT

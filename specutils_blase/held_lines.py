@@ -14,8 +14,8 @@ import torch
 from astropy.table import Table
 from torch import Tensor
 
-from .ledger import column_values, text_column
-from .ledger_columns import KMS
+from .ledger.columns import KMS
+from .ledger.table import column_values, text_column
 from .model.emulator import LineEmulator
 from .observed_orders import ObservedOrder
 from .physics.grids import SPEED_OF_LIGHT

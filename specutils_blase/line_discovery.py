@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .factor import Factor
 from .least_squares import Solution, minimize
-from .ledger import equivalent_width, equivalent_width_with_gradient
+from .ledger.table import equivalent_width, equivalent_width_with_gradient
 from .line_trials import (
     as_fitted,
     cheapest_move,

@@ -19,7 +19,7 @@ from .correlated_residuals import correlation_factor
 from .echelle_result import EchelleFitResult
 from .factor import Factor
 from .least_squares import Solution
-from .ledger import LineErrors, build_ledger, held_errors
+from .ledger.table import LineErrors, build_ledger, held_errors
 from .line_discovery import Discovery, missing_lines_table
 from .model.echelle import EchelleModel
 from .model.emulator import LineEmulator

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from .jacobian import linearize
 from .jacobian_windows import covariance_cut
-from .ledger import equivalent_width
-from .ledger_columns import COLUMNS
+from .ledger.columns import COLUMNS
+from .ledger.table import equivalent_width
 from .model.echelle import EchelleModel
 from .model.order import ForwardModel
 from .model.parameters import GLOBALS, KINDS, FreeParameters

@@ -28,7 +28,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .factor import Factor
-from .ledger_columns import KMS
+from .ledger.columns import KMS
 from .model.parameters import KINDS, FreeParameters
 from .posterior import by_line, free_parameters, needed, normal_equations, of_lines
 from .stand_in import MOVING

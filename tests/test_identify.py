@@ -11,7 +11,7 @@ import torch
 from astropy.table import QTable, vstack
 
 import specutils_blase as sb
-from specutils_blase.ledger import emulator_from_ledger
+from specutils_blase.ledger.table import emulator_from_ledger
 from specutils_blase.line_lists import read_line_list, to_ledger
 from specutils_blase.physics.grids import Sampling
 from specutils_blase.spectra.reading import spectrum_on

@@ -11,8 +11,8 @@ from specutils import Spectrum
 from specutils.analysis import equivalent_width
 
 import specutils_blase as sb
-from specutils_blase.ledger import LineErrors, build_ledger, held_errors
-from specutils_blase.ledger_columns import COLUMNS, FLAG_LIMITS
+from specutils_blase.ledger.columns import COLUMNS, FLAG_LIMITS
+from specutils_blase.ledger.table import LineErrors, build_ledger, held_errors
 from specutils_blase.model.emulator import LineEmulator
 from specutils_blase.physics.grids import Sampling
 from specutils_blase.physics.saturation import Minnaert, Product

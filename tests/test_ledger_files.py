@@ -11,7 +11,7 @@ from astropy.table import QTable
 from astropy.utils.masked import Masked
 
 import specutils_blase as sb
-from specutils_blase.ledger import LineErrors, build_ledger, held_errors
+from specutils_blase.ledger.table import LineErrors, build_ledger, held_errors
 from specutils_blase.model.emulator import LineEmulator
 from specutils_blase.physics.grids import Sampling
 from specutils_blase.physics.saturation import Minnaert

@@ -10,7 +10,7 @@ from specutils import SpectralRegion
 from specutils.utils.wcs_utils import vac_to_air
 
 import specutils_blase as sb
-from specutils_blase.ledger import LineErrors, build_ledger, held_errors
+from specutils_blase.ledger.table import LineErrors, build_ledger, held_errors
 from specutils_blase.model.emulator import LineEmulator
 from specutils_blase.physics.grids import SPEED_OF_LIGHT
 

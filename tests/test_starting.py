@@ -14,7 +14,7 @@ from test_fitting import SKY, STAR, WAVELENGTH, observed
 from specutils_blase import hypotheses, velocity
 from specutils_blase.correlation import OrderCorrelation
 from specutils_blase.fitting import fit
-from specutils_blase.ledger import emulator_from_ledger
+from specutils_blase.ledger.table import emulator_from_ledger
 from specutils_blase.model.emulator import LineEmulator
 from specutils_blase.model.order import ForwardModel
 from specutils_blase.physics.grids import SPEED_OF_LIGHT

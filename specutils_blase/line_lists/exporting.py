@@ -9,7 +9,7 @@ import astropy.units as u
 import numpy as np
 from astropy.table import QTable, Table
 
-from ..ledger import column_values, observed_centers, text_column
+from ..ledger.table import column_values, observed_centers, text_column
 from ..spectra.reading import air_wavelength, to_kms
 
 DESCRIPTIONS = {

@@ -134,7 +134,7 @@ BUGS = {
     ),
     "half-a-line": Bug(
         "equivalent width of one side of a line",
-        "ledger.py",
+        "ledger/table.py",
         "return 2.0 * (depth * weight",
         "return (depth * weight",
         ("test_ledger.py",),

@@ -30,7 +30,7 @@ from specutils_blase import simulate, templates
 from specutils_blase.cloning import NoLinesError
 from specutils_blase.first_model import first_model
 from specutils_blase.hypotheses import likeliest
-from specutils_blase.ledger import emulator_from_ledger
+from specutils_blase.ledger.table import emulator_from_ledger
 from specutils_blase.model.order import ForwardModel
 from specutils_blase.observed_orders import read_orders
 from specutils_blase.physics.grids import SPEED_OF_LIGHT

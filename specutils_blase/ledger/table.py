@@ -17,12 +17,12 @@ import torch
 from astropy.table import QTable
 from torch import Tensor
 
-from .ledger_columns import COLUMNS, FLAG_LIMITS, KMS
-from .model.emulator import LineEmulator
-from .model.parameters import KINDS
-from .physics.grids import SPEED_OF_LIGHT
-from .physics.saturation import Minnaert, Product, SaturationLaw
-from .physics.voigt import voigt, voigt_fwhm
+from ..model.emulator import LineEmulator
+from ..model.parameters import KINDS
+from ..physics.grids import SPEED_OF_LIGHT
+from ..physics.saturation import Minnaert, Product, SaturationLaw
+from ..physics.voigt import voigt, voigt_fwhm
+from .columns import COLUMNS, FLAG_LIMITS, KMS
 
 NEEDED = ("center", "area", "sigma", "gamma")
 """Columns that make a table a line ledger."""

@@ -16,8 +16,8 @@ import numpy as np
 from astropy.io.registry import IORegistryError
 from astropy.table import QTable, Table
 
-from .ledger import NEEDED, PACKED_META, ledger_meta, text_column
-from .ledger_columns import COLUMNS
+from .columns import COLUMNS
+from .table import NEEDED, PACKED_META, ledger_meta, text_column
 
 FORMATS = {
     ".ecsv": "ascii.ecsv",

@@ -12,10 +12,10 @@ import numpy as np
 from astropy.table import QTable, Table
 from specutils import SpectralRegion
 
-from .ledger import column_values, observed_centers, text_column
-from .ledger_columns import KMS
-from .line_lists import normalise_species
-from .spectra.reading import to_kms, vacuum_wavelength
+from ..line_lists import normalise_species
+from ..spectra.reading import to_kms, vacuum_wavelength
+from .columns import KMS
+from .table import column_values, observed_centers, text_column
 
 FLAGS = ("blended", "saturated", "edge", "unconstrained", "at_limit")
 """Columns of a ledger that speak against a line."""
