@@ -16,7 +16,9 @@ from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .least_squares import Solution, minimize
+from .inference.minimize import Solution, minimize
+from .inference.objective import AnchoredProblem
+from .inference.priors import LinePriors
 from .line_finding import find_lines, share_out_areas
 from .model.emulator import LineEmulator
 from .model.order import ForwardModel
@@ -24,8 +26,6 @@ from .model.parameters import FreeParameters
 from .physics.grids import Sampling
 from .physics.scatter import difference_scatter
 from .physics.voigt import voigt_fwhm
-from .priors import LinePriors
-from .problem import AnchoredProblem
 
 logger = logging.getLogger(__name__)
 

@@ -20,8 +20,8 @@ from specutils import Spectrum
 
 from . import simulate, templates
 from .cloning import CloneResult, clone
+from .inference.priors import LinePriors
 from .physics.grids import SPEED_OF_LIGHT
-from .priors import LinePriors
 from .result import FitResult
 
 FILES = {"fit": "demo.asdf", "ledger": "demo_ledger.ecsv", "plot": "demo.png"}

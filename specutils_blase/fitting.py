@@ -31,6 +31,8 @@ from .echelle_result import EchelleFitResult
 from .first_model import first_model, union, without_impossible
 from .held_lines import held_by_ledger, told_by_data
 from .hypotheses import likeliest
+from .inference.objective import AnchoredProblem
+from .inference.priors import LinePriors
 from .line_discovery import discover
 from .model.echelle import EchelleModel, orders_of
 from .model.emulator import LineEmulator
@@ -39,8 +41,6 @@ from .model.parameters import GLOBALS, KINDS, FreeParameters
 from .observed_orders import ObservedOrder, read_order, read_orders, warn_excluded
 from .outcome import Given, build_result
 from .physics.grids import SPEED_OF_LIGHT
-from .priors import LinePriors
-from .problem import AnchoredProblem
 from .result import FitResult
 from .solving import solve, solve_orders
 from .spectra.quantities import is_number, is_whole

@@ -20,8 +20,9 @@ from astropy import units as u
 from astropy.table import QTable
 from torch import Tensor
 
-from .factor import Factor
-from .least_squares import Solution, minimize
+from .inference.linear.cholesky import Factor
+from .inference.minimize import Solution, minimize
+from .inference.objective import AnchoredProblem
 from .ledger.table import equivalent_width, equivalent_width_with_gradient
 from .line_trials import (
     as_fitted,
@@ -39,7 +40,6 @@ from .missing_lines import EXPECTED, HELD, LINE, Feature, Grown, search
 from .model.parameters import KINDS
 from .noise import NoiseModel
 from .posterior import free_parameters, needed, prior_precision
-from .problem import AnchoredProblem
 from .solving import ALONE_TOLERANCE, residuals, solve_near
 from .star_anchors import StarAnchors
 

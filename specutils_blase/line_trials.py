@@ -13,11 +13,11 @@ import torch
 from scipy.special import stdtr
 from torch import Tensor
 
-from .least_squares import minimize
+from .inference.minimize import minimize
+from .inference.objective import AnchoredProblem
+from .inference.priors import LinePriors, penalty, square_of_penalty
 from .missing_lines import DECISIVE, LINE, Feature, Grown, with_lines
 from .physics.grids import SPEED_OF_LIGHT
-from .priors import LinePriors, penalty, square_of_penalty
-from .problem import AnchoredProblem
 from .solving import ALONE_TOLERANCE, LOOSE, LOOSE_TOLERANCE
 from .starting import LOOSE_ITERATIONS
 

@@ -23,8 +23,8 @@ from scipy.stats import chi2 as chi2_distribution
 from torch import Tensor
 
 from .correlated_residuals import correlation_factor
-from .normal_equations import NormalEquations
-from .problem import AnchoredProblem
+from .inference.linear.normal_equations import NormalEquations
+from .inference.objective import AnchoredProblem
 from .solving import alone_problem, line_owners
 
 VELOCITIES = ("rv", "vsini")

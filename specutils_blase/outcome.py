@@ -17,21 +17,21 @@ from .assessment import assess
 from .common_changes import CommonChanges
 from .correlated_residuals import correlation_factor
 from .echelle_result import EchelleFitResult
-from .factor import Factor
-from .least_squares import Solution
+from .inference.linear.cholesky import Factor
+from .inference.linear.normal_equations import NormalEquations
+from .inference.minimize import Solution
+from .inference.objective import AnchoredProblem
 from .ledger.table import LineErrors, build_ledger, held_errors
 from .line_discovery import Discovery, missing_lines_table
 from .model.echelle import EchelleModel
 from .model.emulator import LineEmulator
 from .model.parameters import KINDS
 from .noise import NoiseModel
-from .normal_equations import NormalEquations
 from .observed_orders import ObservedOrder
 from .order_scatter import VELOCITIES, OrderScatter, order_scatter, part_scatter
 from .physics.grids import SPEED_OF_LIGHT
 from .physics.parallel import each
 from .posterior import WIDENED, Curvature
-from .problem import AnchoredProblem
 from .quality import Reason
 from .rejection import rejected_table
 from .resolving_power import resolving_power_reasons, wanted_resolving_power

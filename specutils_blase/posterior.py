@@ -19,16 +19,16 @@ import torch
 from astropy.table import QTable
 from torch import Tensor
 
-from .jacobian import linearize
-from .jacobian_windows import covariance_cut
+from .inference.linear.jacobian import linearize
+from .inference.linear.normal_equations import NormalEquations
+from .inference.linear.windows import covariance_cut
+from .inference.priors import GLOBAL_PRIORS
 from .ledger.columns import COLUMNS
 from .ledger.table import equivalent_width
 from .model.echelle import EchelleModel
 from .model.order import ForwardModel
 from .model.parameters import GLOBALS, KINDS, FreeParameters
-from .normal_equations import NormalEquations
 from .physics.grids import SPEED_OF_LIGHT
-from .priors import GLOBAL_PRIORS
 from .spectra.quantities import is_whole
 
 

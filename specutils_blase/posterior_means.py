@@ -27,7 +27,7 @@ from astropy.table import QTable
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .factor import Factor
+from .inference.linear.cholesky import Factor
 from .ledger.columns import KMS
 from .model.parameters import KINDS, FreeParameters
 from .posterior import by_line, free_parameters, needed, normal_equations, of_lines

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 
 import torch
 
-from .factor import Factor
-from .jacobian import line_spread_tangents
-from .normal_equations import NormalEquations
-from .problem import AnchoredProblem
+from .inference.linear.cholesky import Factor
+from .inference.linear.jacobian import line_spread_tangents
+from .inference.linear.normal_equations import NormalEquations
+from .inference.objective import AnchoredProblem
 from .quality import Reason
 
 WANTED, WANTED_BY = 5.0, 0.25

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from .common_changes import CommonChanges
-from .factor import Factor
-from .least_squares import MESSAGES, Solution, minimize
+from .inference.linear.cholesky import Factor
+from .inference.minimize import MESSAGES, Solution, minimize
+from .inference.objective import AnchoredProblem
 from .model.echelle import EchelleModel
 from .model.order import ForwardModel
 from .model.parameters import ORDER_GLOBALS, FreeParameters
 from .noise import NoiseModel
 from .physics.parallel import each
-from .problem import AnchoredProblem
 from .rejection import unlike_lines
 from .starting import LOOSE_ITERATIONS
 

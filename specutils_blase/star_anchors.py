@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 from .common_changes import CommonChanges
-from .factor import Factor
+from .inference.linear.cholesky import Factor
+from .inference.objective import AnchoredProblem
+from .inference.priors import LinePriors
 from .physics.voigt import voigt_fwhm
-from .priors import LinePriors
-from .problem import AnchoredProblem
 from .stand_in import ROUNDING, student_evidence, without_prior
 from .star_scaling import STRENGTH_PRIOR, StarScale
 

@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .jacobian import linearize
+from .inference.linear.jacobian import linearize
 from .model.echelle import EchelleModel, orders_of
 from .model.instrument import Continuum
 from .model.order import ForwardModel

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .common_changes import CommonChanges
-from .problem import AnchoredProblem
+from .inference.objective import AnchoredProblem
 from .telluric_scaling import FACTOR_PRIOR, SHIFT_PRIOR, TelluricScale
 
 

@@ -13,7 +13,7 @@ import torch
 from test_jacobian import MODELS, everything
 from test_lines import CASES, LAWS, case, emulator
 
-from specutils_blase.jacobian import linearize
+from specutils_blase.inference.linear.jacobian import linearize
 from specutils_blase.physics import compiled
 from specutils_blase.physics.grids import Sampling
 from specutils_blase.physics.line_sum import Windows

@@ -4,17 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from specutils_blase import jacobian_windows
-from specutils_blase.jacobian import linearize
-from specutils_blase.jacobian_windows import Cut, Layout
+from specutils_blase.inference.linear import windows as jacobian_windows
+from specutils_blase.inference.linear.jacobian import linearize
+from specutils_blase.inference.linear.normal_equations import NormalEquations
+from specutils_blase.inference.linear.windows import Cut, Layout
+from specutils_blase.inference.objective import AnchoredProblem
+from specutils_blase.inference.priors import LinePriors
 from specutils_blase.model.echelle import EchelleModel
 from specutils_blase.model.emulator import LineEmulator
 from specutils_blase.model.line_view import LineView
 from specutils_blase.model.order import ForwardModel
 from specutils_blase.model.parameters import KINDS, FreeParameters
-from specutils_blase.normal_equations import NormalEquations
-from specutils_blase.priors import LinePriors
-from specutils_blase.problem import AnchoredProblem
 from specutils_blase.spectra.data import pixel_edges
 
 F64 = torch.float64

@@ -14,8 +14,8 @@ from specutils import Spectrum, SpectrumList
 import specutils_blase as sb
 from specutils_blase.adapters.files import load_spectrum
 from specutils_blase.fitting import fit
+from specutils_blase.inference.priors import LinePriors
 from specutils_blase.model.order import ForwardModel
-from specutils_blase.priors import LinePriors
 from specutils_blase.result import SPECTRA
 from specutils_blase.simulate import perturbed, simulate
 

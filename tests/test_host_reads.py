@@ -14,13 +14,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import specutils_blase
-from specutils_blase.least_squares import _propose
+from specutils_blase.inference.minimize import _propose
+from specutils_blase.inference.objective import AnchoredProblem
+from specutils_blase.inference.priors import LinePriors
 from specutils_blase.model.echelle import EchelleModel
 from specutils_blase.model.emulator import LineEmulator
 from specutils_blase.model.order import ForwardModel
 from specutils_blase.model.parameters import KINDS, FreeParameters
-from specutils_blase.priors import LinePriors
-from specutils_blase.problem import AnchoredProblem
 from specutils_blase.simulate import pixel_edges
 
 PACKAGE = Path(specutils_blase.__file__).parent

@@ -8,9 +8,9 @@ from astropy.nddata import StdDevUncertainty
 from specutils import Spectrum
 
 import specutils_blase as sb
+from specutils_blase.inference.priors import LinePriors
 from specutils_blase.model.emulator import LineEmulator
 from specutils_blase.model.order import ForwardModel
-from specutils_blase.priors import LinePriors
 from specutils_blase.simulate import pixel_edges, simulate
 
 PIXELS = np.linspace(10_490.0, 10_514.0, 400)

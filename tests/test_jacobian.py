@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from specutils_blase import jacobian_windows
-from specutils_blase.jacobian import linearize
-from specutils_blase.jacobian_windows import Cut
+from specutils_blase.inference.linear import windows as jacobian_windows
+from specutils_blase.inference.linear.jacobian import linearize
+from specutils_blase.inference.linear.windows import Cut
 from specutils_blase.model.emulator import LineEmulator
 from specutils_blase.model.order import ForwardModel
 from specutils_blase.model.parameters import GLOBALS, KINDS, FreeParameters

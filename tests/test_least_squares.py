@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from specutils_blase.jacobian import Jacobian, LocalBlock
-from specutils_blase.least_squares import MESSAGES, minimize
+from specutils_blase.inference.linear.blocks import Structure, Window
+from specutils_blase.inference.linear.jacobian import Jacobian, LocalBlock
+from specutils_blase.inference.linear.normal_equations import NormalEquations
+from specutils_blase.inference.minimize import MESSAGES, minimize
+from specutils_blase.inference.objective import AnchoredProblem
+from specutils_blase.inference.priors import LinePriors
 from specutils_blase.model.emulator import LineEmulator
 from specutils_blase.model.order import ForwardModel
 from specutils_blase.model.parameters import KINDS, FreeParameters
-from specutils_blase.normal_equations import NormalEquations
-from specutils_blase.priors import LinePriors
-from specutils_blase.problem import AnchoredProblem
 from specutils_blase.simulate import pixel_edges
-from specutils_blase.structure import Structure, Window
 
 F64 = torch.float64
 WEAK = 1e-10  # prior precision that says nothing

@@ -6,13 +6,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specutils_blase.jacobian import Jacobian, LocalBlock, linearize
+from specutils_blase.inference.linear.blocks import LINES_PER_BLOCK, Structure, Window
+from specutils_blase.inference.linear.jacobian import Jacobian, LocalBlock, linearize
+from specutils_blase.inference.linear.normal_equations import NormalEquations
 from specutils_blase.model.emulator import LineEmulator
 from specutils_blase.model.order import ForwardModel
 from specutils_blase.model.parameters import KINDS, FreeParameters
-from specutils_blase.normal_equations import NormalEquations
 from specutils_blase.simulate import pixel_edges
-from specutils_blase.structure import LINES_PER_BLOCK, Structure, Window
 
 F64 = torch.float64
 

@@ -10,10 +10,10 @@ from astropy.table import Table
 from specutils import Spectrum
 
 import specutils_blase as sb
-from specutils_blase.factor import APART
+from specutils_blase.inference.linear.cholesky import APART
+from specutils_blase.inference.priors import LinePriors
 from specutils_blase.model.parameters import KINDS
 from specutils_blase.posterior import free_parameters, normal_equations
-from specutils_blase.priors import LinePriors
 from specutils_blase.simulate import simulate
 
 PIXELS = np.linspace(10_498.0, 10_538.0, 680)
@@ -167,7 +167,7 @@ def test_probes_of_many_lines_are_the_covariance_of_neighbours(crowded):
 
 
 def test_means_do_not_depend_on_what_is_probed_at_once(crowded, crowded_means, monkeypatch):
-    monkeypatch.setattr("specutils_blase.factor.APART", 1000)
+    monkeypatch.setattr("specutils_blase.inference.linear.cholesky.APART", 1000)
     exact = crowded.line_means(progress=False)
     for kind in KINDS:
         off = np.asarray(crowded_means[f"{kind}_shift"] - exact[f"{kind}_shift"])

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from specutils_blase.inference.objective import AnchoredProblem
+from specutils_blase.inference.priors import GLOBAL_LIMITS, GLOBAL_PRIORS, LINE_LIMITS, LinePriors
 from specutils_blase.model.emulator import LineEmulator
 from specutils_blase.model.order import ForwardModel
 from specutils_blase.model.parameters import KINDS, FreeParameters
 from specutils_blase.physics.grids import SPEED_OF_LIGHT
 from specutils_blase.physics.voigt import voigt_fwhm
-from specutils_blase.priors import GLOBAL_LIMITS, GLOBAL_PRIORS, LINE_LIMITS, LinePriors
-from specutils_blase.problem import AnchoredProblem
 from specutils_blase.simulate import pixel_edges
 
 F64 = torch.float64

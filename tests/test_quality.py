@@ -15,10 +15,10 @@ from specutils import Spectrum
 import specutils_blase as sb
 from specutils_blase import assessment, outcome
 from specutils_blase.assessment import assess
+from specutils_blase.inference.priors import LinePriors
 from specutils_blase.line_moves import line_moves
 from specutils_blase.model.parameters import KINDS
 from specutils_blase.physics.grids import Sampling
-from specutils_blase.priors import LinePriors
 from specutils_blase.quality import MOST_TOLD, BlaseQualityWarning, Quality, Reason
 from specutils_blase.simulate import simulate
 from specutils_blase.template_agreement import ObservedPixels, template_agreement

@@ -10,12 +10,12 @@ from scipy.integrate import quad
 from scipy.stats import norm
 from scipy.stats import t as student
 
-from specutils_blase.least_squares import minimize
+from specutils_blase.inference.minimize import minimize
+from specutils_blase.inference.objective import AnchoredProblem
+from specutils_blase.inference.priors import LinePriors
 from specutils_blase.model.emulator import LineEmulator
 from specutils_blase.model.order import ForwardModel
 from specutils_blase.model.parameters import FreeParameters
-from specutils_blase.priors import LinePriors
-from specutils_blase.problem import AnchoredProblem
 from specutils_blase.simulate import pixel_edges
 from specutils_blase.stand_in import (
     match_priors,

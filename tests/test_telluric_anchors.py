@@ -7,14 +7,14 @@ from scipy.optimize import minimize_scalar
 
 from specutils_blase import solving
 from specutils_blase.common_changes import STILL
-from specutils_blase.least_squares import MESSAGES, minimize
+from specutils_blase.inference.minimize import MESSAGES, minimize
+from specutils_blase.inference.objective import AnchoredProblem
+from specutils_blase.inference.priors import LinePriors
 from specutils_blase.model.emulator import LineEmulator
 from specutils_blase.model.order import ForwardModel
 from specutils_blase.model.parameters import FreeParameters
 from specutils_blase.noise import NoiseModel
 from specutils_blase.physics.grids import SPEED_OF_LIGHT
-from specutils_blase.priors import LinePriors
-from specutils_blase.problem import AnchoredProblem
 from specutils_blase.simulate import pixel_edges
 from specutils_blase.telluric_anchors import TelluricAnchors
 from specutils_blase.telluric_scaling import FACTOR_PRIOR, SHIFT_PRIOR, TelluricScale, scale_telluric

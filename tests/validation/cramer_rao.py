@@ -24,9 +24,9 @@ from dataclasses import dataclass, replace
 import cases
 import numpy as np
 
+from specutils_blase.inference.priors import LinePriors
 from specutils_blase.model.parameters import KINDS
 from specutils_blase.physics.grids import SPEED_OF_LIGHT
-from specutils_blase.priors import LinePriors
 from specutils_blase.simulate.flux import legendre_continuum, simulate_flux
 from specutils_blase.star_scaling import STRENGTH_PRIOR
 from specutils_blase.telluric_scaling import FACTOR_PRIOR, SHIFT_PRIOR

@@ -27,8 +27,8 @@ from prior_evidence import COMPONENTS, GROUPS
 import specutils_blase as sb
 from specutils_blase import simulate, templates
 from specutils_blase.adapters.muler import load_hpf_orders
+from specutils_blase.inference.priors import LinePriors
 from specutils_blase.model.parameters import KINDS
-from specutils_blase.priors import LinePriors
 
 FREEDOMS = (2.0, 4.0, 8.0, math.inf)
 REFITS, SAME = 3, 0.1

@@ -42,7 +42,7 @@ BUGS = {
     ),
     "chain-rule": Bug(
         "derivative to γ where that to ln γ is meant",
-        "jacobian.py",
+        "inference/linear/jacobian.py",
         '"ln_gamma": lambda: area * gamma * d_gamma,',
         '"ln_gamma": lambda: area * d_gamma,',
         ("test_compiled.py",),
@@ -63,7 +63,7 @@ BUGS = {
     ),
     "dropped-rotation": Bug(
         "changes of stellar lines not rotated in the Jacobian",
-        "jacobian.py",
+        "inference/linear/jacobian.py",
         "tangents = self.through_star(tangents, node)\n",
         "tangents = self._times(tangents, self.stages.sky, node)\n",
         ("test_compiled.py",),
@@ -120,14 +120,14 @@ BUGS = {
     ),
     "prior-precision": Bug(
         "prior precision 1/s where 1/s² is meant",
-        "problem.py",
+        "inference/objective.py",
         "getattr(priors, kind) ** -2",
         "getattr(priors, kind) ** -1",
         ("test_problem.py", "test_posterior.py"),
     ),
     "student-t": Bug(
         "curvature of Student's t with ν for ν + 1",
-        "problem.py",
+        "inference/objective.py",
         "(freedom + 1.0) / (freedom + square)",
         "freedom / (freedom + square)",
         ("test_problem.py",),
@@ -155,7 +155,7 @@ BUGS = {
     ),
     "neighbours-forgotten": Bug(
         "marginal errors without the next block of the matrix",
-        "factor.py",
+        "inference/linear/cholesky.py",
         "inverse = inverse + gain @ result[index + 1] @ gain.mT",
         "inverse = inverse + 0.0 * gain @ result[index + 1] @ gain.mT",
         ("test_normal_equations.py",),

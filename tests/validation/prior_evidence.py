@@ -30,8 +30,8 @@ from scipy.optimize import brentq, minimize_scalar
 from scipy.special import voigt_profile
 from torch import Tensor
 
+from specutils_blase.inference.linear.normal_equations import NormalEquations
 from specutils_blase.model.parameters import KINDS
-from specutils_blase.normal_equations import NormalEquations
 from specutils_blase.physics.grids import SPEED_OF_LIGHT
 from specutils_blase.physics.kernels import FWHM_PER_SIGMA
 from specutils_blase.posterior import free_parameters, normal_equations

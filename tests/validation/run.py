@@ -176,7 +176,7 @@ def sample(seeds: range, figure: Path | None) -> None:
     """Section 6: the sampler under the default priors and under Gaussians."""
     import sampler
 
-    from specutils_blase.priors import LinePriors
+    from specutils_blase.inference.priors import LinePriors
 
     found, drawn = {}, {}
     for seed in seeds:

@@ -14,9 +14,9 @@ import torch
 from astropy.table import Table
 
 import specutils_blase as sb
+from specutils_blase.inference.objective import AnchoredProblem
+from specutils_blase.inference.priors import LinePriors
 from specutils_blase.posterior import free_parameters, normal_equations
-from specutils_blase.priors import LinePriors
-from specutils_blase.problem import AnchoredProblem
 from specutils_blase.simulate import perturbed, simulate
 
 WAVELENGTH = np.linspace(10_500.0, 10_511.0, 190)

@@ -239,7 +239,7 @@ def priors(records: list[dict]) -> str:
     """Item 7: widths by component and kind, what the lines do in the mean, and degrees of freedom."""
     from measured_priors import COMPONENTS, GROUPS, KINDS, KNOWN, SIMULATION
 
-    from specutils_blase.priors import LinePriors
+    from specutils_blase.inference.priors import LinePriors
 
     def cells(values: list[str], component: str) -> list[str]:
         return [values[GROUPS.index((component, kind))] for kind in KINDS]

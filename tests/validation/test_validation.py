@@ -18,8 +18,8 @@ from astropy.table import Table
 
 from specutils_blase import simulate
 from specutils_blase.components import component_emulator
+from specutils_blase.inference.priors import LinePriors
 from specutils_blase.physics.grids import SPEED_OF_LIGHT
-from specutils_blase.priors import LinePriors
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))

@@ -14,8 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .normal_equations import NormalEquations
-from .quasi_newton import State, quasi_newton, remaining_decrease
+from .lbfgs import State, quasi_newton, remaining_decrease
+from .linear.normal_equations import NormalEquations
 
 
 class Problem(Protocol):

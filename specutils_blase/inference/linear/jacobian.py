@@ -16,15 +16,15 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .jacobian_windows import Cut, Layout, LineBatch, OrderLayout
-from .model.order import ForwardModel, Stages
-from .model.parameters import KINDS, FreeParameters, OrderParameters
-from .physics.compiled import as_array, kernels
-from .physics.grids import SPEED_OF_LIGHT
-from .physics.kernels import convolve, correlate
-from .physics.parallel import each
-from .physics.voigt import voigt_with_derivatives
-from .structure import Structure
+from ...model.order import ForwardModel, Stages
+from ...model.parameters import KINDS, FreeParameters, OrderParameters
+from ...physics.compiled import as_array, kernels
+from ...physics.grids import SPEED_OF_LIGHT
+from ...physics.kernels import convolve, correlate
+from ...physics.parallel import each
+from ...physics.voigt import voigt_with_derivatives
+from .blocks import Structure
+from .windows import Cut, Layout, LineBatch, OrderLayout
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from copy import copy
 import torch
 from torch import Tensor
 
-from .factor import Factor
+from .blocks import TILE, Structure
+from .cholesky import Factor
 from .jacobian import Jacobian, LocalBlock
-from .structure import TILE, Structure
 
 _CHUNK = 1 << 20  # values of pieces handled at once where a copy of them is needed
 

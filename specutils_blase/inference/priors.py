@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .spectra.quantities import is_number
+from ..spectra.quantities import is_number
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .factor import Factor
-from .normal_equations import NormalEquations
+from .linear.cholesky import Factor
+from .linear.normal_equations import NormalEquations
 
 REFRESH = 15
 """Iterations after which the preconditioner is computed afresh and the memory starts anew."""

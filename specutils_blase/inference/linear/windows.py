@@ -17,12 +17,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .model.echelle import EchelleModel
-from .model.emulator import LineEmulator
-from .model.order import ForwardModel
-from .model.parameters import FreeParameters, OrderParameters
-from .physics.voigt import voigt_fwhm
-from .structure import Structure, Window
+from ...model.echelle import EchelleModel
+from ...model.emulator import LineEmulator
+from ...model.order import ForwardModel
+from ...model.parameters import FreeParameters, OrderParameters
+from ...physics.voigt import voigt_fwhm
+from .blocks import Structure, Window
 
 
 class Cut(NamedTuple):

@@ -13,15 +13,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .jacobian import Jacobian, linearize
-from .jacobian_windows import Layout, covariance_cut
-from .model.emulator import LineEmulator
-from .model.order import Stages
-from .model.parameters import KINDS, FreeParameters
-from .normal_equations import NormalEquations
-from .physics.grids import SPEED_OF_LIGHT
-from .physics.kernels import FWHM_PER_SIGMA
-from .physics.voigt import voigt_fwhm
+from ..model.emulator import LineEmulator
+from ..model.order import Stages
+from ..model.parameters import KINDS, FreeParameters
+from ..physics.grids import SPEED_OF_LIGHT
+from ..physics.kernels import FWHM_PER_SIGMA
+from ..physics.voigt import voigt_fwhm
+from .linear.jacobian import Jacobian, linearize
+from .linear.normal_equations import NormalEquations
+from .linear.windows import Layout, covariance_cut
 from .priors import GLOBAL_LIMITS, GLOBAL_PRIORS, LINE_LIMITS, LinePriors, penalty
 
 WIDEST, NARROWEST, FARTHEST, LEAST_WIDTH = 4.0, 1e-3, 2.0, 3.0
