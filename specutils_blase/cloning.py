@@ -111,8 +111,8 @@ class CloneResult:
         return self
 
     def plot(self, **options):
-        """Template, clone and residual; see `specutils_blase.plotting.plot_clone`."""
-        from .plotting import plot_clone
+        """Template, clone and residual; see `specutils_blase.plotting.order.plot_clone`."""
+        from .plotting.order import plot_clone
 
         return plot_clone(self, **options)
 

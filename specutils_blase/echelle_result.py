@@ -161,7 +161,7 @@ class EchelleFitResult(FitResult):
 
     def plot(self, order: int | None = None, **options):
         """Quick look at all orders, or at the k-th; see `plotting.plot_orders` and `plotting.plot_fit`."""
-        from .plotting_orders import plot_orders
+        from .plotting.echelle import plot_orders
 
         return plot_orders(self, **options) if order is None else self.order(order).plot(**options)
 

@@ -318,8 +318,8 @@ class FitResult:
         return [spectrum]
 
     def plot(self, **options):
-        """Quick look at the fit; see `specutils_blase.plotting.plot_fit`."""
-        from .plotting import plot_fit
+        """Quick look at the fit; see `specutils_blase.plotting.order.plot_fit`."""
+        from .plotting.order import plot_fit
 
         return plot_fit(self, **options)
 

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from specutils import Spectrum
 
 import specutils_blase as sb
-from specutils_blase.figures import label_panels, make_panels
-from specutils_blase.plotting import RESIDUAL_LIMIT, plot_clone, plot_fit
+from specutils_blase.plotting.order import RESIDUAL_LIMIT, plot_clone, plot_fit
+from specutils_blase.plotting.panels import label_panels, make_panels
 from specutils_blase.simulate import simulate
 from specutils_blase.spectra.reading import air_wavelength
 

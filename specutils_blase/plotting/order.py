@@ -18,14 +18,14 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
-from .figures import crown, label_panels, legend_of, limits_around, make_panels, scale_flux_axis
-from .physics.grids import SPEED_OF_LIGHT
-from .spectra.quantities import is_whole
-from .spectra.reading import air_wavelength
+from ..physics.grids import SPEED_OF_LIGHT
+from ..spectra.quantities import is_whole
+from ..spectra.reading import air_wavelength
+from .panels import crown, label_panels, legend_of, limits_around, make_panels, scale_flux_axis
 
 if TYPE_CHECKING:
-    from .cloning import CloneResult
-    from .result import FitResult
+    from ..cloning import CloneResult
+    from ..result import FitResult
 
 COLOURS = {
     "data": "0.66",

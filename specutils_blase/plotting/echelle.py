@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .figures import QuickLook
-from .plotting import COLOURS
+from .order import COLOURS
+from .panels import QuickLook
 
 HEIGHT = 1.4
 """Inches of a row."""
