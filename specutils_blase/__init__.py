@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from .cross_validation import cross_validate
     from .echelle_result import EchelleFitResult
     from .fitting import fit
-    from .identification import identify
     from .ledger.files import read_ledger, write_ledger
     from .ledger.selection import change_significance, select_lines
     from .line_lists import ledger_to_line_list, read_line_list
+    from .line_lists.identification import identify
     from .model.echelle import EchelleModel
     from .model.emulator import LineEmulator
     from .model.order import ForwardModel
@@ -55,7 +55,7 @@ _LAZY = {
     "from_hpf": ".adapters.loaders",
     "from_igrins": ".adapters.loaders",
     "from_nirspec": ".adapters.loaders",
-    "identify": ".identification",
+    "identify": ".line_lists.identification",
     "ledger_to_line_list": ".line_lists",
     "line_lists": ".line_lists",
     "read": ".asdf.files",
