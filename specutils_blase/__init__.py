@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .model.echelle import EchelleModel
     from .model.emulator import LineEmulator
     from .model.order import ForwardModel
-    from .quality import BlaseQualityWarning, Quality, Reason
+    from .quality.report import BlaseQualityWarning, Quality, Reason
     from .result import FitResult
     from .species_cloning import clone_species
 
@@ -38,15 +38,15 @@ if TYPE_CHECKING:
 
 # Public name -> where it lives; a submodule stands for itself.
 _LAZY = {
-    "BlaseQualityWarning": ".quality",
+    "BlaseQualityWarning": ".quality.report",
     "CloneResult": ".cloning",
     "EchelleFitResult": ".echelle_result",
     "EchelleModel": ".model.echelle",
     "FitResult": ".result",
     "ForwardModel": ".model.order",
     "LineEmulator": ".model.emulator",
-    "Quality": ".quality",
-    "Reason": ".quality",
+    "Quality": ".quality.report",
+    "Reason": ".quality.report",
     "change_significance": ".ledger.selection",
     "clone": ".cloning",
     "clone_species": ".species_cloning",

@@ -16,7 +16,6 @@ import torch
 from astropy.table import QTable
 from specutils import Spectrum
 
-from .clone_assessment import assess_clone
 from .clone_continuum import gaps, template_continuum
 from .cloning_rounds import (
     CLONE_PRIORS,
@@ -34,7 +33,8 @@ from .model.emulator import LineEmulator
 from .model.parameters import KINDS
 from .physics.grids import SPEED_OF_LIGHT
 from .physics.saturation import saturation_law
-from .quality import Quality
+from .quality.clones import assess_clone
+from .quality.report import Quality
 from .spectra.quantities import is_number
 from .spectra.reading import read_spectrum, spectrum_on, to_resolving_power, to_teff
 

@@ -13,7 +13,6 @@ import torch
 from astropy.table import QTable
 from torch import Tensor
 
-from .assessment import assess
 from .common_changes import CommonChanges
 from .correlated_residuals import correlation_factor
 from .echelle_result import EchelleFitResult
@@ -32,9 +31,10 @@ from .order_scatter import VELOCITIES, OrderScatter, order_scatter, part_scatter
 from .physics.grids import SPEED_OF_LIGHT
 from .physics.parallel import each
 from .posterior import WIDENED, Curvature
-from .quality import Reason
+from .quality.assessment import assess
+from .quality.report import Reason
+from .quality.resolving_power import resolving_power_reasons, wanted_resolving_power
 from .rejection import rejected_table
-from .resolving_power import resolving_power_reasons, wanted_resolving_power
 from .result import FitResult, model_spectra
 from .solving import degrees_of_freedom_used, reduced_chi_square
 from .stand_in import mean_pull, posterior_mean, prior_error

@@ -18,7 +18,7 @@ from .model.order import ForwardModel
 from .photon_limit import RVPhotonLimit, rv_photon_limit
 from .posterior import Curvature, Draws, draw
 from .posterior_means import line_means
-from .quality import Quality
+from .quality.report import Quality
 from .spectra.data import SpectralData
 from .spectra.reading import SpectrumFrame, spectrum_on
 

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from specutils import Spectrum
 
-from .clone_assessment import assess_clone
 from .cloning import CloneResult, NoLinesError, clone, clone_ledger, clone_model
 from .cloning_rounds import Template, worst_places
 from .model.emulator import LineEmulator
 from .physics.saturation import SaturationLaw
+from .quality.clones import assess_clone
 from .spectra.reading import read_spectrum, spectrum_on
 
 logger = logging.getLogger(__name__)

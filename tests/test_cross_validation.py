@@ -12,7 +12,7 @@ from specutils import SpectrumList
 import specutils_blase as sb
 from specutils_blase.cross_validation import BLOCK, _behind
 from specutils_blase.inference.priors import LinePriors
-from specutils_blase.quality import BlaseQualityWarning
+from specutils_blase.quality.report import BlaseQualityWarning
 from specutils_blase.simulate import perturbed, simulate
 
 WAVELENGTH = np.arange(10_500.0, 10_524.0, 0.06)

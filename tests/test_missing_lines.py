@@ -16,7 +16,7 @@ from specutils_blase.missing_lines import FREE, Feature, search, with_lines
 from specutils_blase.missing_lines import _try as tried
 from specutils_blase.physics.grids import SPEED_OF_LIGHT
 from specutils_blase.posterior import free_parameters, prior_precision
-from specutils_blase.quality import BlaseQualityWarning
+from specutils_blase.quality.report import BlaseQualityWarning
 from specutils_blase.simulate import simulate
 
 WAVELENGTH = np.arange(10_500.0, 10_536.0, 0.06)

@@ -13,15 +13,16 @@ from astropy.table import QTable, vstack
 from specutils import Spectrum
 
 import specutils_blase as sb
-from specutils_blase import assessment, outcome
-from specutils_blase.assessment import assess
+from specutils_blase import outcome
 from specutils_blase.inference.priors import LinePriors
-from specutils_blase.line_moves import line_moves
 from specutils_blase.model.parameters import KINDS
 from specutils_blase.physics.grids import Sampling
-from specutils_blase.quality import MOST_TOLD, BlaseQualityWarning, Quality, Reason
+from specutils_blase.quality import assessment
+from specutils_blase.quality.assessment import assess
+from specutils_blase.quality.line_moves import line_moves
+from specutils_blase.quality.report import MOST_TOLD, BlaseQualityWarning, Quality, Reason
+from specutils_blase.quality.template_agreement import ObservedPixels, template_agreement
 from specutils_blase.simulate import simulate
-from specutils_blase.template_agreement import ObservedPixels, template_agreement
 
 R, RV, VSINI, SNR = 50_000, 12.0, 6.0, 200.0
 PIXELS = np.linspace(10500.0, 10520.0, 260)

@@ -18,7 +18,7 @@ from specutils_blase.ledger.table import emulator_from_ledger
 from specutils_blase.model.emulator import LineEmulator
 from specutils_blase.model.order import ForwardModel
 from specutils_blase.physics.grids import SPEED_OF_LIGHT
-from specutils_blase.quality import BlaseQualityWarning
+from specutils_blase.quality.report import BlaseQualityWarning
 from specutils_blase.simulate import pixel_edges, simulate
 from specutils_blase.spectra.data import SpectralData
 from specutils_blase.spectra.reading import read_spectrum

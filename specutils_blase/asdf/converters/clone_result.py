@@ -12,7 +12,7 @@ class CloneResultConverter(Converter):
     types = ["specutils_blase.cloning.CloneResult"]
 
     def to_yaml_tree(self, obj, tag, ctx):
-        from ...clone_assessment import assess_clone
+        from ...quality.clones import assess_clone
         from ...spectra.provenance import of_template
         from ..records import plain, share, spectrum_record, table_record, written
 
@@ -33,9 +33,9 @@ class CloneResultConverter(Converter):
         }
 
     def from_yaml_tree(self, node, tag, ctx):
-        from ...clone_assessment import assess_clone
         from ...cloning import CloneResult
         from ...model.emulator import LineEmulator
+        from ...quality.clones import assess_clone
         from ..records import load_plain, load_spectrum, load_table
 
         if not isinstance(node["emulator"], LineEmulator):

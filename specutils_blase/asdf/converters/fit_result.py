@@ -31,8 +31,8 @@ class FitResultConverter(Converter):
         }
 
     def from_yaml_tree(self, node, tag, ctx):
-        from ...assessment import assess
         from ...model.order import ForwardModel
+        from ...quality.assessment import assess
         from ...result import FitResult
 
         model = node["model"]
@@ -63,9 +63,9 @@ class EchelleFitResultConverter(Converter):
     def from_yaml_tree(self, node, tag, ctx):
         import numpy as np
 
-        from ...assessment import assess
         from ...echelle_result import EchelleFitResult
         from ...model.echelle import EchelleModel
+        from ...quality.assessment import assess
 
         model = node["model"]
         if not isinstance(model, EchelleModel):
@@ -89,7 +89,7 @@ def quality_of(obj, assess):
 
 def load_quality(node, result, assess):
     """The result with its quality; files of version 1.0.0 have none, and what they hold is assessed now."""
-    from ...quality import Quality, Reason
+    from ...quality.report import Quality, Reason
 
     if "quality" in node:
         result.quality = Quality.from_record(node["quality"])
@@ -118,7 +118,7 @@ def _load_observed(data, frame, model):
 
 def _outcome_record(obj, more_parameters=(), more_ledger=()):
     """What the fit found, of one order or of many."""
-    from ...assessment import assess
+    from ...quality.assessment import assess
     from ..records import array, plain, table_record, written
 
     settings = plain(obj.settings)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from .quality import Quality, Reason
+from .report import Quality, Reason
 
 POOR, BAD = 0.02, 0.10
 """RMS of template minus clone beyond the template's noise, in units of the continuum: a good clone of a dense spectrum

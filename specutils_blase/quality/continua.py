@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 from torch import Tensor
 
-from .quality import Reason, graded
+from .report import Reason, graded
 
 DARKEST, ENVELOPE = 0.02, 3.0
 """Least continuum in units of its median; and the factor by which continuum over upper envelope of the data may change

@@ -18,15 +18,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .continuum_assessment import continuum_reasons
+from ..model.echelle import orders_of
+from ..model.parameters import KINDS
+from ..physics.grids import SPEED_OF_LIGHT
+from ..star_anchors import MOST_INFLATION
+from ..telluric_scaling import largest_factor
+from .continua import continuum_reasons
 from .line_moves import LineMoves, line_moves
-from .model.echelle import orders_of
-from .model.parameters import KINDS
-from .physics.grids import SPEED_OF_LIGHT
-from .quality import Quality, Reason, graded
-from .star_anchors import MOST_INFLATION
-from .start_assessment import same_data_reasons, start_reasons, template_reasons
-from .telluric_scaling import largest_factor
+from .report import Quality, Reason, graded
+from .starts import same_data_reasons, start_reasons, template_reasons
 from .template_agreement import Agreement, observed_pixels, template_agreement
 
 CHI2 = 2.0

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .model.echelle import EchelleModel, orders_of
-from .model.order import ForwardModel
-from .physics.grids import SPEED_OF_LIGHT
+from ..model.echelle import EchelleModel, orders_of
+from ..model.order import ForwardModel
+from ..physics.grids import SPEED_OF_LIGHT
 
 FARTHEST = 1000.0
 """km/s on either side of the fitted velocity within which the star is looked for."""

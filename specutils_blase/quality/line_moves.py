@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .model.parameters import KINDS
+from ..model.parameters import KINDS
 
 OUTLIER = 3.0
 """Standard deviations from which on a line's weight in the mean falls (Huber 1964)."""

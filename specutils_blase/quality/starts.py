@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from .quality import Reason, graded
+from .report import Reason, graded
 
 SECOND, SECOND_BAD = 25.0, 9.0
 """Δχ² of the second solution of (rv, v sin i), or of no star, at 5 and at 3 standard deviations: among a thousand

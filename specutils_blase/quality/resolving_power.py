@@ -16,11 +16,11 @@ from dataclasses import dataclass
 
 import torch
 
-from .inference.linear.cholesky import Factor
-from .inference.linear.jacobian import line_spread_tangents
-from .inference.linear.normal_equations import NormalEquations
-from .inference.objective import AnchoredProblem
-from .quality import Reason
+from ..inference.linear.cholesky import Factor
+from ..inference.linear.jacobian import line_spread_tangents
+from ..inference.linear.normal_equations import NormalEquations
+from ..inference.objective import AnchoredProblem
+from .report import Reason
 
 WANTED, WANTED_BY = 5.0, 0.25
 """Standard deviations, and step of ln R, from which on another resolving power is asked for. The step goes too far
