@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from .adapters.blase import read_blase_state
     from .adapters.loaders import from_hpf, from_igrins, from_nirspec
     from .asdf.files import read
-    from .cloning import CloneResult, clone
+    from .cloning.clone import CloneResult, clone
+    from .cloning.species import clone_species
     from .cross_validation import cross_validate
     from .echelle_result import EchelleFitResult
     from .fitting import fit
@@ -32,14 +33,13 @@ if TYPE_CHECKING:
     from .model.order import ForwardModel
     from .quality.report import BlaseQualityWarning, Quality, Reason
     from .result import FitResult
-    from .species_cloning import clone_species
 
     __version__: str
 
 # Public name -> where it lives; a submodule stands for itself.
 _LAZY = {
     "BlaseQualityWarning": ".quality.report",
-    "CloneResult": ".cloning",
+    "CloneResult": ".cloning.clone",
     "EchelleFitResult": ".echelle_result",
     "EchelleModel": ".model.echelle",
     "FitResult": ".result",
@@ -48,8 +48,8 @@ _LAZY = {
     "Quality": ".quality.report",
     "Reason": ".quality.report",
     "change_significance": ".ledger.selection",
-    "clone": ".cloning",
-    "clone_species": ".species_cloning",
+    "clone": ".cloning.clone",
+    "clone_species": ".cloning.species",
     "cross_validate": ".cross_validation",
     "fit": ".fitting",
     "from_hpf": ".adapters.loaders",

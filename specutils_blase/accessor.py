@@ -35,7 +35,7 @@ def blase_clone(self, **options):
     --------
     specutils_blase.clone : the function that does the work, where every option is described.
     """
-    from .cloning import clone
+    from .cloning.clone import clone
 
     return clone(self, **options)
 

@@ -16,7 +16,7 @@ from astropy.table import Table
 from specutils import Spectrum
 from torch import Tensor
 
-from .cloning import CloneResult, clone
+from .cloning.clone import CloneResult, clone
 from .correlation import coverage
 from .ledger.table import emulator_from_ledger, ledger_meta
 from .model.emulator import LineEmulator

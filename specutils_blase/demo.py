@@ -19,7 +19,7 @@ from astropy.table import QTable
 from specutils import Spectrum
 
 from . import simulate, templates
-from .cloning import CloneResult, clone
+from .cloning.clone import CloneResult, clone
 from .inference.priors import LinePriors
 from .physics.grids import SPEED_OF_LIGHT
 from .result import FitResult

@@ -11,8 +11,8 @@ from specutils import Spectrum
 
 import specutils_blase as sb
 from specutils_blase import templates
-from specutils_blase.clone_continuum import gaps
-from specutils_blase.cloning import clone, find_lines
+from specutils_blase.cloning.clone import clone, find_lines
+from specutils_blase.cloning.continuum import gaps
 from specutils_blase.physics.scatter import difference_scatter
 
 CENTER = np.array([8603.1, 8606.0, 8606.35, 8610.4, 8614.0])

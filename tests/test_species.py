@@ -9,7 +9,7 @@ from specutils import Spectrum
 
 import specutils_blase as sb
 from specutils_blase import simulate, templates
-from specutils_blase.cloning import NoLinesError
+from specutils_blase.cloning.clone import NoLinesError
 from specutils_blase.ledger.table import emulator_from_ledger
 from specutils_blase.physics.grids import Sampling
 

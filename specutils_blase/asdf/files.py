@@ -120,7 +120,7 @@ def read(path):
 
 
 def _nouns() -> tuple[type, ...]:
-    from ..cloning import CloneResult
+    from ..cloning.clone import CloneResult
     from ..echelle_result import EchelleFitResult
     from ..model.echelle import EchelleModel
     from ..model.emulator import LineEmulator

@@ -24,7 +24,7 @@ from ..spectra.reading import air_wavelength
 from .panels import crown, label_panels, legend_of, limits_around, make_panels, scale_flux_axis
 
 if TYPE_CHECKING:
-    from ..cloning import CloneResult
+    from ..cloning.clone import CloneResult
     from ..result import FitResult
 
 COLOURS = {

@@ -27,7 +27,7 @@ from specutils import Spectrum
 
 import specutils_blase as sb
 from specutils_blase import simulate, templates
-from specutils_blase.cloning import NoLinesError
+from specutils_blase.cloning.clone import NoLinesError
 from specutils_blase.first_model import first_model
 from specutils_blase.hypotheses import likeliest
 from specutils_blase.ledger.table import emulator_from_ledger

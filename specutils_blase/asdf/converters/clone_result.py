@@ -9,7 +9,7 @@ class CloneResultConverter(Converter):
     """Between `CloneResult` and ``clone_result-*``."""
 
     tags = ["asdf://specutils-blase.org/specutils_blase/tags/clone_result-*"]
-    types = ["specutils_blase.cloning.CloneResult"]
+    types = ["specutils_blase.cloning.clone.CloneResult"]
 
     def to_yaml_tree(self, obj, tag, ctx):
         from ...quality.clones import assess_clone
@@ -33,7 +33,7 @@ class CloneResultConverter(Converter):
         }
 
     def from_yaml_tree(self, node, tag, ctx):
-        from ...cloning import CloneResult
+        from ...cloning.clone import CloneResult
         from ...model.emulator import LineEmulator
         from ...quality.clones import assess_clone
         from ..records import load_plain, load_spectrum, load_table

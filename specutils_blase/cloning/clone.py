@@ -16,8 +16,18 @@ import torch
 from astropy.table import QTable
 from specutils import Spectrum
 
-from .clone_continuum import gaps, template_continuum
-from .cloning_rounds import (
+from ..ledger.table import build_ledger, held_errors
+from ..model.emulator import LineEmulator
+from ..model.parameters import KINDS
+from ..physics.grids import SPEED_OF_LIGHT
+from ..physics.saturation import saturation_law
+from ..quality.clones import assess_clone
+from ..quality.report import Quality
+from ..spectra.quantities import is_number
+from ..spectra.reading import read_spectrum, spectrum_on, to_resolving_power, to_teff
+from .continuum import gaps, template_continuum
+from .line_finding import find_lines, own_widths, share_out_areas
+from .refinement import (
     CLONE_PRIORS,
     NOISE_PEAK,
     SIGNIFICANT,
@@ -27,16 +37,6 @@ from .cloning_rounds import (
     clone_model,
     worst_places,
 )
-from .ledger.table import build_ledger, held_errors
-from .line_finding import find_lines, own_widths, share_out_areas
-from .model.emulator import LineEmulator
-from .model.parameters import KINDS
-from .physics.grids import SPEED_OF_LIGHT
-from .physics.saturation import saturation_law
-from .quality.clones import assess_clone
-from .quality.report import Quality
-from .spectra.quantities import is_number
-from .spectra.reading import read_spectrum, spectrum_on, to_resolving_power, to_teff
 
 __all__ = [
     "CLONE_PRIORS",
@@ -112,13 +112,13 @@ class CloneResult:
 
     def plot(self, **options):
         """Template, clone and residual; see `specutils_blase.plotting.order.plot_clone`."""
-        from .plotting.order import plot_clone
+        from ..plotting.order import plot_clone
 
         return plot_clone(self, **options)
 
     def write(self, path, *, overwrite: bool = False, compression: str | None = None) -> None:
         """Write to an ASDF file, which `specutils_blase.read` reads; see `specutils_blase.asdf.files.write`."""
-        from .asdf.files import write
+        from ..asdf.files import write
 
         write(self, path, overwrite=overwrite, compression=compression)
 

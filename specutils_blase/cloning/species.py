@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from specutils import Spectrum
 
-from .cloning import CloneResult, NoLinesError, clone, clone_ledger, clone_model
-from .cloning_rounds import Template, worst_places
-from .model.emulator import LineEmulator
-from .physics.saturation import SaturationLaw
-from .quality.clones import assess_clone
-from .spectra.reading import read_spectrum, spectrum_on
+from ..model.emulator import LineEmulator
+from ..physics.saturation import SaturationLaw
+from ..quality.clones import assess_clone
+from ..spectra.reading import read_spectrum, spectrum_on
+from .clone import CloneResult, NoLinesError, clone, clone_ledger, clone_model
+from .refinement import Template, worst_places
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ import astropy.units as u
 import numpy as np
 from astropy.modeling.models import BlackBody
 
-from .spectra.quantities import is_whole
-from .spectra.reading import to_teff
+from ..spectra.quantities import is_whole
+from ..spectra.reading import to_teff
 
 SHORTEST_GAP = 3
 """Pixels of zero flux in a row that may be a gap."""

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from scipy.signal import find_peaks, peak_widths
 
-from .physics.saturation import SaturationLaw
-from .physics.voigt import voigt
+from ..physics.saturation import SaturationLaw
+from ..physics.voigt import voigt
 
 PEAK_OF_EQUAL_WIDTHS = 0.2087
 """σ V(0) of a Voigt profile with σ = γ, whose full width at half maximum is 3.6 σ."""

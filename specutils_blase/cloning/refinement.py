@@ -16,16 +16,16 @@ from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .inference.minimize import Solution, minimize
-from .inference.objective import AnchoredProblem
-from .inference.priors import LinePriors
+from ..inference.minimize import Solution, minimize
+from ..inference.objective import AnchoredProblem
+from ..inference.priors import LinePriors
+from ..model.emulator import LineEmulator
+from ..model.order import ForwardModel
+from ..model.parameters import FreeParameters
+from ..physics.grids import Sampling
+from ..physics.scatter import difference_scatter
+from ..physics.voigt import voigt_fwhm
 from .line_finding import find_lines, share_out_areas
-from .model.emulator import LineEmulator
-from .model.order import ForwardModel
-from .model.parameters import FreeParameters
-from .physics.grids import Sampling
-from .physics.scatter import difference_scatter
-from .physics.voigt import voigt_fwhm
 
 logger = logging.getLogger(__name__)
 
