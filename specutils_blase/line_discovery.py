@@ -39,7 +39,7 @@ from .line_trials import (
 from .missing_lines import EXPECTED, HELD, LINE, Feature, Grown, search
 from .model.parameters import KINDS
 from .noise import NoiseModel
-from .posterior import free_parameters, needed, prior_precision
+from .posterior.laplace import free_parameters, needed, prior_precision
 from .solving import ALONE_TOLERANCE, residuals, solve_near
 from .star_anchors import StarAnchors
 

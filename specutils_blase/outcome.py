@@ -30,14 +30,14 @@ from .observed_orders import ObservedOrder
 from .order_scatter import VELOCITIES, OrderScatter, order_scatter, part_scatter
 from .physics.grids import SPEED_OF_LIGHT
 from .physics.parallel import each
-from .posterior import WIDENED, Curvature
+from .posterior.laplace import WIDENED, Curvature
+from .posterior.marginals import mean_pull, posterior_mean, prior_error
 from .quality.assessment import assess
 from .quality.report import Reason
 from .quality.resolving_power import resolving_power_reasons, wanted_resolving_power
 from .rejection import rejected_table
 from .result import FitResult, model_spectra
 from .solving import degrees_of_freedom_used, reduced_chi_square
-from .stand_in import mean_pull, posterior_mean, prior_error
 
 BARYCENTRIC_AGREEMENT = 0.01
 """km/s within which the orders' barycentric velocities must agree to count as one exposure's."""

@@ -13,11 +13,11 @@ import torch
 from astropy.table import QTable
 from specutils import Spectrum, SpectrumList
 
-from .degeneracies import degeneracies
 from .model.order import ForwardModel
-from .photon_limit import RVPhotonLimit, rv_photon_limit
-from .posterior import Curvature, Draws, draw
-from .posterior_means import line_means
+from .posterior.correlations import degeneracies
+from .posterior.laplace import Curvature, Draws, draw
+from .posterior.line_means import line_means
+from .posterior.rv_photon_limit import RVPhotonLimit, rv_photon_limit
 from .quality.report import Quality
 from .spectra.data import SpectralData
 from .spectra.reading import SpectrumFrame, spectrum_on

@@ -26,7 +26,7 @@ from .inference.linear.cholesky import Factor
 from .inference.objective import AnchoredProblem
 from .inference.priors import LinePriors
 from .physics.voigt import voigt_fwhm
-from .stand_in import ROUNDING, student_evidence, without_prior
+from .posterior.marginals import ROUNDING, student_evidence, without_prior
 from .star_scaling import STRENGTH_PRIOR, StarScale
 
 LARGEST_WIDTH_PRIOR, LEAST_WIDTH_PRIOR = 0.2, 1e-4

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from astropy.table import QTable
 
-from specutils_blase.degeneracies import degeneracies
+from specutils_blase.posterior.correlations import degeneracies
 
 
 def table(*names, order=None):

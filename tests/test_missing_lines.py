@@ -15,7 +15,7 @@ from specutils_blase.line_trials import expected_false
 from specutils_blase.missing_lines import FREE, Feature, search, with_lines
 from specutils_blase.missing_lines import _try as tried
 from specutils_blase.physics.grids import SPEED_OF_LIGHT
-from specutils_blase.posterior import free_parameters, prior_precision
+from specutils_blase.posterior.laplace import free_parameters, prior_precision
 from specutils_blase.quality.report import BlaseQualityWarning
 from specutils_blase.simulate import simulate
 

@@ -10,8 +10,8 @@ from astropy.table import Table, vstack
 
 import specutils_blase as sb
 from specutils_blase import BlaseQualityWarning
-from specutils_blase.photon_limit import STEPS
-from specutils_blase.posterior import free_parameters, normal_equations
+from specutils_blase.posterior.laplace import free_parameters, normal_equations
+from specutils_blase.posterior.rv_photon_limit import STEPS
 from specutils_blase.simulate import pixel_edges, simulate, simulate_flux
 
 C = 299792.458

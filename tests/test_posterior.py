@@ -7,7 +7,7 @@ from astropy.table import Table
 from specutils import Spectrum
 
 import specutils_blase as sb
-from specutils_blase.posterior import SPECTRA, free_parameters, normal_equations
+from specutils_blase.posterior.laplace import SPECTRA, free_parameters, normal_equations
 from specutils_blase.simulate import simulate
 
 WAVELENGTH = np.linspace(10_500.0, 10_509.0, 150)

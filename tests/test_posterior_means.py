@@ -13,7 +13,7 @@ import specutils_blase as sb
 from specutils_blase.inference.linear.cholesky import APART
 from specutils_blase.inference.priors import LinePriors
 from specutils_blase.model.parameters import KINDS
-from specutils_blase.posterior import free_parameters, normal_equations
+from specutils_blase.posterior.laplace import free_parameters, normal_equations
 from specutils_blase.simulate import simulate
 
 PIXELS = np.linspace(10_498.0, 10_538.0, 680)

@@ -16,8 +16,7 @@ from specutils_blase.inference.priors import LinePriors
 from specutils_blase.model.emulator import LineEmulator
 from specutils_blase.model.order import ForwardModel
 from specutils_blase.model.parameters import FreeParameters
-from specutils_blase.simulate import pixel_edges
-from specutils_blase.stand_in import (
+from specutils_blase.posterior.marginals import (
     match_priors,
     mean_shift,
     posterior_mean,
@@ -25,6 +24,7 @@ from specutils_blase.stand_in import (
     student_evidence,
     student_moments,
 )
+from specutils_blase.simulate import pixel_edges
 
 F64 = torch.float64
 PIXELS = np.linspace(10_499.0, 10_521.0, 380)

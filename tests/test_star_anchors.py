@@ -13,9 +13,9 @@ from specutils_blase.model.emulator import LineEmulator
 from specutils_blase.model.order import ForwardModel
 from specutils_blase.model.parameters import FreeParameters
 from specutils_blase.noise import NoiseModel
+from specutils_blase.posterior.marginals import posterior_mean
 from specutils_blase.simulate import pixel_edges
 from specutils_blase.solving import solve
-from specutils_blase.stand_in import posterior_mean
 from specutils_blase.star_anchors import LEAST_WIDTH_PRIOR, MOST_INFLATION, StarAnchors
 
 F64 = torch.float64

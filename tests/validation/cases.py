@@ -30,7 +30,7 @@ from specutils_blase.inference.priors import LinePriors
 from specutils_blase.ledger.table import equivalent_width, equivalent_width_with_gradient
 from specutils_blase.model.parameters import KINDS
 from specutils_blase.physics.grids import SPEED_OF_LIGHT
-from specutils_blase.posterior import free_parameters, normal_equations
+from specutils_blase.posterior.laplace import free_parameters, normal_equations
 
 ORDER = 24
 RESOLVING_POWER = 55_000.0

@@ -34,8 +34,8 @@ from specutils_blase.inference.linear.normal_equations import NormalEquations
 from specutils_blase.model.parameters import KINDS
 from specutils_blase.physics.grids import SPEED_OF_LIGHT
 from specutils_blase.physics.kernels import FWHM_PER_SIGMA
-from specutils_blase.posterior import free_parameters, normal_equations
-from specutils_blase.stand_in import LEAST_PRECISION, student_evidence, student_moments
+from specutils_blase.posterior.laplace import free_parameters, normal_equations
+from specutils_blase.posterior.marginals import LEAST_PRECISION, student_evidence, student_moments
 
 COMPONENTS = ("star", "telluric")
 GROUPS = tuple((component, kind) for component in COMPONENTS for kind in KINDS)

@@ -16,7 +16,7 @@ from astropy.table import Table
 import specutils_blase as sb
 from specutils_blase.inference.objective import AnchoredProblem
 from specutils_blase.inference.priors import LinePriors
-from specutils_blase.posterior import free_parameters, normal_equations
+from specutils_blase.posterior.laplace import free_parameters, normal_equations
 from specutils_blase.simulate import perturbed, simulate
 
 WAVELENGTH = np.linspace(10_500.0, 10_511.0, 190)

@@ -190,7 +190,7 @@ def _load_outcome(node, model, more_parameters=(), more_ledger=()):
 
 def _load_curvature(node, model):
     from ...model.echelle import orders_of
-    from ...posterior import Curvature
+    from ...posterior.laplace import Curvature
     from ..records import tensor
 
     orders, components = orders_of(model), model.components

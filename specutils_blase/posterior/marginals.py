@@ -30,11 +30,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .inference.linear.cholesky import Factor
-from .inference.linear.normal_equations import NormalEquations
-from .inference.minimize import minimize
-from .inference.objective import AnchoredProblem
-from .inference.priors import LinePriors
+from ..inference.linear.cholesky import Factor
+from ..inference.linear.normal_equations import NormalEquations
+from ..inference.minimize import minimize
+from ..inference.objective import AnchoredProblem
+from ..inference.priors import LinePriors
 
 LN_MIXING = (-11.5, 4.0)
 """Range of ln λ, and hence of scales, over which Student's t is summed as a mixture of Gaussians."""

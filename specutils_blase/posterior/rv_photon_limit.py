@@ -28,11 +28,11 @@ from astropy.table import QTable
 from scipy.optimize import nnls
 from torch import Tensor
 
-from .model.echelle import EchelleModel, orders_of
-from .model.order import ForwardModel
-from .physics.grids import SPEED_OF_LIGHT
-from .posterior import WIDENED, Curvature, free_parameters, normal_equations
-from .spectra.data import SpectralData
+from ..model.echelle import EchelleModel, orders_of
+from ..model.order import ForwardModel
+from ..physics.grids import SPEED_OF_LIGHT
+from ..spectra.data import SpectralData
+from .laplace import WIDENED, Curvature, free_parameters, normal_equations
 
 SHIFT = 0.1
 """km/s to either side of the solution for ∂F/∂v; good to (0.1 km/s over a line's width)²/6, 1e-4 for the narrowest."""

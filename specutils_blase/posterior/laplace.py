@@ -19,17 +19,17 @@ import torch
 from astropy.table import QTable
 from torch import Tensor
 
-from .inference.linear.jacobian import linearize
-from .inference.linear.normal_equations import NormalEquations
-from .inference.linear.windows import covariance_cut
-from .inference.priors import GLOBAL_PRIORS
-from .ledger.columns import COLUMNS
-from .ledger.table import equivalent_width
-from .model.echelle import EchelleModel
-from .model.order import ForwardModel
-from .model.parameters import GLOBALS, KINDS, FreeParameters
-from .physics.grids import SPEED_OF_LIGHT
-from .spectra.quantities import is_whole
+from ..inference.linear.jacobian import linearize
+from ..inference.linear.normal_equations import NormalEquations
+from ..inference.linear.windows import covariance_cut
+from ..inference.priors import GLOBAL_PRIORS
+from ..ledger.columns import COLUMNS
+from ..ledger.table import equivalent_width
+from ..model.echelle import EchelleModel
+from ..model.order import ForwardModel
+from ..model.parameters import GLOBALS, KINDS, FreeParameters
+from ..physics.grids import SPEED_OF_LIGHT
+from ..spectra.quantities import is_whole
 
 
 @dataclass(frozen=True)

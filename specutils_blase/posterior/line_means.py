@@ -27,11 +27,11 @@ from astropy.table import QTable
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .inference.linear.cholesky import Factor
-from .ledger.columns import KMS
-from .model.parameters import KINDS, FreeParameters
-from .posterior import by_line, free_parameters, needed, normal_equations, of_lines
-from .stand_in import MOVING
+from ..inference.linear.cholesky import Factor
+from ..ledger.columns import KMS
+from ..model.parameters import KINDS, FreeParameters
+from .laplace import by_line, free_parameters, needed, normal_equations, of_lines
+from .marginals import MOVING
 
 SPREAD = 0.3
 """Part of an error by which the model is moved to both sides, for second derivatives."""
