@@ -36,7 +36,7 @@ from .line_trials import (
     without_touching,
     worth,
 )
-from .missing_lines import EXPECTED, HELD, LINE, Feature, Grown, search
+from .missing_lines.matched_filter import EXPECTED, HELD, LINE, Feature, Grown, search
 from .model.parameters import KINDS
 from .noise import NoiseModel
 from .posterior.laplace import free_parameters, needed, prior_precision

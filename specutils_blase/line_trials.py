@@ -16,7 +16,7 @@ from torch import Tensor
 from .inference.minimize import minimize
 from .inference.objective import AnchoredProblem
 from .inference.priors import LinePriors, penalty, square_of_penalty
-from .missing_lines import DECISIVE, LINE, Feature, Grown, with_lines
+from .missing_lines.matched_filter import DECISIVE, LINE, Feature, Grown, with_lines
 from .physics.grids import SPEED_OF_LIGHT
 from .solving import ALONE_TOLERANCE, LOOSE, LOOSE_TOLERANCE
 from .starting import LOOSE_ITERATIONS

@@ -12,8 +12,8 @@ import specutils_blase as sb
 from specutils_blase.inference.objective import AnchoredProblem
 from specutils_blase.inference.priors import LinePriors, penalty, square_of_penalty
 from specutils_blase.line_trials import expected_false
-from specutils_blase.missing_lines import FREE, Feature, search, with_lines
-from specutils_blase.missing_lines import _try as tried
+from specutils_blase.missing_lines.matched_filter import FREE, Feature, search, with_lines
+from specutils_blase.missing_lines.matched_filter import _try as tried
 from specutils_blase.physics.grids import SPEED_OF_LIGHT
 from specutils_blase.posterior.laplace import free_parameters, prior_precision
 from specutils_blase.quality.report import BlaseQualityWarning

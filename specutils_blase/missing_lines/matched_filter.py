@@ -27,15 +27,15 @@ import torch
 from scipy.signal import find_peaks
 from torch import Tensor
 
-from .inference.linear.jacobian import linearize
-from .inference.linear.normal_equations import NormalEquations
-from .inference.linear.windows import covariance_cut
-from .model.echelle import EchelleModel
-from .model.order import ForwardModel
-from .model.parameters import FreeParameters
-from .physics.grids import SPEED_OF_LIGHT
-from .physics.kernels import convolve, gaussian_taps
-from .physics.voigt import voigt, voigt_fwhm
+from ..inference.linear.jacobian import linearize
+from ..inference.linear.normal_equations import NormalEquations
+from ..inference.linear.windows import covariance_cut
+from ..model.echelle import EchelleModel
+from ..model.order import ForwardModel
+from ..model.parameters import FreeParameters
+from ..physics.grids import SPEED_OF_LIGHT
+from ..physics.kernels import convolve, gaussian_taps
+from ..physics.voigt import voigt, voigt_fwhm
 
 EXPECTED = 0.1
 """False lines that a search is expected to bring, where nothing else is asked for."""
