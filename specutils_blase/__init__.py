@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from .cloning.clone import CloneResult, clone
     from .cloning.species import clone_species
     from .cross_validation import cross_validate
-    from .echelle_result import EchelleFitResult
     from .fitting import fit
     from .ledger.files import read_ledger, write_ledger
     from .ledger.selection import change_significance, select_lines
@@ -32,7 +31,8 @@ if TYPE_CHECKING:
     from .model.emulator import LineEmulator
     from .model.order import ForwardModel
     from .quality.report import BlaseQualityWarning, Quality, Reason
-    from .result import FitResult
+    from .results.echelle_result import EchelleFitResult
+    from .results.fit_result import FitResult
 
     __version__: str
 
@@ -40,9 +40,9 @@ if TYPE_CHECKING:
 _LAZY = {
     "BlaseQualityWarning": ".quality.report",
     "CloneResult": ".cloning.clone",
-    "EchelleFitResult": ".echelle_result",
+    "EchelleFitResult": ".results.echelle_result",
     "EchelleModel": ".model.echelle",
-    "FitResult": ".result",
+    "FitResult": ".results.fit_result",
     "ForwardModel": ".model.order",
     "LineEmulator": ".model.emulator",
     "Quality": ".quality.report",

@@ -23,7 +23,7 @@ from .model.emulator import LineEmulator
 from .observed_orders import ObservedOrder
 from .physics.grids import SPEED_OF_LIGHT
 from .physics.voigt import voigt_fwhm
-from .result import SEMI_EMPIRICAL, FitResult
+from .results.fit_result import SEMI_EMPIRICAL, FitResult
 from .spectra.provenance import PIXELS_KEPT, of_lines, of_template, pixel_digests
 from .telluric_species import by_place
 from .velocity import COVERED, FASTEST

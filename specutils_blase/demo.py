@@ -22,7 +22,7 @@ from . import simulate, templates
 from .cloning.clone import CloneResult, clone
 from .inference.priors import LinePriors
 from .physics.grids import SPEED_OF_LIGHT
-from .result import FitResult
+from .results.fit_result import FitResult
 
 FILES = {"fit": "demo.asdf", "ledger": "demo_ledger.ecsv", "plot": "demo.png"}
 

@@ -27,7 +27,6 @@ from .components import (
     qualities_of,
     source_of,
 )
-from .echelle_result import EchelleFitResult
 from .first_model import first_model, union, without_impossible
 from .held_lines import held_by_ledger, told_by_data
 from .hypotheses import likeliest
@@ -41,7 +40,8 @@ from .model.parameters import GLOBALS, KINDS, FreeParameters
 from .observed_orders import ObservedOrder, read_order, read_orders, warn_excluded
 from .outcome import Given, build_result
 from .physics.grids import SPEED_OF_LIGHT
-from .result import FitResult
+from .results.echelle_result import EchelleFitResult
+from .results.fit_result import FitResult
 from .solving import solve, solve_orders
 from .spectra.quantities import is_number, is_whole
 from .spectra.reading import to_kms

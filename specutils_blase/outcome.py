@@ -15,7 +15,6 @@ from torch import Tensor
 
 from .common_changes import CommonChanges
 from .correlated_residuals import correlation_factor
-from .echelle_result import EchelleFitResult
 from .inference.linear.cholesky import Factor
 from .inference.linear.normal_equations import NormalEquations
 from .inference.minimize import Solution
@@ -36,7 +35,8 @@ from .quality.assessment import assess
 from .quality.report import Reason
 from .quality.resolving_power import resolving_power_reasons, wanted_resolving_power
 from .rejection import rejected_table
-from .result import FitResult, model_spectra
+from .results.echelle_result import EchelleFitResult
+from .results.fit_result import FitResult, model_spectra
 from .solving import degrees_of_freedom_used, reduced_chi_square
 
 BARYCENTRIC_AGREEMENT = 0.01

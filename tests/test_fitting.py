@@ -16,7 +16,7 @@ from specutils_blase.adapters.files import load_spectrum
 from specutils_blase.fitting import fit
 from specutils_blase.inference.priors import LinePriors
 from specutils_blase.model.order import ForwardModel
-from specutils_blase.result import SPECTRA
+from specutils_blase.results.fit_result import SPECTRA
 from specutils_blase.simulate import perturbed, simulate
 
 WAVELENGTH = np.linspace(10500.0, 10530.0, 500)

@@ -121,11 +121,11 @@ def read(path):
 
 def _nouns() -> tuple[type, ...]:
     from ..cloning.clone import CloneResult
-    from ..echelle_result import EchelleFitResult
     from ..model.echelle import EchelleModel
     from ..model.emulator import LineEmulator
     from ..model.order import ForwardModel
-    from ..result import FitResult
+    from ..results.echelle_result import EchelleFitResult
+    from ..results.fit_result import FitResult
 
     return CloneResult, FitResult, EchelleFitResult, LineEmulator, ForwardModel, EchelleModel
 

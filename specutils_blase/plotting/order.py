@@ -25,7 +25,7 @@ from .panels import crown, label_panels, legend_of, limits_around, make_panels, 
 
 if TYPE_CHECKING:
     from ..cloning.clone import CloneResult
-    from ..result import FitResult
+    from ..results.fit_result import FitResult
 
 COLOURS = {
     "data": "0.66",

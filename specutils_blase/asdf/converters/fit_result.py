@@ -17,7 +17,7 @@ class FitResultConverter(Converter):
     """Between `FitResult` and ``fit_result-*``."""
 
     tags = ["asdf://specutils-blase.org/specutils_blase/tags/fit_result-*"]
-    types = ["specutils_blase.result.FitResult"]
+    types = ["specutils_blase.results.fit_result.FitResult"]
 
     def to_yaml_tree(self, obj, tag, ctx):
         from ..records import data_record, frame_record
@@ -33,7 +33,7 @@ class FitResultConverter(Converter):
     def from_yaml_tree(self, node, tag, ctx):
         from ...model.order import ForwardModel
         from ...quality.assessment import assess
-        from ...result import FitResult
+        from ...results.fit_result import FitResult
 
         model = node["model"]
         if not isinstance(model, ForwardModel):
@@ -47,7 +47,7 @@ class EchelleFitResultConverter(Converter):
     """Between `EchelleFitResult` and ``echelle_fit_result-*``."""
 
     tags = ["asdf://specutils-blase.org/specutils_blase/tags/echelle_fit_result-*"]
-    types = ["specutils_blase.echelle_result.EchelleFitResult"]
+    types = ["specutils_blase.results.echelle_result.EchelleFitResult"]
 
     def to_yaml_tree(self, obj, tag, ctx):
         from ..records import data_record, frame_record, share
@@ -63,9 +63,9 @@ class EchelleFitResultConverter(Converter):
     def from_yaml_tree(self, node, tag, ctx):
         import numpy as np
 
-        from ...echelle_result import EchelleFitResult
         from ...model.echelle import EchelleModel
         from ...quality.assessment import assess
+        from ...results.echelle_result import EchelleFitResult
 
         model = node["model"]
         if not isinstance(model, EchelleModel):

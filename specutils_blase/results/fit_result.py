@@ -13,14 +13,14 @@ import torch
 from astropy.table import QTable
 from specutils import Spectrum, SpectrumList
 
-from .model.order import ForwardModel
-from .posterior.correlations import degeneracies
-from .posterior.laplace import Curvature, Draws, draw
-from .posterior.line_means import line_means
-from .posterior.rv_photon_limit import RVPhotonLimit, rv_photon_limit
-from .quality.report import Quality
-from .spectra.data import SpectralData
-from .spectra.reading import SpectrumFrame, spectrum_on
+from ..model.order import ForwardModel
+from ..posterior.correlations import degeneracies
+from ..posterior.laplace import Curvature, Draws, draw
+from ..posterior.line_means import line_means
+from ..posterior.rv_photon_limit import RVPhotonLimit, rv_photon_limit
+from ..quality.report import Quality
+from ..spectra.data import SpectralData
+from ..spectra.reading import SpectrumFrame, spectrum_on
 
 OPAQUE = 0.02
 """Transmission below which a telluric correction is masked: what remains is noise over nothing."""
@@ -154,7 +154,7 @@ class FitResult:
         ValueError
             Where a search is needed and no component's ln_area was free, or the result does not hold its `curvature`.
         """
-        from .line_discovery import search_result
+        from ..line_discovery import search_result
 
         return search_result(self) if self.found is None else self.found
 
@@ -319,13 +319,13 @@ class FitResult:
 
     def plot(self, **options):
         """Quick look at the fit; see `specutils_blase.plotting.order.plot_fit`."""
-        from .plotting.order import plot_fit
+        from ..plotting.order import plot_fit
 
         return plot_fit(self, **options)
 
     def write(self, path, *, overwrite: bool = False, compression: str | None = None) -> None:
         """Write to an ASDF file, which `specutils_blase.read` reads; see `specutils_blase.asdf.files.write`."""
-        from .asdf.files import write
+        from ..asdf.files import write
 
         write(self, path, overwrite=overwrite, compression=compression)
 

@@ -12,10 +12,10 @@ import torch
 from astropy.table import QTable
 from specutils import Spectrum, SpectrumList
 
-from .model.echelle import EchelleModel
-from .result import SEMI_EMPIRICAL, FitResult, model_spectra
-from .spectra.data import SpectralData
-from .spectra.reading import SpectrumFrame, spectrum_on
+from ..model.echelle import EchelleModel
+from ..spectra.data import SpectralData
+from ..spectra.reading import SpectrumFrame, spectrum_on
+from .fit_result import SEMI_EMPIRICAL, FitResult, model_spectra
 
 
 @dataclass(eq=False, repr=False)
@@ -161,7 +161,7 @@ class EchelleFitResult(FitResult):
 
     def plot(self, order: int | None = None, **options):
         """Quick look at all orders, or at the k-th; see `plotting.plot_orders` and `plotting.plot_fit`."""
-        from .plotting.echelle import plot_orders
+        from ..plotting.echelle import plot_orders
 
         return plot_orders(self, **options) if order is None else self.order(order).plot(**options)
 
