@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .cloning.clone import CloneResult, clone
     from .cloning.species import clone_species
     from .cross_validation import cross_validate
-    from .fitting import fit
+    from .fitting.pipeline import fit
     from .ledger.files import read_ledger, write_ledger
     from .ledger.selection import change_significance, select_lines
     from .line_lists import ledger_to_line_list, read_line_list
@@ -51,7 +51,7 @@ _LAZY = {
     "clone": ".cloning.clone",
     "clone_species": ".cloning.species",
     "cross_validate": ".cross_validation",
-    "fit": ".fitting",
+    "fit": ".fitting.pipeline",
     "from_hpf": ".adapters.loaders",
     "from_igrins": ".adapters.loaders",
     "from_nirspec": ".adapters.loaders",

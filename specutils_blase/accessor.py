@@ -64,7 +64,7 @@ def blase_fit(self, star=None, **options):
     --------
     specutils_blase.fit : the function that does the work, where every option is described.
     """
-    from .fitting import fit
+    from .fitting.pipeline import fit
 
     return fit(self, star, **options)
 

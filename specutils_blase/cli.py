@@ -257,7 +257,7 @@ def _check_free(given: dict[str, str], args) -> None:
 
 def _check_data(data, args) -> None:
     """Before minutes of cloning: can any of the data be fitted, as far as they alone tell?"""
-    from .observed_orders import read_order, read_orders
+    from .fitting.observation import read_order, read_orders
 
     reading = {
         "resolving_power": args.resolving_power,

@@ -17,8 +17,8 @@ from astropy.table import QTable
 from specutils import Spectrum
 from tqdm.auto import tqdm
 
-from .fitting import fit
-from .observed_orders import ObservedOrder, read_order, read_orders
+from .fitting.observation import ObservedOrder, read_order, read_orders
+from .fitting.pipeline import fit
 from .spectra.quantities import is_whole
 
 COLUMNS = {

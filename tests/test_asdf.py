@@ -18,7 +18,7 @@ from specutils import Spectrum
 import specutils_blase as sb
 from specutils_blase.asdf.files import write
 from specutils_blase.asdf.integration import MANIFESTS, ROOT, get_extensions, get_resource_mappings
-from specutils_blase.fitting import fit
+from specutils_blase.fitting.pipeline import fit
 from specutils_blase.model.emulator import LineEmulator
 from specutils_blase.model.order import ForwardModel
 from specutils_blase.physics.grids import Sampling

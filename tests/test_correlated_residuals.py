@@ -9,7 +9,7 @@ from astropy.nddata import StdDevUncertainty
 from specutils import Spectrum
 
 import specutils_blase as sb
-from specutils_blase.correlated_residuals import autocorrelation
+from specutils_blase.fitting.residuals.correlated import autocorrelation
 from specutils_blase.simulate import simulate
 
 POWER, RV, VSINI = 40_000, 12.0, 6.0

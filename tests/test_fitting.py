@@ -13,7 +13,7 @@ from specutils import Spectrum, SpectrumList
 
 import specutils_blase as sb
 from specutils_blase.adapters.files import load_spectrum
-from specutils_blase.fitting import fit
+from specutils_blase.fitting.pipeline import fit
 from specutils_blase.inference.priors import LinePriors
 from specutils_blase.model.order import ForwardModel
 from specutils_blase.results.fit_result import SPECTRA
@@ -371,7 +371,7 @@ def test_a_template_spectrum_is_cloned_first_unless_it_is_too_coarse():
 def test_further_iterations_change_nothing(monkeypatch):
     """Where the model is right, no parameter is 0.05 of its error from where ever more iterations would take it."""
     usual = quick(observed())
-    monkeypatch.setattr("specutils_blase.solving.TOLERANCE", 1e-10)
+    monkeypatch.setattr("specutils_blase.fitting.stages.TOLERANCE", 1e-10)
     further = quick(observed())
     assert usual.success and further.success and len(further.history) > len(usual.history)
     for name in ("rv", "vsini", "continuum_0"):

@@ -9,10 +9,10 @@ from astropy.table import QTable
 from scipy.special import voigt_profile
 
 import specutils_blase as sb
-from specutils_blase.components import from_fit
-from specutils_blase.held_lines import MOST_LINES_PER_PIXEL, told_by_data
+from specutils_blase.fitting.held_lines import MOST_LINES_PER_PIXEL, told_by_data
+from specutils_blase.fitting.inputs import from_fit
+from specutils_blase.fitting.observation import read_order
 from specutils_blase.ledger.table import emulator_from_ledger
-from specutils_blase.observed_orders import read_order
 from specutils_blase.physics.grids import SPEED_OF_LIGHT
 from specutils_blase.spectra.reading import spectrum_on
 

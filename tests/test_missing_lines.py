@@ -9,9 +9,9 @@ from astropy.table import QTable, Table, vstack
 from specutils import SpectrumList
 
 import specutils_blase as sb
+from specutils_blase.fitting.line_search.comparison import expected_false
 from specutils_blase.inference.objective import AnchoredProblem
 from specutils_blase.inference.priors import LinePriors, penalty, square_of_penalty
-from specutils_blase.line_trials import expected_false
 from specutils_blase.missing_lines.matched_filter import FREE, Feature, search, with_lines
 from specutils_blase.missing_lines.matched_filter import _try as tried
 from specutils_blase.physics.grids import SPEED_OF_LIGHT

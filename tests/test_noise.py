@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from specutils_blase.noise import NoiseModel
+from specutils_blase.fitting.residuals.noise import NoiseModel
 
 SIGMA = torch.tensor([0.5, 1.0, 2.0, 4.0], dtype=torch.float64).repeat(50)
 GOOD = torch.ones_like(SIGMA, dtype=torch.bool)

@@ -10,7 +10,7 @@ from astropy.nddata import StdDevUncertainty
 from specutils import Spectrum
 
 import specutils_blase as sb
-from specutils_blase.order_scatter import BY_CHANCE, scale_factor
+from specutils_blase.fitting.residuals.order_scatter import BY_CHANCE, scale_factor
 from specutils_blase.simulate import simulate
 
 TRUTH = {"resolving_power": 40_000, "vsini": 6.0, "limb_darkening": (0.4, 0.2), "snr": 150}

@@ -13,7 +13,7 @@ from astropy.table import QTable, vstack
 from specutils import Spectrum
 
 import specutils_blase as sb
-from specutils_blase import outcome
+from specutils_blase.fitting import assembly as outcome
 from specutils_blase.inference.priors import LinePriors
 from specutils_blase.model.parameters import KINDS
 from specutils_blase.physics.grids import Sampling

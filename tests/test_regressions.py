@@ -405,7 +405,7 @@ def test_12_devices(device):
 
 def test_13_importing_what_computes_is_silent(tmp_path):
     """Nothing printed, no warning, nothing left behind. The package itself, and global state: test_imports.py."""
-    code = "import specutils_blase.fitting, specutils_blase.cloning.clone, specutils_blase.simulate"
+    code = "import specutils_blase.fitting.pipeline, specutils_blase.cloning.clone, specutils_blase.simulate"
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert list(tmp_path.iterdir()) == []

@@ -20,7 +20,7 @@ from specutils import Spectrum, SpectrumList
 
 import specutils_blase as sb
 from specutils_blase.adapters.files import load_spectrum
-from specutils_blase.observed_orders import read_orders
+from specutils_blase.fitting.observation import read_orders
 from specutils_blase.spectra.data import SpectralData, pixel_edges
 from specutils_blase.spectra.reading import (
     SpectrumFrame,

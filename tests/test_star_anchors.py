@@ -5,18 +5,18 @@ import pytest
 import torch
 from scipy.optimize import minimize_scalar
 
-from specutils_blase.common_changes import JointChanges
+from specutils_blase.fitting.residuals.noise import NoiseModel
+from specutils_blase.fitting.shared_changes.changes import JointChanges
+from specutils_blase.fitting.shared_changes.star import LEAST_WIDTH_PRIOR, MOST_INFLATION, StarAnchors
+from specutils_blase.fitting.stages import solve
 from specutils_blase.inference.minimize import minimize
 from specutils_blase.inference.objective import AnchoredProblem
 from specutils_blase.inference.priors import LinePriors
 from specutils_blase.model.emulator import LineEmulator
 from specutils_blase.model.order import ForwardModel
 from specutils_blase.model.parameters import FreeParameters
-from specutils_blase.noise import NoiseModel
 from specutils_blase.posterior.marginals import posterior_mean
 from specutils_blase.simulate import pixel_edges
-from specutils_blase.solving import solve
-from specutils_blase.star_anchors import LEAST_WIDTH_PRIOR, MOST_INFLATION, StarAnchors
 
 F64 = torch.float64
 N_LINE = 40

@@ -11,9 +11,13 @@ from astropy.table import Table, vstack
 from specutils import Spectrum
 from test_fitting import SKY, STAR, WAVELENGTH, observed
 
-from specutils_blase import hypotheses, velocity
-from specutils_blase.correlation import OrderCorrelation
-from specutils_blase.fitting import fit
+from specutils_blase.fitting.pipeline import fit
+from specutils_blase.fitting.start import cross_correlation as velocity
+from specutils_blase.fitting.start import hypotheses
+from specutils_blase.fitting.start.correlation import OrderCorrelation
+from specutils_blase.fitting.start.cross_correlation import ROTATIONS, cross_correlate
+from specutils_blase.fitting.start.star import scale_star, strength_tangent
+from specutils_blase.fitting.start.velocities import start_continuum, start_velocities
 from specutils_blase.ledger.table import emulator_from_ledger
 from specutils_blase.model.emulator import LineEmulator
 from specutils_blase.model.order import ForwardModel
@@ -22,9 +26,6 @@ from specutils_blase.quality.report import BlaseQualityWarning
 from specutils_blase.simulate import pixel_edges, simulate
 from specutils_blase.spectra.data import SpectralData
 from specutils_blase.spectra.reading import read_spectrum
-from specutils_blase.star_scaling import scale_star, strength_tangent
-from specutils_blase.starting import start_continuum, start_velocities
-from specutils_blase.velocity import ROTATIONS, cross_correlate
 
 R = 55_000.0
 

@@ -5,19 +5,19 @@ import pytest
 import torch
 from scipy.optimize import minimize_scalar
 
-from specutils_blase import solving
-from specutils_blase.common_changes import STILL
+from specutils_blase.fitting import stages as solving
+from specutils_blase.fitting.residuals.noise import NoiseModel
+from specutils_blase.fitting.shared_changes.changes import STILL
+from specutils_blase.fitting.shared_changes.telluric import TelluricAnchors
+from specutils_blase.fitting.start.tellurics import FACTOR_PRIOR, SHIFT_PRIOR, TelluricScale, scale_telluric
 from specutils_blase.inference.minimize import MESSAGES, minimize
 from specutils_blase.inference.objective import AnchoredProblem
 from specutils_blase.inference.priors import LinePriors
 from specutils_blase.model.emulator import LineEmulator
 from specutils_blase.model.order import ForwardModel
 from specutils_blase.model.parameters import FreeParameters
-from specutils_blase.noise import NoiseModel
 from specutils_blase.physics.grids import SPEED_OF_LIGHT
 from specutils_blase.simulate import pixel_edges
-from specutils_blase.telluric_anchors import TelluricAnchors
-from specutils_blase.telluric_scaling import FACTOR_PRIOR, SHIFT_PRIOR, TelluricScale, scale_telluric
 
 F64 = torch.float64
 N_LINE, SNR = 24, 150.0

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import specutils_blase as sb
-from specutils_blase import simulate, telluric_species
+from specutils_blase import simulate
+from specutils_blase.fitting.shared_changes import telluric_species
+from specutils_blase.fitting.shared_changes.telluric_species import by_place, species_at
 from specutils_blase.model.emulator import LineEmulator
-from specutils_blase.telluric_species import by_place, species_at
 
 pytest.importorskip("muler", reason="the templates are in muler's wheel")
 

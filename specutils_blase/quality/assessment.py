@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..fitting.shared_changes.star import MOST_INFLATION
+from ..fitting.start.tellurics import largest_factor
 from ..model.echelle import orders_of
 from ..model.parameters import KINDS
 from ..physics.grids import SPEED_OF_LIGHT
-from ..star_anchors import MOST_INFLATION
-from ..telluric_scaling import largest_factor
 from .continua import continuum_reasons
 from .line_moves import LineMoves, line_moves
 from .report import Quality, Reason, graded

@@ -154,7 +154,7 @@ class FitResult:
         ValueError
             Where a search is needed and no component's ln_area was free, or the result does not hold its `curvature`.
         """
-        from ..line_discovery import search_result
+        from ..fitting.line_search.search import search_result
 
         return search_result(self) if self.found is None else self.found
 

@@ -24,12 +24,12 @@ from dataclasses import dataclass, replace
 import cases
 import numpy as np
 
+from specutils_blase.fitting.start.star import STRENGTH_PRIOR
+from specutils_blase.fitting.start.tellurics import FACTOR_PRIOR, SHIFT_PRIOR
 from specutils_blase.inference.priors import LinePriors
 from specutils_blase.model.parameters import KINDS
 from specutils_blase.physics.grids import SPEED_OF_LIGHT
 from specutils_blase.simulate.flux import legendre_continuum, simulate_flux
-from specutils_blase.star_scaling import STRENGTH_PRIOR
-from specutils_blase.telluric_scaling import FACTOR_PRIOR, SHIFT_PRIOR
 
 CHANGE = {"ln_area": 1e-3, "ln_sigma": 1e-3, "ln_gamma": 1e-3, "rv_offset": 1e-2, "rv": 1e-2, "vsini": 1e-2}
 """Steps h of the differences: they truncate by 1e-6, and the simulator's own error, 1e-10, does not show."""

@@ -74,7 +74,7 @@ def wasp69() -> list[Observed]:
     from astropy.table import Table
     from specutils import Spectrum
 
-    from specutils_blase.components import component_emulator
+    from specutils_blase.fitting.inputs import component_emulator
 
     table = Table.read(_shared("data/hpf/WASP_69_hpf_stack.fits"))
     wavelength, flux, sigma = (

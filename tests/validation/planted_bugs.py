@@ -141,14 +141,14 @@ BUGS = {
     ),
     "barycentre": Bug(
         "barycentric correction of the wrong sign",
-        "outcome.py",
+        "fitting/assembly.py",
         "rv * factor + velocity",
         "rv * factor - velocity",
         ("test_echelle_fit.py", "test_real_data.py"),
     ),
     "jitter-adds-up": Bug(
         "jitter added to σ and not in quadrature",
-        "noise.py",
+        "fitting/residuals/noise.py",
         "return (self.factor[k] * self.sigma[k]).square() + self.jitter[k] ** 2",
         "return (self.factor[k] * self.sigma[k] + self.jitter[k]).square()",
         ("test_noise.py",),

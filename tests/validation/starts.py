@@ -28,14 +28,14 @@ from specutils import Spectrum
 import specutils_blase as sb
 from specutils_blase import simulate, templates
 from specutils_blase.cloning.clone import NoLinesError
-from specutils_blase.first_model import first_model
-from specutils_blase.hypotheses import likeliest
+from specutils_blase.fitting.observation import read_orders
+from specutils_blase.fitting.start.cross_correlation import cross_correlate
+from specutils_blase.fitting.start.first_model import first_model
+from specutils_blase.fitting.start.hypotheses import likeliest
+from specutils_blase.fitting.start.velocities import start_continuum, velocity_information
 from specutils_blase.ledger.table import emulator_from_ledger
 from specutils_blase.model.order import ForwardModel
-from specutils_blase.observed_orders import read_orders
 from specutils_blase.physics.grids import SPEED_OF_LIGHT
-from specutils_blase.starting import start_continuum, velocity_information
-from specutils_blase.velocity import cross_correlate
 
 FASTEST, MARGIN = 600.0, 1100.0
 """km/s; of stars, and by which clones exceed the orders."""

@@ -17,7 +17,7 @@ import torch
 from astropy.table import Table
 
 from specutils_blase import simulate
-from specutils_blase.components import component_emulator
+from specutils_blase.fitting.inputs import component_emulator
 from specutils_blase.inference.priors import LinePriors
 from specutils_blase.physics.grids import SPEED_OF_LIGHT
 

@@ -20,9 +20,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .inference.linear.cholesky import Factor
-from .inference.linear.normal_equations import NormalEquations
-from .inference.objective import AnchoredProblem
+from ...inference.linear.cholesky import Factor
+from ...inference.linear.normal_equations import NormalEquations
+from ...inference.objective import AnchoredProblem
 
 BY_CHANCE = 2.0
 """Standard deviations of an autocorrelation of white noise, below which a lag does not count."""

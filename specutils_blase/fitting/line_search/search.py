@@ -20,11 +20,17 @@ from astropy import units as u
 from astropy.table import QTable
 from torch import Tensor
 
-from .inference.linear.cholesky import Factor
-from .inference.minimize import Solution, minimize
-from .inference.objective import AnchoredProblem
-from .ledger.table import equivalent_width, equivalent_width_with_gradient
-from .line_trials import (
+from ...inference.linear.cholesky import Factor
+from ...inference.minimize import Solution, minimize
+from ...inference.objective import AnchoredProblem
+from ...ledger.table import equivalent_width, equivalent_width_with_gradient
+from ...missing_lines.matched_filter import EXPECTED, HELD, LINE, Feature, Grown, search
+from ...model.parameters import KINDS
+from ...posterior.laplace import free_parameters, needed, prior_precision
+from ..residuals.noise import NoiseModel
+from ..shared_changes.star import StarAnchors
+from ..stages import ALONE_TOLERANCE, residuals, solve_near
+from .comparison import (
     as_fitted,
     cheapest_move,
     enlarged,
@@ -36,12 +42,6 @@ from .line_trials import (
     without_touching,
     worth,
 )
-from .missing_lines.matched_filter import EXPECTED, HELD, LINE, Feature, Grown, search
-from .model.parameters import KINDS
-from .noise import NoiseModel
-from .posterior.laplace import free_parameters, needed, prior_precision
-from .solving import ALONE_TOLERANCE, residuals, solve_near
-from .star_anchors import StarAnchors
 
 ROUNDS = 10
 """Searches at most."""

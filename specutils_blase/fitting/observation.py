@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from specutils import Spectrum
 
-from .spectra.data import SpectralData
-from .spectra.reading import SpectrumFrame, read_spectrum, to_resolving_power
+from ..spectra.data import SpectralData
+from ..spectra.reading import SpectrumFrame, read_spectrum, to_resolving_power
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ def read_order(
     ValueError
         If it cannot be fitted; the message says why.
     """
-    from .adapters.muler import describe_order, good_pixels
+    from ..adapters.muler import describe_order, good_pixels
 
     data, frame = read_spectrum(spectrum, medium=medium)
     info = describe_order(spectrum, barycentric_velocity=barycentric_velocity)
@@ -207,7 +207,7 @@ def order_names(spectra: Sequence[Spectrum]) -> list[str]:
 
     Where several have the same, as in two exposures, the position follows: "5#0", "5#28".
     """
-    from .adapters.muler import order_number
+    from ..adapters.muler import order_number
 
     numbers = [order_number(spectrum) for spectrum in spectra]
     names = [str(index if number is None else number) for index, number in enumerate(numbers)]

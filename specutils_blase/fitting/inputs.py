@@ -16,17 +16,17 @@ from astropy.table import Table
 from specutils import Spectrum
 from torch import Tensor
 
-from .cloning.clone import CloneResult, clone
-from .correlation import coverage
-from .ledger.table import emulator_from_ledger, ledger_meta
-from .model.emulator import LineEmulator
-from .observed_orders import ObservedOrder
-from .physics.grids import SPEED_OF_LIGHT
-from .physics.voigt import voigt_fwhm
-from .results.fit_result import SEMI_EMPIRICAL, FitResult
-from .spectra.provenance import PIXELS_KEPT, of_lines, of_template, pixel_digests
-from .telluric_species import by_place
-from .velocity import COVERED, FASTEST
+from ..cloning.clone import CloneResult, clone
+from ..ledger.table import emulator_from_ledger, ledger_meta
+from ..model.emulator import LineEmulator
+from ..physics.grids import SPEED_OF_LIGHT
+from ..physics.voigt import voigt_fwhm
+from ..results.fit_result import SEMI_EMPIRICAL, FitResult
+from ..spectra.provenance import PIXELS_KEPT, of_lines, of_template, pixel_digests
+from .observation import ObservedOrder
+from .shared_changes.telluric_species import by_place
+from .start.correlation import coverage
+from .start.cross_correlation import COVERED, FASTEST
 
 VELOCITY_MARGIN = 60.0
 """km/s beyond the starting velocity up to which a star's lines are kept that may come into the data."""

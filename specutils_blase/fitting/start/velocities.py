@@ -12,14 +12,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .inference.linear.jacobian import linearize
-from .model.echelle import EchelleModel, orders_of
-from .model.instrument import Continuum
-from .model.order import ForwardModel
-from .model.parameters import FreeParameters
-from .physics.parallel import each
-from .physics.scatter import difference_scatter
-from .star_scaling import STRENGTH_PRIOR, StarScale, limited, scale_star, strength_tangent
+from ...inference.linear.jacobian import linearize
+from ...model.echelle import EchelleModel, orders_of
+from ...model.instrument import Continuum
+from ...model.order import ForwardModel
+from ...model.parameters import FreeParameters
+from ...physics.parallel import each
+from ...physics.scatter import difference_scatter
+from .star import STRENGTH_PRIOR, StarScale, limited, scale_star, strength_tangent
 
 LOOSE_ITERATIONS = 30
 """Limit on the iterations of each preliminary stage."""

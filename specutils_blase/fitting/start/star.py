@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .model.order import ForwardModel, Stages
+from ...model.order import ForwardModel, Stages
 
 STRENGTH_PRIOR = 1.0
 """Standard deviation of ln(strength)."""

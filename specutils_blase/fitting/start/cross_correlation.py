@@ -13,14 +13,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...model.echelle import EchelleModel
+from ...model.emulator import LineEmulator
+from ...physics.grids import SPEED_OF_LIGHT
+from ...physics.parallel import each
+from ...spectra.data import SpectralData
 from .correlation import STEP, OrderCorrelation, coverage
-from .model.echelle import EchelleModel
-from .model.emulator import LineEmulator
-from .physics.grids import SPEED_OF_LIGHT
-from .physics.parallel import each
-from .spectra.data import SpectralData
-from .star_scaling import STRENGTH_PRIOR
-from .telluric_scaling import scaled_transmissions
+from .star import STRENGTH_PRIOR
+from .tellurics import scaled_transmissions
 
 FASTEST = 1000.0
 """km/s; half range of the search, less where the template does not reach. No star of the Galaxy is faster."""

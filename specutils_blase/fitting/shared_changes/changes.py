@@ -26,8 +26,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .inference.linear.normal_equations import NormalEquations
-from .inference.objective import AnchoredProblem
+from ...inference.linear.normal_equations import NormalEquations
+from ...inference.objective import AnchoredProblem
 
 STILL = 0.1
 """Part of its error by which a common change may be off in the end."""

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .model.emulator import LineEmulator
-from .model.extrinsic import RotationalBroadening
-from .model.instrument import LineSpreadFunction
-from .physics.grids import SPEED_OF_LIGHT, Sampling, velocity_grid
-from .physics.saturation import legendre
-from .spectra.data import SpectralData
+from ...model.emulator import LineEmulator
+from ...model.extrinsic import RotationalBroadening
+from ...model.instrument import LineSpreadFunction
+from ...physics.grids import SPEED_OF_LIGHT, Sampling, velocity_grid
+from ...physics.saturation import legendre
+from ...spectra.data import SpectralData
 
 STEP = 0.5
 """km/s; grid of the templates."""

@@ -13,16 +13,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .correlated_residuals import autocorrelation
+from ...model.echelle import EchelleModel, orders_of
+from ...model.order import ForwardModel
+from ..residuals.correlated import autocorrelation
+from ..stages import reject_pixels
 from .correlation import SKY_DOUBT
+from .cross_correlation import Solution, VelocitySearch
 from .first_model import FirstModel
-from .model.echelle import EchelleModel, orders_of
-from .model.order import ForwardModel
-from .solving import reject_pixels
-from .star_scaling import scale_star
-from .starting import CLIP, FASTEST_ROTATION, HeldFit, start_continuum, start_velocities
-from .telluric_scaling import TelluricScale, scale_telluric
-from .velocity import Solution, VelocitySearch
+from .star import scale_star
+from .tellurics import TelluricScale, scale_telluric
+from .velocities import CLIP, FASTEST_ROTATION, HeldFit, start_continuum, start_velocities
 
 logger = logging.getLogger(__name__)
 

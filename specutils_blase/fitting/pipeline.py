@@ -16,8 +16,20 @@ from functools import partial
 from specutils import Spectrum
 from tqdm.auto import tqdm
 
-from .common_changes import JointChanges
-from .components import (
+from ..inference.objective import AnchoredProblem
+from ..inference.priors import LinePriors
+from ..model.echelle import EchelleModel, orders_of
+from ..model.emulator import LineEmulator
+from ..model.order import ForwardModel
+from ..model.parameters import GLOBALS, KINDS, FreeParameters
+from ..physics.grids import SPEED_OF_LIGHT
+from ..results.echelle_result import EchelleFitResult
+from ..results.fit_result import FitResult
+from ..spectra.quantities import is_number, is_whole
+from ..spectra.reading import to_kms
+from .assembly import Given, build_result
+from .held_lines import held_by_ledger, told_by_data
+from .inputs import (
     component_emulator,
     data_of,
     from_fit,
@@ -27,28 +39,16 @@ from .components import (
     qualities_of,
     source_of,
 )
-from .first_model import first_model, union, without_impossible
-from .held_lines import held_by_ledger, told_by_data
-from .hypotheses import likeliest
-from .inference.objective import AnchoredProblem
-from .inference.priors import LinePriors
-from .line_discovery import discover
-from .model.echelle import EchelleModel, orders_of
-from .model.emulator import LineEmulator
-from .model.order import ForwardModel
-from .model.parameters import GLOBALS, KINDS, FreeParameters
-from .observed_orders import ObservedOrder, read_order, read_orders, warn_excluded
-from .outcome import Given, build_result
-from .physics.grids import SPEED_OF_LIGHT
-from .results.echelle_result import EchelleFitResult
-from .results.fit_result import FitResult
-from .solving import solve, solve_orders
-from .spectra.quantities import is_number, is_whole
-from .spectra.reading import to_kms
-from .star_anchors import StarAnchors
-from .starting import implausible
-from .telluric_anchors import TelluricAnchors
-from .velocity import VelocitySearch, cross_correlate
+from .line_search.search import discover
+from .observation import ObservedOrder, read_order, read_orders, warn_excluded
+from .shared_changes.changes import JointChanges
+from .shared_changes.star import StarAnchors
+from .shared_changes.telluric import TelluricAnchors
+from .stages import solve, solve_orders
+from .start.cross_correlation import VelocitySearch, cross_correlate
+from .start.first_model import first_model, union, without_impossible
+from .start.hypotheses import likeliest
+from .start.velocities import implausible
 
 logger = logging.getLogger(__name__)
 
@@ -122,9 +122,9 @@ def fit(
         header, or one computed from it.
     scale_tellurics : bool
         Bring the telluric clone to this night's amounts: one optical-depth factor a species, and a small shift. Before
-        any line is free they are a start (`specutils_blase.telluric_scaling`), then they are where the priors of the
-        lines stand, and follow from them (`specutils_blase.telluric_anchors`). Lines that do not tell their species
-        have that of their place (`specutils_blase.telluric_species`).
+        any line is free they are a start (`specutils_blase.fitting.start.tellurics`), then they are where the priors of the
+        lines stand, and follow from them (`specutils_blase.fitting.shared_changes.telluric`). Lines that do not tell their species
+        have that of their place (`specutils_blase.fitting.shared_changes.telluric_species`).
     jitter : bool
         Where the reduced χ² of an order exceeds 1.5, because the model lacks something: add noise until it is 1. The
         result's table `orders` tells how much.

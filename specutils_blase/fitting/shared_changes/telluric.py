@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .common_changes import CommonChanges
-from .inference.objective import AnchoredProblem
-from .telluric_scaling import FACTOR_PRIOR, SHIFT_PRIOR, TelluricScale
+from ...inference.objective import AnchoredProblem
+from ..start.tellurics import FACTOR_PRIOR, SHIFT_PRIOR, TelluricScale
+from .changes import CommonChanges
 
 
 class TelluricAnchors(CommonChanges):

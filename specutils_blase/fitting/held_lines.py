@@ -14,12 +14,12 @@ import torch
 from astropy.table import Table
 from torch import Tensor
 
-from .ledger.columns import KMS
-from .ledger.table import column_values, text_column
-from .model.emulator import LineEmulator
-from .observed_orders import ObservedOrder
-from .physics.grids import SPEED_OF_LIGHT
-from .physics.voigt import voigt, voigt_fwhm
+from ..ledger.columns import KMS
+from ..ledger.table import column_values, text_column
+from ..model.emulator import LineEmulator
+from ..physics.grids import SPEED_OF_LIGHT
+from ..physics.voigt import voigt, voigt_fwhm
+from .observation import ObservedOrder
 
 MOST_LINES_PER_PIXEL = 0.6
 """Free lines per pixel beyond which data cannot tell them apart."""

@@ -18,8 +18,8 @@ from functools import cache
 import numpy as np
 import torch
 
-from .model.emulator import LineEmulator
-from .templates import psg_hk_species
+from ...model.emulator import LineEmulator
+from ...templates import psg_hk_species
 
 logger = logging.getLogger(__name__)
 

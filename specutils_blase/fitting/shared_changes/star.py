@@ -21,13 +21,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .common_changes import CommonChanges
-from .inference.linear.cholesky import Factor
-from .inference.objective import AnchoredProblem
-from .inference.priors import LinePriors
-from .physics.voigt import voigt_fwhm
-from .posterior.marginals import ROUNDING, student_evidence, without_prior
-from .star_scaling import STRENGTH_PRIOR, StarScale
+from ...inference.linear.cholesky import Factor
+from ...inference.objective import AnchoredProblem
+from ...inference.priors import LinePriors
+from ...physics.voigt import voigt_fwhm
+from ...posterior.marginals import ROUNDING, student_evidence, without_prior
+from ..start.star import STRENGTH_PRIOR, StarScale
+from .changes import CommonChanges
 
 LARGEST_WIDTH_PRIOR, LEAST_WIDTH_PRIOR = 0.2, 1e-4
 """Bounds on the standard deviation of ln(width factor)."""

@@ -13,31 +13,31 @@ import torch
 from astropy.table import QTable
 from torch import Tensor
 
-from .common_changes import CommonChanges
-from .correlated_residuals import correlation_factor
-from .inference.linear.cholesky import Factor
-from .inference.linear.normal_equations import NormalEquations
-from .inference.minimize import Solution
-from .inference.objective import AnchoredProblem
-from .ledger.table import LineErrors, build_ledger, held_errors
-from .line_discovery import Discovery, missing_lines_table
-from .model.echelle import EchelleModel
-from .model.emulator import LineEmulator
-from .model.parameters import KINDS
-from .noise import NoiseModel
-from .observed_orders import ObservedOrder
-from .order_scatter import VELOCITIES, OrderScatter, order_scatter, part_scatter
-from .physics.grids import SPEED_OF_LIGHT
-from .physics.parallel import each
-from .posterior.laplace import WIDENED, Curvature
-from .posterior.marginals import mean_pull, posterior_mean, prior_error
-from .quality.assessment import assess
-from .quality.report import Reason
-from .quality.resolving_power import resolving_power_reasons, wanted_resolving_power
-from .rejection import rejected_table
-from .results.echelle_result import EchelleFitResult
-from .results.fit_result import FitResult, model_spectra
-from .solving import degrees_of_freedom_used, reduced_chi_square
+from ..inference.linear.cholesky import Factor
+from ..inference.linear.normal_equations import NormalEquations
+from ..inference.minimize import Solution
+from ..inference.objective import AnchoredProblem
+from ..ledger.table import LineErrors, build_ledger, held_errors
+from ..model.echelle import EchelleModel
+from ..model.emulator import LineEmulator
+from ..model.parameters import KINDS
+from ..physics.grids import SPEED_OF_LIGHT
+from ..physics.parallel import each
+from ..posterior.laplace import WIDENED, Curvature
+from ..posterior.marginals import mean_pull, posterior_mean, prior_error
+from ..quality.assessment import assess
+from ..quality.report import Reason
+from ..quality.resolving_power import resolving_power_reasons, wanted_resolving_power
+from ..results.echelle_result import EchelleFitResult
+from ..results.fit_result import FitResult, model_spectra
+from .line_search.search import Discovery, missing_lines_table
+from .observation import ObservedOrder
+from .residuals.correlated import correlation_factor
+from .residuals.noise import NoiseModel
+from .residuals.order_scatter import VELOCITIES, OrderScatter, order_scatter, part_scatter
+from .residuals.rejection import rejected_table
+from .shared_changes.changes import CommonChanges
+from .stages import degrees_of_freedom_used, reduced_chi_square
 
 BARYCENTRIC_AGREEMENT = 0.01
 """km/s within which the orders' barycentric velocities must agree to count as one exposure's."""

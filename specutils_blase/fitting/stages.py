@@ -12,17 +12,17 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .common_changes import CommonChanges
-from .inference.linear.cholesky import Factor
-from .inference.minimize import MESSAGES, Solution, minimize
-from .inference.objective import AnchoredProblem
-from .model.echelle import EchelleModel
-from .model.order import ForwardModel
-from .model.parameters import ORDER_GLOBALS, FreeParameters
-from .noise import NoiseModel
-from .physics.parallel import each
-from .rejection import unlike_lines
-from .starting import LOOSE_ITERATIONS
+from ..inference.linear.cholesky import Factor
+from ..inference.minimize import MESSAGES, Solution, minimize
+from ..inference.objective import AnchoredProblem
+from ..model.echelle import EchelleModel
+from ..model.order import ForwardModel
+from ..model.parameters import ORDER_GLOBALS, FreeParameters
+from ..physics.parallel import each
+from .residuals.noise import NoiseModel
+from .residuals.rejection import unlike_lines
+from .shared_changes.changes import CommonChanges
+from .start.velocities import LOOSE_ITERATIONS
 
 LOOSE = {"ln_area": 3.0, "ln_sigma": 3.0, "ln_gamma": 3.0, "rv_offset": 2.0}
 """Factors on the prior widths in the first stage of a fit."""

@@ -22,10 +22,10 @@ import torch
 from scipy.stats import chi2 as chi2_distribution
 from torch import Tensor
 
-from .correlated_residuals import correlation_factor
-from .inference.linear.normal_equations import NormalEquations
-from .inference.objective import AnchoredProblem
-from .solving import alone_problem, line_owners
+from ...inference.linear.normal_equations import NormalEquations
+from ...inference.objective import AnchoredProblem
+from ..stages import alone_problem, line_owners
+from .correlated import correlation_factor
 
 VELOCITIES = ("rv", "vsini")
 

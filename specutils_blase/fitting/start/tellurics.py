@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .model.echelle import EchelleModel, orders_of
-from .model.order import ForwardModel
-from .physics.grids import SPEED_OF_LIGHT
-from .physics.kernels import convolve
+from ...model.echelle import EchelleModel, orders_of
+from ...model.order import ForwardModel
+from ...physics.grids import SPEED_OF_LIGHT
+from ...physics.kernels import convolve
 
 logger = logging.getLogger(__name__)
 

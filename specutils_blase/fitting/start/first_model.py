@@ -11,16 +11,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .components import lines_reaching, reached
-from .model.echelle import EchelleModel
-from .model.emulator import LineEmulator
-from .model.order import ForwardModel
-from .noise import NoiseModel
-from .observed_orders import ObservedOrder
-from .physics.grids import SPEED_OF_LIGHT
-from .rejection import impossible
-from .starting import scatter
-from .velocity import Solution
+from ...model.echelle import EchelleModel
+from ...model.emulator import LineEmulator
+from ...model.order import ForwardModel
+from ...physics.grids import SPEED_OF_LIGHT
+from ..inputs import lines_reaching, reached
+from ..observation import ObservedOrder
+from ..residuals.noise import NoiseModel
+from ..residuals.rejection import impossible
+from .cross_correlation import Solution
+from .velocities import scatter
 
 
 @dataclass(frozen=True)
