@@ -14,7 +14,8 @@ import nights
 import pytest
 
 import specutils_blase as sb
-from specutils_blase import cli, cli_arguments
+from specutils_blase.cli import arguments as cli_arguments
+from specutils_blase.cli import main as cli
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "tutorials"

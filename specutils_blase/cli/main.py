@@ -20,7 +20,7 @@ import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
-from .cli_arguments import BAD_INPUT, NAMED_TEMPLATES, argument_parser, in_options
+from .arguments import BAD_INPUT, NAMED_TEMPLATES, argument_parser, in_options
 
 MARGINS = {"star": 300.0, "telluric": 30.0}
 """km/s by which a template's clone exceeds the data, where the template reaches so far."""
@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def run_demo(args) -> int:
     """Simulate an order, fit it, compare with the truth, leave demo.asdf, demo_ledger.ecsv and demo.png."""
-    from . import demo
+    from .. import demo
 
     folder = Path(args.out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -113,7 +113,7 @@ def run_fit(args) -> int:
     """Fit one order, or many at once, and write the result."""
     import specutils_blase as sb
 
-    from .adapters.files import load_observation
+    from ..adapters.files import load_observation
 
     if args.star is None and args.telluric is None:
         raise ValueError("fit needs --star, --telluric, or both")
@@ -159,8 +159,8 @@ def run_fit(args) -> int:
 
 def run_orders(args) -> int:
     """List what the files of an observation hold."""
-    from .adapters.files import load_orders
-    from .adapters.orders import order_lines
+    from ..adapters.files import load_orders
+    from ..adapters.orders import order_lines
 
     spectra = load_orders(args.files, format=args.format, extension=args.extension)
     lines = order_lines(spectra, medium=args.medium, barycentric_velocity=args.barycentric_velocity)
@@ -257,7 +257,7 @@ def _check_free(given: dict[str, str], args) -> None:
 
 def _check_data(data, args) -> None:
     """Before minutes of cloning: can any of the data be fitted, as far as they alone tell?"""
-    from .fitting.observation import read_order, read_orders
+    from ..fitting.observation import read_order, read_orders
 
     reading = {
         "resolving_power": args.resolving_power,
@@ -279,7 +279,7 @@ def _template(given: str, **choice):
         if spectrum.meta.get("resolving_power"):
             named["resolving_power"] = spectrum.meta["resolving_power"]
         return spectrum, named
-    from .adapters.files import load_spectrum
+    from ..adapters.files import load_spectrum
 
     return load_spectrum(given, **choice), {}
 
@@ -312,8 +312,8 @@ def _cloned(found, given: str, name: str, data, args):
         return found
     import specutils_blase as sb
 
-    from .physics.grids import SPEED_OF_LIGHT
-    from .spectra.reading import vacuum_wavelength
+    from ..physics.grids import SPEED_OF_LIGHT
+    from ..spectra.reading import vacuum_wavelength
 
     spectrum, options = found
     if args.flux_scale is not None:

@@ -94,13 +94,13 @@ def _names(text: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _of_lines(text: str) -> tuple[str, ...]:
-    from .model.parameters import KINDS  # brings torch: when there is something to check, not for --help
+    from ..model.parameters import KINDS  # brings torch: when there is something to check, not for --help
 
     return _names(text, KINDS)
 
 
 def _of_fit(text: str) -> tuple[str, ...]:
-    from .model.parameters import GLOBALS
+    from ..model.parameters import GLOBALS
 
     return _names(text, GLOBALS)
 
@@ -204,7 +204,7 @@ class _Version(argparse.Action):
     """Looks the version up only when asked."""
 
     def __call__(self, parser, *rest):
-        from . import __version__
+        from .. import __version__
 
         sys.stdout.write(f"specutils-blase {__version__}\n")
         parser.exit()
