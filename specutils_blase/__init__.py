@@ -11,8 +11,11 @@ point; so neither may load here.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from ._lazy import attach, keep_old_places
+from ._places import MOVED
 from .accessor import register
 from .adapters.registration import register_readers
+from .spectra.registry import register_writer
 
 if TYPE_CHECKING:
     from . import line_lists, simulate, templates
@@ -101,23 +104,19 @@ __all__ = [
 ]
 
 
+_lazy, __dir__ = attach(__name__, _LAZY)
+
+
 def __getattr__(name):
-    if name == "__version__":
-        from importlib.metadata import version
+    if name != "__version__":
+        return _lazy(name)
+    from importlib.metadata import version
 
-        value = version("specutils-blase")
-    elif name in _LAZY:
-        module = import_module(_LAZY[name], __name__)
-        value = module if _LAZY[name] == f".{name}" else getattr(module, name)
-    else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = value  # the next access does not come through here
-    return value
+    globals()[name] = version("specutils-blase")
+    return globals()[name]
 
 
-def __dir__():
-    return sorted({*globals(), *__all__})
-
-
+keep_old_places(__name__, MOVED)
 register()
 register_readers()
+register_writer(lambda: import_module(".asdf.files", __name__).write)

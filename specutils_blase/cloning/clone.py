@@ -23,6 +23,7 @@ from ..physics.grids import SPEED_OF_LIGHT
 from ..physics.saturation import saturation_law
 from ..quality.clones import assess_clone
 from ..quality.report import Quality
+from ..spectra.registry import writer
 from ..spectra.quantities import is_number
 from ..spectra.reading import read_spectrum, spectrum_on, to_resolving_power, to_teff
 from .continuum import gaps, template_continuum
@@ -118,9 +119,7 @@ class CloneResult:
 
     def write(self, path, *, overwrite: bool = False, compression: str | None = None) -> None:
         """Write to an ASDF file, which `specutils_blase.read` reads; see `specutils_blase.asdf.files.write`."""
-        from ..asdf.files import write
-
-        write(self, path, overwrite=overwrite, compression=compression)
+        writer()(self, path, overwrite=overwrite, compression=compression)
 
 
 def clone(

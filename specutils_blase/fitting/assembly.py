@@ -30,7 +30,7 @@ from ..quality.report import Reason
 from ..quality.resolving_power import resolving_power_reasons, wanted_resolving_power
 from ..results.echelle_result import EchelleFitResult
 from ..results.fit_result import FitResult, model_spectra
-from .line_search.search import Discovery, missing_lines_table
+from ..missing_lines.table import Discovery, missing_lines_table
 from .observation import ObservedOrder
 from .residuals.correlated import correlation_factor
 from .residuals.noise import NoiseModel

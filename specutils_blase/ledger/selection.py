@@ -12,7 +12,7 @@ import numpy as np
 from astropy.table import QTable, Table
 from specutils import SpectralRegion
 
-from ..line_lists import normalise_species
+from ..chemistry.species import normalise_species
 from ..spectra.reading import to_kms, vacuum_wavelength
 from .columns import KMS
 from .table import column_values, observed_centers, text_column

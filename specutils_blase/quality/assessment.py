@@ -18,8 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..fitting.shared_changes.star import MOST_INFLATION
-from ..fitting.start.tellurics import largest_factor
+from ..inference.bounds import MOST_INFLATION, largest_factor
 from ..model.echelle import orders_of
 from ..model.parameters import KINDS
 from ..physics.grids import SPEED_OF_LIGHT

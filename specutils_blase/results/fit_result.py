@@ -19,6 +19,7 @@ from ..posterior.laplace import Curvature, Draws, draw
 from ..posterior.line_means import line_means
 from ..posterior.rv_photon_limit import RVPhotonLimit, rv_photon_limit
 from ..quality.report import Quality
+from ..spectra.registry import writer
 from ..spectra.data import SpectralData
 from ..spectra.reading import SpectrumFrame, spectrum_on
 
@@ -141,7 +142,7 @@ class FitResult:
 
     @property
     def missing_lines(self) -> QTable:
-        """Lines that no template has, with the probability that each is noise; see `line_discovery.COLUMNS`.
+        """Lines that no template has, with the probability that each is noise; see `missing_lines.table.COLUMNS`.
 
         Those that the fit found and added where it was asked to (``fit(..., missing_lines=0.1)``); otherwise what is
         significant in its residuals, with 0.1 false ones to be expected, searched for now. That is a hint, not what
@@ -154,7 +155,7 @@ class FitResult:
         ValueError
             Where a search is needed and no component's ln_area was free, or the result does not hold its `curvature`.
         """
-        from ..fitting.line_search.search import search_result
+        from ..missing_lines.on_result import search_result
 
         return search_result(self) if self.found is None else self.found
 
@@ -325,9 +326,7 @@ class FitResult:
 
     def write(self, path, *, overwrite: bool = False, compression: str | None = None) -> None:
         """Write to an ASDF file, which `specutils_blase.read` reads; see `specutils_blase.asdf.files.write`."""
-        from ..asdf.files import write
-
-        write(self, path, overwrite=overwrite, compression=compression)
+        writer()(self, path, overwrite=overwrite, compression=compression)
 
 
 def model_spectra(model: ForwardModel) -> dict[str, torch.Tensor]:

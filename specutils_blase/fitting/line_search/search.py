@@ -24,7 +24,8 @@ from ...inference.linear.cholesky import Factor
 from ...inference.minimize import Solution, minimize
 from ...inference.objective import AnchoredProblem
 from ...ledger.table import equivalent_width, equivalent_width_with_gradient
-from ...missing_lines.matched_filter import EXPECTED, HELD, LINE, Feature, Grown, search
+from ...missing_lines.matched_filter import HELD, LINE, Feature, Grown, search
+from ...missing_lines.table import Discovery
 from ...model.parameters import KINDS
 from ...posterior.laplace import free_parameters, needed, prior_precision
 from ..residuals.noise import NoiseModel
@@ -65,24 +66,6 @@ BESIDE = 2.0
 
 STILL = 0.7
 """Part of the threshold that the equivalent width over its error must keep in the end, width and place being free."""
-
-
-@dataclass
-class Discovery:
-    """Lines that a fit has found.
-
-    Parameters
-    ----------
-    expected : float
-        Number of false ones that may be expected.
-    features : list of Feature
-    index : list of int
-        Where each feature's line stands among its component's, if it was added.
-    """
-
-    expected: float
-    features: list[Feature] = field(default_factory=list)
-    index: list[int] | None = None
 
 
 def discover(
@@ -263,65 +246,3 @@ def _significance(larger: AnchoredProblem, grown: Grown, factor: Factor, feature
         variance = torch.einsum("ni,nij,nj->n", slope, covariance[:, :3, :3], slope)
         strengths[name] = iter((width / variance.clamp(min=1e-300).sqrt()).tolist())
     return [next(strengths[one.component]) for one in features]
-
-
-COLUMNS = {
-    "wavelength": (u.AA, "Observed vacuum wavelength"),
-    "component": (None, "star or telluric, whichever explains it better; undecided where neither does decisively"),
-    "added": (None, "Whether the fit took it in as a line and was repeated"),
-    "added_to": (None, "Component whose ledger has the line, or would have it"),
-    "id": (None, "The line's id in the ledger of that component; -1 where it was not added"),
-    "center": (u.AA, "Vacuum wavelength of the line at rest"),
-    "equivalent_width": (u.AA, "Of the line at rest, as fitted; from the search where it was not added"),
-    "equivalent_width_err": (u.AA, "1-sigma error of equivalent_width"),
-    "significance": (None, "Strength over its error when it was found, everything else following along"),
-    "expected_false": (
-        None,
-        "False features at least as significant that noise brings to the whole search; of added ones, noise and lines "
-        "of the templates that are far from their places there, whichever are more",
-    ),
-    "false_alarm_probability": (None, "Probability that these bring one: 1 - exp(-expected_false)"),
-}
-"""Name → unit and meaning of every column of `FitResult.missing_lines`."""
-
-
-def missing_lines_table(model, found: Discovery, ledger: QTable | None = None) -> QTable:
-    """What was found, as a table in order of wavelength; with the ledger of the fit that has the lines, as fitted."""
-    rows = {name: [] for name in COLUMNS}
-    for one, at in zip(found.features, [-1] * len(found.features) if ledger is None else found.index, strict=True):
-        if ledger is None:
-            law = model.components[one.component].law
-            line = (torch.tensor([getattr(one, key)], dtype=torch.float64) for key in LINE[:4])
-            with torch.no_grad():
-                width = float(equivalent_width(law, *line)[0])
-            center, error = one.center, width / one.significance
-        else:
-            row = ledger[ledger["component"] == one.component][at]
-            names = ("center", "equivalent_width", "equivalent_width_err")
-            center, width, error = (row[key].to_value(u.AA) for key in names)
-        probability = -math.expm1(-one.expected)
-        values = (
-            one.wavelength, one.verdict, ledger is not None, one.component, at, center, width, error, one.significance,
-            one.expected, probability,
-        )  # fmt: skip
-        for key, value in zip(COLUMNS, values, strict=True):
-            rows[key].append(value)
-    table, order = QTable(), np.argsort(rows["wavelength"], kind="stable")
-    kinds = {"component": "U9", "added_to": "U8", "added": bool, "id": int}
-    for key, (unit, meaning) in COLUMNS.items():
-        values = np.array(rows[key], dtype=kinds.get(key, float))[order]
-        table[key] = values if unit is None else values * unit
-        table[key].info.description = meaning
-    table.meta = {"expected_false": found.expected, "columns": {key: meaning for key, (_, meaning) in COLUMNS.items()}}
-    return table
-
-
-def search_result(result) -> QTable:
-    """What a finished fit lacks: its residuals searched now, nothing added; see `FitResult.missing_lines`."""
-    curvature = needed(result)
-    free = free_parameters(result.model, result.parameters, curvature)
-    data = result.data if isinstance(result.data, list) else [result.data]
-    with torch.no_grad():
-        left = [one.flux.double() - order() for one, order in zip(data, free.orders, strict=True)]
-    features, _ = search(free, left, curvature.weight, prior_precision(free, curvature))
-    return missing_lines_table(result.model, Discovery(EXPECTED, features))

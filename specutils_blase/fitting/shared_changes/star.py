@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ...inference.bounds import MOST_INFLATION
 from ...inference.linear.cholesky import Factor
 from ...inference.objective import AnchoredProblem
 from ...inference.priors import LinePriors
@@ -37,9 +38,6 @@ ANOTHER_STAR = 1.15
 
 A line that is missing beside others inflates one kind by as much, and must not let all widths trade with rotation.
 """
-
-MOST_INFLATION = {"ln_area": 4.0, "ln_sigma": 4.0, "ln_gamma": 4.0, "rv_offset": 8.0}
-"""Largest factor on the width of a prior. Lines of LTE 3500 K are off by 0.65, 0.6, 0.7 and 1.1 km/s on GJ 699."""
 
 DECISIVE = 6.0
 """Gain of ln evidence from which on priors are inflated: lines of a right template scatter as the priors say."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...inference.bounds import largest_factor
 from ...model.echelle import EchelleModel, orders_of
 from ...model.order import ForwardModel
 from ...physics.grids import SPEED_OF_LIGHT
@@ -29,10 +30,6 @@ SHIFT_PRIOR = 0.3
 
 SEEN = 1e-4
 """Optical depth that a species must reach somewhere in the data to count as seen."""
-
-LARGEST_FACTOR, WELL_MIXED_FACTOR = 100.0, 5.0
-"""Of optical depths, up or down. From a humid night at sea level to a dry one on a high mountain water takes a factor
-of 40; other molecules follow airmass and pressure, and a star that is not in the model must not take them away."""
 
 LARGEST_SHIFT = 3.0
 """km/s."""
@@ -178,11 +175,6 @@ def _fitted(names, orders, stars, depths, fluxes, weights, start: Tensor | None 
         step = torch.linalg.solve(normal + damping * torch.diag(torch.diagonal(normal)), pull)
         state = (best + step.clamp(-1.0, 1.0)).clamp(-limits, limits)
     return best, cost, normal, precision
-
-
-def largest_factor(species: str) -> float:
-    """By which the optical depth of a species may differ from the template's, up or down."""
-    return LARGEST_FACTOR if species in ("", "H2O", "HDO") else WELL_MIXED_FACTOR
 
 
 def _errors(normal: Tensor, precision: Tensor, cost: float, weights: list[Tensor]) -> Tensor:

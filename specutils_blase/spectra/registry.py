@@ -1,0 +1,28 @@
+"""Who writes objects to files: named from above, so that what is written need not know.
+
+Does not live here: the files (`asdf`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+_LOADERS: list[Callable[[], Callable]] = []
+
+
+def register_writer(load: Callable[[], Callable]) -> None:
+    """Name the function that loads the writer: ``write(object, path, *, overwrite, compression)``."""
+    _LOADERS[:] = [load]
+
+
+def writer() -> Callable:
+    """The writer.
+
+    Raises
+    ------
+    RuntimeError
+        If there is none: a part of the package was imported without the package.
+    """
+    if not _LOADERS:
+        raise RuntimeError("nothing writes files: import specutils_blase first")
+    return _LOADERS[0]()
