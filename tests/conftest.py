@@ -24,8 +24,8 @@ TOLERANCES = {
 # Programs of one name in two folders: collecting them for doctests would mix them up.
 collect_ignore = ["benchmarks/run.py", "validation/run.py"]
 FIRST = (
-    "test_validation", "test_tutorials", "test_missing_lines", "test_posterior_means", "test_echelle_fit",
-    "test_stand_in", "test_real_data", "test_starting", "test_cli", "test_order_scatter", "test_asdf_hostile",
+    "test_validation", "test_tutorials", "test_missing_lines", "test_line_means", "test_echelle_fit",
+    "test_marginals", "test_real_data", "test_starting", "test_cli", "test_order_scatter", "test_asdf_hostile",
 )  # fmt: skip
 """Files that take minutes. A worker that begins one of them last is waited for by all others."""
 

@@ -23,9 +23,9 @@ from ..physics.grids import SPEED_OF_LIGHT
 from ..physics.saturation import saturation_law
 from ..quality.clones import assess_clone
 from ..quality.report import Quality
-from ..spectra.registry import writer
 from ..spectra.quantities import is_number
 from ..spectra.reading import read_spectrum, spectrum_on, to_resolving_power, to_teff
+from ..spectra.registry import writer
 from .continuum import gaps, template_continuum
 from .line_finding import find_lines, own_widths, share_out_areas
 from .refinement import (

@@ -5,6 +5,6 @@ Does not live here: the minimiser (`inference`), the model (`model`).
 
 from .._lazy import attach
 
-__all__ = ['fit']
+__all__ = ["fit"]
 
 __getattr__, __dir__ = attach(__name__, dict.fromkeys(__all__, ".pipeline"))

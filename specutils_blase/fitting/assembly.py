@@ -18,6 +18,7 @@ from ..inference.linear.normal_equations import NormalEquations
 from ..inference.minimize import Solution
 from ..inference.objective import AnchoredProblem
 from ..ledger.table import LineErrors, build_ledger, held_errors
+from ..missing_lines.table import Discovery, missing_lines_table
 from ..model.echelle import EchelleModel
 from ..model.emulator import LineEmulator
 from ..model.parameters import KINDS
@@ -30,7 +31,6 @@ from ..quality.report import Reason
 from ..quality.resolving_power import resolving_power_reasons, wanted_resolving_power
 from ..results.echelle_result import EchelleFitResult
 from ..results.fit_result import FitResult, model_spectra
-from ..missing_lines.table import Discovery, missing_lines_table
 from .observation import ObservedOrder
 from .residuals.correlated import correlation_factor
 from .residuals.noise import NoiseModel

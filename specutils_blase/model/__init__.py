@@ -5,6 +5,6 @@ Does not live here: what is free and how it is found (`inference`), tables (`led
 
 from .._lazy import attach
 
-__all__ = ['ForwardModel', 'MAX_STEP', 'MIN_STEP', 'STEPS_PER_LINE_SPREAD', 'Stages', 'grid_step']
+__all__ = ["MAX_STEP", "MIN_STEP", "STEPS_PER_LINE_SPREAD", "ForwardModel", "Stages", "grid_step"]
 
 __getattr__, __dir__ = attach(__name__, dict.fromkeys(__all__, ".order"))

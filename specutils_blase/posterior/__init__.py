@@ -5,6 +5,21 @@ Does not live here: how the solution is found (`inference`).
 
 from .._lazy import attach
 
-__all__ = ['BATCH', 'Curvature', 'Draws', 'KNOWN', 'PHYSICAL', 'SPECTRA', 'WIDENED', 'by_line', 'draw', 'free_parameters', 'needed', 'normal_equations', 'of_lines', 'prior_precision']
+__all__ = [
+    "BATCH",
+    "KNOWN",
+    "PHYSICAL",
+    "SPECTRA",
+    "WIDENED",
+    "Curvature",
+    "Draws",
+    "by_line",
+    "draw",
+    "free_parameters",
+    "needed",
+    "normal_equations",
+    "of_lines",
+    "prior_precision",
+]
 
 __getattr__, __dir__ = attach(__name__, dict.fromkeys(__all__, ".laplace"))

@@ -5,6 +5,6 @@ Does not live here: the fit (`fitting`), the results (`results`).
 
 from .._lazy import attach
 
-__all__ = ['BlaseQualityWarning', 'MOST_TOLD', 'Quality', 'Reason', 'STATUSES', 'graded']
+__all__ = ["MOST_TOLD", "STATUSES", "BlaseQualityWarning", "Quality", "Reason", "graded"]
 
 __getattr__, __dir__ = attach(__name__, dict.fromkeys(__all__, ".report"))

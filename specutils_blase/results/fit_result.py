@@ -19,9 +19,9 @@ from ..posterior.laplace import Curvature, Draws, draw
 from ..posterior.line_means import line_means
 from ..posterior.rv_photon_limit import RVPhotonLimit, rv_photon_limit
 from ..quality.report import Quality
-from ..spectra.registry import writer
 from ..spectra.data import SpectralData
 from ..spectra.reading import SpectrumFrame, spectrum_on
+from ..spectra.registry import writer
 
 OPAQUE = 0.02
 """Transmission below which a telluric correction is masked: what remains is noise over nothing."""

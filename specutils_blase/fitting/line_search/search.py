@@ -12,22 +12,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
-import numpy as np
 import torch
-from astropy import units as u
-from astropy.table import QTable
 from torch import Tensor
 
 from ...inference.linear.cholesky import Factor
 from ...inference.minimize import Solution, minimize
 from ...inference.objective import AnchoredProblem
-from ...ledger.table import equivalent_width, equivalent_width_with_gradient
-from ...missing_lines.matched_filter import HELD, LINE, Feature, Grown, search
+from ...ledger.table import equivalent_width_with_gradient
+from ...missing_lines.matched_filter import HELD, Feature, Grown, search
 from ...missing_lines.table import Discovery
 from ...model.parameters import KINDS
-from ...posterior.laplace import free_parameters, needed, prior_precision
 from ..residuals.noise import NoiseModel
 from ..shared_changes.star import StarAnchors
 from ..stages import ALONE_TOLERANCE, residuals, solve_near

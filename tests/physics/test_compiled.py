@@ -10,8 +10,8 @@ import sys
 import numpy as np
 import pytest
 import torch
-from test_jacobian import MODELS, everything
-from test_lines import CASES, LAWS, case, emulator
+from line_cases import CASES, LAWS, case, emulator
+from model_cases import MODELS, everything
 
 from specutils_blase.inference.linear.jacobian import linearize
 from specutils_blase.physics import compiled

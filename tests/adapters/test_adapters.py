@@ -17,13 +17,13 @@ from astropy.nddata import InverseVariance, StdDevUncertainty
 from astropy.table import QTable, Table
 from astropy.time import Time
 from astropy.utils import iers
+from instrument_files import GOLDILOCKS, SLOPE, write_hpf
 from specutils import Spectrum
 
 import specutils_blase as sb
 from specutils_blase.adapters import barycentric
 from specutils_blase.adapters.files import load_orders, load_spectrum
 from specutils_blase.adapters.muler import (
-    HPF_ORDERS,
     describe_order,
     good_pixels,
     is_hpf,
@@ -33,27 +33,6 @@ from specutils_blase.adapters.muler import (
 )
 from specutils_blase.simulate import hpf_wavelengths
 from specutils_blase.spectra.reading import read_spectrum
-
-GOLDILOCKS = "data/hpf/Goldilocks_20210212T072837_v1.0_0037.spectra.fits"
-SLOPE = "data/hpf/Slope-20181003T014556_R01.optimal.fits"
-
-
-def write_hpf(path, noise="Error", level=100.0):
-    """A file laid out as HPF's pipelines do, of flat spectra with one dead pixel."""
-    wavelength = np.array([hpf_wavelengths(order) for order in range(HPF_ORDERS)])
-    flux = np.full(wavelength.shape, level, "f4")
-    flux[:, 1000] = np.nan
-    sky = np.full(wavelength.shape, 1.0, "f4")
-    sigma = np.full(wavelength.shape, 10.0, "f4")
-    header = fits.Header({"INSTRUME": "HPF", "TELESCOP": "HET", "OBJECT": "test", "BRVCORR": -14198.0})
-    units = [fits.PrimaryHDU(header=header)]
-    for name, values in (("Flux", (flux, sky, sky)), (noise, (sigma,) * 3), ("Wavl", (wavelength,) * 3)):
-        units += [
-            fits.ImageHDU(array, name=f"{fibre} {name}")
-            for fibre, array in zip(("Sci", "Sky", "Cal"), values, strict=True)
-        ]
-    fits.HDUList(units).writeto(path)
-    return path
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from astropy.io import fits
 from astropy.io.registry import get_formats, identify_format
 from astropy.table import QTable, Table
 from astropy.utils.exceptions import AstropyUserWarning
+from instrument_files import GOLDILOCKS, N_ROW, SLOPE, igrins_arrays, write_hpf, write_igrins
 from specutils import Spectrum, SpectrumList
-from test_adapters import GOLDILOCKS, SLOPE, write_hpf
 
 import specutils_blase as sb
 from specutils_blase.adapters.files import load_orders, load_spectrum
@@ -32,56 +32,7 @@ NIRSPEC = "data/nirspec/NS.20011009.54395_60_flux_tbl.fits"
 NO_VARIANCES = "no variances of .*: the noise is unknown"
 NO_HEADER = "no header of .*: target, time of observation and barycentric velocity are unknown"
 
-IGRINS_HEADER = {
-    "INSTRUME": "IGRINS",
-    "TELESCOP": "Gemini South",
-    "OBJECT": "CPD-57 1131",
-    "DATE-OBS": "2020-12-03T08:23:36.926",
-    "MJD-OBS": 59186.349733,
-    "EXPTIME": 16.0,
-    "OBJRA": 106.301325,
-    "OBJDEC": -57.57048056,
-    "OBJEPOCH": 2000.0,
-}
-N_ROW = 4
 """Orders of a simulated IGRINS file, the reddest first, as the pipeline has them."""
-
-
-def igrins_arrays(band):
-    """Wavelengths [µm], flux and variance of a few orders, with a dead pixel in each."""
-    number = np.arange({"H": 98, "K": 71}[band], {"H": 98, "K": 71}[band] + N_ROW)[:, None]
-    wavelength = 178.0 / number * (1.0 + 0.0068 * np.linspace(-1.0, 1.0, 2048))
-    flux = 1000.0 + number + np.arange(2048.0)
-    flux[:, 7] = np.nan
-    return wavelength, flux, np.where(np.isnan(flux), np.nan, 100.0 + number)
-
-
-def write_igrins(path, band, form="later", **header):
-    """A file laid out as one of the IGRINS pipeline's versions does: later, earlier, plain or archive."""
-    wavelength, flux, variance = igrins_arrays(band)
-    header = fits.Header(IGRINS_HEADER | header)
-    if form == "earlier":
-        units = [fits.PrimaryHDU(flux, header)]
-        units[0].name = "SPEC_DIVIDE_A0V"
-        units += [fits.ImageHDU(wavelength, header, "WAVELENGTH"), fits.ImageHDU(2 * flux, header, "TGT_SPEC")]
-    elif form == "plain":
-        units = [fits.PrimaryHDU(flux, header), fits.ImageHDU(wavelength)]
-        fits.PrimaryHDU(variance, header).writeto(path.with_name(path.name.replace(".spec.", ".variance.")))
-    elif form == "archive":
-        units = [fits.PrimaryHDU(header=header), *map(fits.ImageHDU, (flux, variance, wavelength))]
-        for unit in units[1:]:
-            unit.header["EXTVER"] = 1
-    else:
-        units = [fits.PrimaryHDU(header=header), fits.ImageHDU(flux, name="SPEC_DIVIDE_A0V")]
-        units += [
-            fits.ImageHDU(variance, name="SPEC_DIVIDE_A0V_VARIANCE"),
-            fits.ImageHDU(wavelength, name="WAVELENGTH"),
-            fits.ImageHDU(2 * flux, name="TGT_SPEC"),
-            fits.ImageHDU(4 * variance, name="TGT_SPEC_VARIANCE"),
-            fits.ImageHDU(3 * flux, fits.Header({"OBJECT": "HIP 35183"}), "A0V_SPEC"),
-        ]
-    fits.HDUList(units).writeto(path)
-    return path
 
 
 def write_nirspec(folder, order=60, header=None, companion_folder=None):

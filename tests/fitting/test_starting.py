@@ -8,8 +8,8 @@ import pytest
 import torch
 from astropy.nddata import StdDevUncertainty
 from astropy.table import Table, vstack
+from small_order import SKY, STAR, WAVELENGTH, observed
 from specutils import Spectrum
-from test_fitting import SKY, STAR, WAVELENGTH, observed
 
 from specutils_blase.fitting.pipeline import fit
 from specutils_blase.fitting.start import cross_correlation as velocity

@@ -14,12 +14,11 @@ import pytest
 import torch
 from astropy.io import fits
 from astropy.table import QTable, Table, vstack
+from instrument_files import write_hpf, write_igrins
 from matplotlib.image import imread
 from nights import BARYCENTRIC, LIT, TRUTH, sky_lines, star_lines, write_hpf_night
 from PIL import Image
 from specutils import Spectrum
-from test_adapters import write_hpf
-from test_loaders import write_igrins
 
 import specutils_blase as sb
 from specutils_blase import demo
@@ -662,7 +661,7 @@ class TestDemo:
 
     def test_picture_and_numbers_of_the_readme_are_its_own(self, shown):
         """Where they are not: copy demo.png to docs/images, and its numbers to the caption in README.md."""
-        root = Path(__file__).resolve().parents[1]
+        root = Path(__file__).resolve().parents[2]
         pictures = [Image.open(folder / "demo.png") for folder in (root / "docs" / "images", shown[2])]
         row = r"(\S+) +(\S+) +(\S+) "
         kept, made = (self.numbers(picture.text["Description"], row) for picture in pictures)
