@@ -104,7 +104,7 @@ __all__ = [
 ]
 
 
-_lazy, __dir__ = attach(__name__, _LAZY)
+_lazy, _ = attach(__name__, _LAZY)
 
 
 def __getattr__(name):
@@ -114,6 +114,10 @@ def __getattr__(name):
 
     globals()[name] = version("specutils-blase")
     return globals()[name]
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})
 
 
 keep_old_places(__name__, MOVED)

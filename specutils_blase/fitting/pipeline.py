@@ -122,9 +122,9 @@ def fit(
         header, or one computed from it.
     scale_tellurics : bool
         Bring the telluric clone to this night's amounts: one optical-depth factor a species, and a small shift. Before
-        any line is free they are a start (`specutils_blase.fitting.start.tellurics`), then they are where the priors of the
-        lines stand, and follow from them (`specutils_blase.fitting.shared_changes.telluric`). Lines that do not tell their species
-        have that of their place (`specutils_blase.fitting.shared_changes.telluric_species`).
+        any line is free they are a start (`specutils_blase.fitting.start.tellurics`). Then the priors of the lines
+        stand there, and follow from the lines (`specutils_blase.fitting.shared_changes.telluric`). Lines without a
+        species have that of their place (`specutils_blase.fitting.shared_changes.telluric_species`).
     jitter : bool
         Where the reduced χ² of an order exceeds 1.5, because the model lacks something: add noise until it is 1. The
         result's table `orders` tells how much.

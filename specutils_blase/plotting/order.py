@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import astropy.units as u
 import numpy as np
@@ -23,9 +23,32 @@ from ..spectra.quantities import is_whole
 from ..spectra.reading import air_wavelength
 from .panels import crown, label_panels, legend_of, limits_around, make_panels, scale_flux_axis
 
-if TYPE_CHECKING:
-    from ..cloning.clone import CloneResult
-    from ..results.fit_result import FitResult
+
+class PlottableFit(Protocol):
+    """What a figure of a fit asks for; a `FitResult` has it."""
+
+    data: object
+    frame: object
+    model: object
+    ledger: object
+    quality: object
+    settings: dict
+
+    def evaluate(self) -> dict: ...
+
+    def value(self, name: str) -> float: ...
+
+    def error(self, name: str) -> float: ...
+
+
+class PlottableClone(Protocol):
+    """What a figure of a clone asks for; a `CloneResult` has it."""
+
+    template: object
+    emulator: object
+    ledger: object
+    quality: object
+
 
 COLOURS = {
     "data": "0.66",
@@ -50,7 +73,7 @@ RESIDUAL_LIMIT = 5.0
 
 
 def plot_fit(
-    result: FitResult,
+    result: PlottableFit,
     *,
     figure: Figure | None = None,
     region=None,
@@ -114,7 +137,7 @@ def plot_fit(
 
 
 def plot_clone(
-    result: CloneResult,
+    result: PlottableClone,
     *,
     figure: Figure | None = None,
     region=None,
@@ -173,7 +196,7 @@ def plot_clone(
 class _Pixels:
     """What is drawn on the pixels of a fit, in the unit and the medium of the data."""
 
-    def __init__(self, result: FitResult):
+    def __init__(self, result: PlottableFit):
         data, frame = result.data, result.frame
         parts = {name: value.cpu().numpy() for name, value in result.evaluate().items()}
         length = frame.axis.unit.is_equivalent(u.AA)
@@ -273,7 +296,7 @@ def _draw_ticks(panel, ticks: dict[str, tuple[np.ndarray, np.ndarray]], low: flo
         )  # fmt: skip
 
 
-def _ticks(result: FitResult, name: str, tick_depth: float, pixels: _Pixels) -> tuple[np.ndarray, np.ndarray]:
+def _ticks(result: PlottableFit, name: str, tick_depth: float, pixels: _Pixels) -> tuple[np.ndarray, np.ndarray]:
     """Observed positions and depths of a component's lines whose depth at the detector exceeds `tick_depth`."""
     lines = result.ledger[result.ledger["component"] == name]
     center, fwhm = lines["center"].to_value(u.AA), lines["fwhm"].to_value(u.AA)
@@ -310,7 +333,7 @@ def _draw_residuals(panel, pixels: _Pixels) -> None:
     panel.set_yticks([-3, 0, 3])
 
 
-def _headline(result: FitResult) -> str:
+def _headline(result: PlottableFit) -> str:
     """What the fit found, in one line."""
     words = []
     header = result.frame.meta.get("header")

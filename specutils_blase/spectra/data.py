@@ -1,7 +1,7 @@
 """The data of one spectral order as frozen tensors: wavelengths, pixel edges, flux, noise, which pixels are good.
 
-Units, masks, uncertainty types and the medium live in :mod:`specutils_blase.spectra.reading`, which makes these objects from
-`specutils.Spectrum`; models and solvers live elsewhere and only read them. Torch only: no astropy here.
+Units, masks, uncertainty types and the medium live in :mod:`specutils_blase.spectra.reading`, which makes these objects
+from `specutils.Spectrum`; models and solvers live elsewhere and only read them. Torch only: no astropy here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The rim: `specutils.Spectrum` to :class:`~specutils_blase.spectra.data.SpectralData` and back, and quantities to numbers.
+"""The rim: `specutils.Spectrum` to `~specutils_blase.spectra.data.SpectralData` and back; quantities to numbers.
 
 With `flux`, the only code of the package that knows units, masks, uncertainty types, air and vacuum. Inside,
 wavelengths are vacuum Å, velocities km/s, noise is one sigma in the unit of the flux, and pixels ascend in wavelength.
