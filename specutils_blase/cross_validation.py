@@ -6,10 +6,12 @@ Does not live here: the fit (`fitting`).
 from __future__ import annotations
 
 import copy
+import dataclasses
 import inspect
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -37,10 +39,11 @@ COLUMNS = {
 }
 """Name → meaning of every column of the table that `cross_validate` returns."""
 
-BLOCK = 30
-"""Pixels of an order that are drawn together for errors: a line that is wrong is wrong in all of its pixels."""
+BLOCK_PIXELS = 30
+"""Pixels of an order that one draw of the bootstrap takes together: a wrong line is wrong in all of its pixels."""
 
 N_BOOTSTRAP = 400
+"""Draws of the bootstrap: its standard deviation is then known to 4 %."""
 
 
 def cross_validate(
@@ -89,81 +92,133 @@ def cross_validate(
         For numbers out of range, settings that are none, and whatever `fit` refuses.
     """
     settings = {"default": {}} if settings is None else settings
+    _check_settings(settings, options, every, folds)
+    orders = _read_observation(data, settings, options)
+    predicted = {}
+    n_fit = len(settings) * folds
+    with tqdm(total=n_fit, desc="cross-validation", disable=not progress, leave=False, delay=2.0) as bar:
+        for name, chosen in settings.items():
+            arguments = {"star": star} | options | dict(chosen)
+            predictions, converged = [], 0
+            for phase in range(folds):
+                prediction, success = _predicted(data, orders, arguments, every, phase)
+                predictions.append(prediction)
+                converged += success
+                bar.update()
+            predicted[name] = converged, _Prediction.joined(predictions)
+    return _comparison(predicted, folds)
+
+
+@dataclass(frozen=True)
+class _Prediction:
+    """Residuals of one fit or more, and the pixels held out of them.
+
+    Parameters
+    ----------
+    fitted, held_out : ndarray, (n_fitted,), (n_held_out,)
+        Data minus model over the median flux of the order.
+    noise : ndarray, (n_held_out,)
+        Likewise the 1-sigma noise; NaN where the order brings none.
+    pixel : ndarray, (n_held_out,)
+        Position among the good pixels of all orders; those of two orders share no block of `BLOCK_PIXELS`.
+    """
+
+    fitted: np.ndarray
+    held_out: np.ndarray
+    noise: np.ndarray
+    pixel: np.ndarray
+
+    @classmethod
+    def joined(cls, parts: Sequence[_Prediction]) -> _Prediction:
+        return cls(*(np.concatenate([getattr(part, item.name) for part in parts]) for item in dataclasses.fields(cls)))
+
+
+def _check_settings(settings, options: Mapping, every: int, folds: int) -> None:
+    """Raise ValueError for numbers out of range, and for arguments that `fit` has not or all settings share."""
     if not isinstance(settings, Mapping) or not settings or not all(isinstance(v, Mapping) for v in settings.values()):
         raise ValueError(f"settings must be a dictionary of names to arguments of fit, got {settings!r}")
     for name, number, low, high in (("every", every, 2, math.inf), ("folds", folds, 1, every)):
         if not is_whole(number) or not low <= number <= high:
             raise ValueError(f"{name} must be a whole number from {low} to {high}, got {number!r}")
     for name, chosen in settings.items():
-        if own := sorted({"data", "progress", "settings", "every", "folds"} & set(chosen)):
+        if shared := sorted({"data", "progress", "settings", "every", "folds"} & set(chosen)):
             raise ValueError(
-                f"settings[{name!r}] has {', '.join(own)}, which all settings share: give it to cross_validate itself"
+                f"settings[{name!r}] has {', '.join(shared)}, which all settings share: give it to cross_validate "
+                "itself"
             )
-    known = set(inspect.signature(fit).parameters)
+    arguments = set(inspect.signature(fit).parameters)
     for name, chosen in [*settings.items(), (None, options)]:
-        if unknown := sorted(set(chosen) - known):
+        if unknown := sorted(set(chosen) - arguments):
             where = "options" if name is None else f"settings[{name!r}]"
             raise ValueError(
                 f"{where} must be arguments of fit, which has none called {', '.join(unknown)}; it has "
-                f"{', '.join(sorted(known - {'data', 'progress'}))}"
+                f"{', '.join(sorted(arguments - {'data', 'progress'}))}"
             )
-    many = isinstance(data, (list, tuple))
-    # What is read here are fluxes and errors, for which any setting's will do if it is not common to all.
+
+
+def _read_observation(data, settings: Mapping[str, Mapping], options: Mapping) -> list[ObservedOrder]:
+    """The orders of the data as `fit` reads them.
+
+    Only fluxes and errors are read here: the medium and resolving power of any setting will do.
+    """
     reading = {
-        name: given[name]
-        for given in (*settings.values(), options)
+        name: arguments[name]
+        for arguments in (*settings.values(), options)
         for name in ("resolving_power", "medium")
-        if name in given
+        if name in arguments
     }
-    orders = read_orders(data, **reading)[0] if many else [read_order(data, **reading)]
-    sizes = [BLOCK * math.ceil(len(order.data) / BLOCK) for order in orders]
+    return read_orders(data, **reading)[0] if isinstance(data, (list, tuple)) else [read_order(data, **reading)]
+
+
+def _predicted(
+    data, orders: Sequence[ObservedOrder], arguments: Mapping, every: int, phase: int
+) -> tuple[_Prediction, bool]:
+    """Residuals of one fit, over the pixels that it saw and those that it did not; and whether it converged."""
+    many = isinstance(data, (list, tuple))
+    masks = {order.index: _held_out(order, every, phase) for order in orders}
+    parts = [
+        _without(spectrum, masks[index]) if index in masks else spectrum
+        for index, spectrum in enumerate(data if many else [data])
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # convergence is counted, left-out orders are known
+        result = fit(parts if many else parts[0], **arguments, progress=False)
+    indices = [int(k) for k in result.orders["index"][result.orders["fitted"]]] if many else [0]
+    spectra = result.evaluate() if many else [result.evaluate()]
+    by_index = {order.index: order for order in orders}
+    # Pixels of an order start at a multiple of the block, so that no block spans two orders.
+    sizes = [BLOCK_PIXELS * math.ceil(len(order.data) / BLOCK_PIXELS) for order in orders]
     first = dict(zip([order.index for order in orders], np.cumsum([0, *sizes]), strict=False))
-    predicted = {}
-    with tqdm(
-        total=len(settings) * folds, desc="cross-validation", disable=not progress, leave=False, delay=2.0
-    ) as bar:
-        for name, chosen in settings.items():
-            seen, unseen, noise, pixel, converged = [], [], [], [], 0
-            for phase in range(folds):
-                masks = {order.index: _held_out(order, every, phase) for order in orders}
-                parts = [
-                    _without(spectrum, masks[index]) if index in masks else spectrum
-                    for index, spectrum in enumerate(data if many else [data])
-                ]
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", RuntimeWarning)  # convergence is counted, left-out orders are known
-                    given = {"star": star} | options | dict(chosen)
-                    result = fit(parts if many else parts[0], **given, progress=False)
-                converged += result.success
-                fitted = [int(k) for k in result.orders["index"][result.orders["fitted"]]] if many else [0]
-                spectra = result.evaluate() if many else [result.evaluate()]
-                by_index = {order.index: order for order in orders}
-                for index, values in zip(fitted, spectra, strict=True):
-                    order = by_index[index]
-                    left = ((order.data.flux - values["model"]) / order.scale).numpy()
-                    out = masks[index][order.frame.order] & order.data.good.numpy()
-                    seen.append(left[order.data.good.numpy() & ~out])
-                    unseen.append(left[out])
-                    known = order.data.noise_known
-                    sigma = order.data.sigma.numpy()[out] / order.scale
-                    noise.append(sigma if known else np.full(int(out.sum()), np.nan))
-                    pixel.append(first[index] + np.flatnonzero(out))
-                bar.update()
-            predicted[name] = converged, *(np.concatenate(parts) for parts in (seen, unseen, noise, pixel))
+    predictions = []
+    for index, values in zip(indices, spectra, strict=True):
+        order = by_index[index]
+        good, out = order.data.good.numpy(), masks[index][order.frame.order] & order.data.good.numpy()
+        residual = ((order.data.flux - values["model"]) / order.scale).numpy()
+        sigma = order.data.sigma.numpy()[out] / order.scale
+        noise = sigma if order.data.noise_known else np.full(int(out.sum()), np.nan)
+        pixel = first[index] + np.flatnonzero(out)
+        predictions.append(_Prediction(residual[good & ~out], residual[out], noise, pixel))
+    return _Prediction.joined(predictions), result.success
+
+
+def _comparison(predicted: Mapping[str, tuple[int, _Prediction]], folds: int) -> QTable:
+    """The table of `cross_validate`, from the number of converged fits and the prediction of each setting."""
     # One unit for all settings: some may have left out the order that brings no uncertainties, others not.
-    known = all(np.isfinite(noise).all() for *_, noise, _ in predicted.values())
+    noise_known = all(np.isfinite(prediction.noise).all() for _, prediction in predicted.values())
     residuals = {
-        name: (pixel, unseen / noise if known else unseen) for name, (*_, unseen, noise, pixel) in predicted.items()
+        name: (prediction.pixel, prediction.held_out / prediction.noise if noise_known else prediction.held_out)
+        for name, (_, prediction) in predicted.items()
     }
     typical = {name: _typical(values) for name, (_, values) in residuals.items()}
     best = min(typical, key=typical.get)
     rows = []
-    for name, (converged, seen, unseen, noise, _) in predicted.items():
-        rms = [float(np.sqrt(np.mean(values**2))) for values in (unseen, seen)]
-        chi2 = float(np.mean((unseen / noise) ** 2))
+    for name, (converged, prediction) in predicted.items():
+        rms = [float(np.sqrt(np.mean(values**2))) for values in (prediction.held_out, prediction.fitted)]
+        chi2 = float(np.mean((prediction.held_out / prediction.noise) ** 2))
         behind = _behind(residuals[best], residuals[name])
+        n_pixel = len(prediction.held_out)
         rows.append(
-            (name, folds, converged, len(unseen), *rms, rms[0] / rms[1], chi2, typical[name], name == best, *behind)
+            (name, folds, converged, n_pixel, *rms, rms[0] / rms[1], chi2, typical[name], name == best, *behind)
         )
     table = QTable(rows=rows, names=list(COLUMNS))
     for name, meaning in COLUMNS.items():
@@ -177,23 +232,30 @@ def _typical(values: np.ndarray) -> float:
 
 
 def _behind(best: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]) -> tuple[float, float]:
-    """By how much the typical residual of one setting is larger than that of the best, and its error.
+    """Excess of the typical residual of one setting over that of the best, and its error.
 
-    Each has the places of its pixels, of which `BLOCK` are drawn together, and the residuals there. One block by itself
-    does not tell how blocks scatter: NaN, but for the best's own residuals, which are behind by nothing.
+    Parameters
+    ----------
+    best, other : (ndarray, ndarray)
+        Positions of the pixels of a setting, of which `BLOCK_PIXELS` are drawn together, and their residuals.
+
+    Returns
+    -------
+    float, float
+        Both NaN without a common pixel. One block alone has no scatter: the error is then NaN, or 0 for the best.
     """
     pixel, *chosen = np.intersect1d(best[0], other[0], return_indices=True)
     if not pixel.size:
         return math.nan, math.nan
-    values = np.stack([residuals[at] for (_, residuals), at in zip((best, other), chosen, strict=True)])
+    values = np.stack([residuals[rows] for (_, residuals), rows in zip((best, other), chosen, strict=True)])
     behind = _typical(values[1]) - _typical(values[0])
-    blocks = np.split(np.arange(pixel.size), np.flatnonzero(np.diff(pixel // BLOCK)) + 1)
+    blocks = np.split(np.arange(pixel.size), np.flatnonzero(np.diff(pixel // BLOCK_PIXELS)) + 1)
     if len(blocks) == 1:
         return behind, 0.0 if np.array_equal(*values) else math.nan
     rng, drawn = np.random.default_rng(0), []
     for _ in range(N_BOOTSTRAP):
-        at = np.concatenate([blocks[k] for k in rng.integers(len(blocks), size=len(blocks))])
-        drawn.append(_typical(values[1, at]) - _typical(values[0, at]))
+        sample = np.concatenate([blocks[k] for k in rng.integers(len(blocks), size=len(blocks))])
+        drawn.append(_typical(values[1, sample]) - _typical(values[0, sample]))
     return behind, float(np.std(drawn, ddof=1))
 
 

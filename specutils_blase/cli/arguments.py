@@ -79,11 +79,11 @@ def _degree(text: str):
 
 def _orders(text: str) -> list[int]:
     """Positions and ranges of them, such as 3,5-8, each once."""
-    found = [re.fullmatch(r"(\d+)(?:-(\d+))?", part) for part in text.replace(",", " ").split()]
-    chosen = [range(int(one[1]), int(one[2] or one[1]) + 1) for one in found if one]
-    if not found or None in found or not all(chosen):
+    matches = [re.fullmatch(r"(\d+)(?:-(\d+))?", part) for part in text.replace(",", " ").split()]
+    ranges = [range(int(match[1]), int(match[2] or match[1]) + 1) for match in matches if match]
+    if not matches or None in matches or not all(ranges):
         raise argparse.ArgumentTypeError(f"expected positions and ranges such as 3,5-8, got {text!r}")
-    return sorted(set().union(*chosen))
+    return sorted(set().union(*ranges))
 
 
 def _names(text: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
@@ -129,75 +129,103 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     choices = "demo | clone | fit | orders"
     commands = parser.add_subparsers(dest="command", required=True, metavar=choices, parser_class=_Parser)
+    common, results, observation = _common_options(), _result_options(), _observation_options()
+    demo = commands.add_parser("demo", parents=[common], help="fit a simulated order and compare with the truth")
+    demo.add_argument("--out", default=".", metavar="DIR", help="folder for demo.asdf, demo_ledger.ecsv and demo.png")
+    _add_clone_options(
+        commands.add_parser("clone", parents=[common, results], help="turn a template spectrum into Voigt lines")
+    )
+    _add_fit_options(
+        commands.add_parser("fit", parents=[common, results, observation], help="fit star and atmosphere to a spectrum")
+    )
+    orders = commands.add_parser(
+        "orders", parents=[common, observation], help="list what the files of an observation hold"
+    )
+    orders.add_argument("--format", help="specutils' format of the file, where it is not recognised")
+    orders.add_argument("--medium", choices=("vacuum", "air"), default="vacuum", help="of FILE's wavelengths")
+    return parser
+
+
+def _common_options() -> argparse.ArgumentParser:
+    """Options of every command."""
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--quiet", action="store_true", help="no progress bars")
     common.add_argument("--threads", type=_count, help="of the computation (default: 1, or one an order of many)")
     common.add_argument("--debug", action="store_true", help="show where in the code an error arose")
-    files = argparse.ArgumentParser(add_help=False)
-    files.add_argument("--ledger", metavar="ECSV", help="write the line ledger, a table with one row a line")
-    files.add_argument("--plot", metavar="IMAGE", help="draw the result (png, pdf, svg, ...)")
-    files.add_argument("--overwrite", action="store_true", help="replace files that exist")
-    files.add_argument("--format", help="specutils' format of the spectrum, where it is not recognised")
-    files.add_argument("--medium", choices=("vacuum", "air"), default="vacuum", help="of FILE's wavelengths")
-    files.add_argument("--flux-scale", choices=("log", "linear", "minnaert"), help="law from opacity to flux")
-    files.add_argument("--max-iterations", type=_whole, metavar="N")
+    return common
+
+
+def _result_options() -> argparse.ArgumentParser:
+    """Options of the commands that write a result."""
+    results = argparse.ArgumentParser(add_help=False)
+    results.add_argument("--ledger", metavar="ECSV", help="write the line ledger, a table with one row a line")
+    results.add_argument("--plot", metavar="IMAGE", help="draw the result (png, pdf, svg, ...)")
+    results.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    results.add_argument("--format", help="specutils' format of the spectrum, where it is not recognised")
+    results.add_argument("--medium", choices=("vacuum", "air"), default="vacuum", help="of FILE's wavelengths")
+    results.add_argument("--flux-scale", choices=("log", "linear", "minnaert"), help="law from opacity to flux")
+    results.add_argument("--max-iterations", type=_whole, metavar="N")
+    return results
+
+
+def _observation_options() -> argparse.ArgumentParser:
+    """Options of the commands that read an observation."""
+    observation = argparse.ArgumentParser(add_help=False)
+    observation.add_argument(
+        "files", metavar="FILE", nargs="+", help="one file; or IGRINS' H and K; or orders of NIRSPEC"
+    )
+    observation.add_argument("--extension", metavar="EXTNAME", help="flux of an IGRINS file (default SPEC_DIVIDE_A0V)")
+    observation.add_argument("--barycentric-velocity", type=_number, metavar="KM/S", help="instead of the header's")
+    return observation
+
+
+def _add_clone_options(clone: argparse.ArgumentParser) -> None:
     names = ", ".join(NAMED_TEMPLATES)
-
-    show = commands.add_parser("demo", parents=[common], help="fit a simulated order and compare with the truth")
-    show.add_argument("--out", default=".", metavar="DIR", help="folder for demo.asdf, demo_ledger.ecsv and demo.png")
-
-    make = commands.add_parser("clone", parents=[common, files], help="turn a template spectrum into Voigt lines")
-    make.add_argument("file", metavar="FILE", help=f"template spectrum, or one of {names}")
-    make.add_argument("--order", type=_whole, metavar="N", help="which spectrum of a file with several")
-    make.add_argument("--out", required=True, metavar="ASDF", help="where to write the clone")
-    make.add_argument("--prominence", type=_fraction, help="smallest prominence of a line (default 0.01)")
-    until = make.add_mutually_exclusive_group()
+    clone.add_argument("file", metavar="FILE", help=f"template spectrum, or one of {names}")
+    clone.add_argument("--order", type=_whole, metavar="N", help="which spectrum of a file with several")
+    clone.add_argument("--out", required=True, metavar="ASDF", help="where to write the clone")
+    clone.add_argument("--prominence", type=_fraction, help="smallest prominence of a line (default 0.01)")
+    until = clone.add_mutually_exclusive_group()
     until.add_argument("--rms-target", type=_fraction, help="residual at which to stop (default 0.003, or the noise)")
     until.add_argument(
         "--no-rounds", dest="in_rounds", action="store_false", help="do not look for missed lines in the residual"
     )
-    make.add_argument("--continuum", type=_degree, metavar="none|DEGREE", help="continuum to divide out (default none)")
-    make.add_argument("--teff", type=_positive, metavar="K", help="black body to divide out first")
-    make.add_argument("--resolving-power", type=_positive, metavar="R", help="at which the template is broadened")
-    make.add_argument("--region", type=_positive, nargs=2, metavar=("LOW", "HIGH"), help="vacuum Å to clone")
-    make.add_argument("--free", type=_of_lines, metavar="NAMES", help="among ln_area,ln_sigma,ln_gamma,rv_offset")
-    make.add_argument("--emission", action="store_true", help="look for emission lines too")
+    clone.add_argument(
+        "--continuum", type=_degree, metavar="none|DEGREE", help="continuum to divide out (default none)"
+    )
+    clone.add_argument("--teff", type=_positive, metavar="K", help="black body to divide out first")
+    clone.add_argument("--resolving-power", type=_positive, metavar="R", help="at which the template is broadened")
+    clone.add_argument("--region", type=_positive, nargs=2, metavar=("LOW", "HIGH"), help="vacuum Å to clone")
+    clone.add_argument("--free", type=_of_lines, metavar="NAMES", help="among ln_area,ln_sigma,ln_gamma,rv_offset")
+    clone.add_argument("--emission", action="store_true", help="look for emission lines too")
 
-    one = argparse.ArgumentParser(add_help=False)
-    one.add_argument("files", metavar="FILE", nargs="+", help="one file; or IGRINS' H and K; or orders of NIRSPEC")
-    one.add_argument("--extension", metavar="EXTNAME", help="flux of an IGRINS file (default SPEC_DIVIDE_A0V)")
-    one.add_argument("--barycentric-velocity", type=_number, metavar="KM/S", help="instead of the header's")
 
-    work = commands.add_parser("fit", parents=[common, files, one], help="fit star and atmosphere to a spectrum")
-    work.add_argument(
+def _add_fit_options(fit: argparse.ArgumentParser) -> None:
+    names = ", ".join(NAMED_TEMPLATES)
+    fit.add_argument(
         "--order", type=_orders, metavar="N[,N-N]", help="which orders, from the blue (HPF: 0 to 27); all by default"
     )
     source = f"clone or earlier fit (.asdf), ledger (.ecsv), template spectrum, or one of {names}"
-    work.add_argument("--star", metavar="FILE|NAME", help=source)
-    work.add_argument("--telluric", metavar="FILE|NAME", help="likewise")
-    work.add_argument("--rv", type=_number, metavar="KM/S", help="start of the radial velocity; found if not given")
-    work.add_argument("--vsini", type=_not_negative, metavar="KM/S", help="start of v sin i; found if not given")
-    work.add_argument("--limb-darkening", type=_number, nargs=2, metavar=("U1", "U2"))
-    work.add_argument("--resolving-power", type=_positive, metavar="R", help="of the instrument (HPF's is known)")
-    work.add_argument("--continuum", type=_whole, metavar="DEGREE", help="of the continuum polynomial (default 2)")
-    work.add_argument("--free", type=_of_fit, metavar="NAMES", help="free parameters (default rv,vsini,continuum)")
-    work.add_argument(
+    fit.add_argument("--star", metavar="FILE|NAME", help=source)
+    fit.add_argument("--telluric", metavar="FILE|NAME", help="likewise")
+    fit.add_argument("--rv", type=_number, metavar="KM/S", help="start of the radial velocity; found if not given")
+    fit.add_argument("--vsini", type=_not_negative, metavar="KM/S", help="start of v sin i; found if not given")
+    fit.add_argument("--limb-darkening", type=_number, nargs=2, metavar=("U1", "U2"))
+    fit.add_argument("--resolving-power", type=_positive, metavar="R", help="of the instrument (HPF's is known)")
+    fit.add_argument("--continuum", type=_whole, metavar="DEGREE", help="of the continuum polynomial (default 2)")
+    fit.add_argument("--free", type=_of_fit, metavar="NAMES", help="free parameters (default rv,vsini,continuum)")
+    fit.add_argument(
         "--star-lines", type=_of_lines, metavar="NAMES", help="free line parameters, or none to hold the star"
     )
-    work.add_argument("--telluric-lines", type=_of_lines, metavar="NAMES", help="likewise for the atmosphere")
-    work.add_argument("--velocity-step", type=_positive, metavar="KM/S", help="of the model's grid")
-    work.add_argument(
+    fit.add_argument("--telluric-lines", type=_of_lines, metavar="NAMES", help="likewise for the atmosphere")
+    fit.add_argument("--velocity-step", type=_positive, metavar="KM/S", help="of the model's grid")
+    fit.add_argument(
         "--missing-lines",
         type=_positive,
         metavar="EXPECTED",
         help="find and fit lines that no template has; how many false ones may be among them, such as 0.1",
     )
-    work.add_argument("--out", metavar="ASDF", help="write the whole result")
-
-    show = commands.add_parser("orders", parents=[common, one], help="list what the files of an observation hold")
-    show.add_argument("--format", help="specutils' format of the file, where it is not recognised")
-    show.add_argument("--medium", choices=("vacuum", "air"), default="vacuum", help="of FILE's wavelengths")
-    return parser
+    fit.add_argument("--out", metavar="ASDF", help="write the whole result")
 
 
 class _Version(argparse.Action):

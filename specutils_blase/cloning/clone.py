@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 
 import astropy.units as u
 import numpy as np
-import torch
 from astropy.table import QTable
 from specutils import Spectrum
+from torch import Tensor
 
 from ..ledger.table import build_ledger, held_errors
 from ..model.emulator import LineEmulator
@@ -23,6 +23,7 @@ from ..physics.grids import SPEED_OF_LIGHT
 from ..physics.saturation import saturation_law
 from ..quality.clones import assess_clone
 from ..quality.report import Quality
+from ..spectra.data import SpectralData
 from ..spectra.quantities import is_number
 from ..spectra.reading import read_spectrum, spectrum_on, to_resolving_power, to_teff
 from ..spectra.registry import writer
@@ -52,8 +53,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-BESIDE = 60.0 / SPEED_OF_LIGHT
-"""How far beside its region a clone looks for the lines whose wings reach into it, relative to the wavelength."""
+REGION_MARGIN = 60.0 / SPEED_OF_LIGHT
+"""Margin on either side of a region, Δλ/λ (60 km/s), whose lines are cloned because their wings reach into it."""
 
 
 class NoLinesError(ValueError):
@@ -199,6 +200,54 @@ def clone(
     ValueError
         For input that cannot be cloned; the message says what was expected.
     """
+    _check_options(free, prominence, rms_target, in_rounds)
+    power = None if resolving_power is None else to_resolving_power(resolving_power)
+    data, frame = read_spectrum(template, medium=medium)
+    pixels, gap_ranges = _template_pixels(data, region, continuum, teff, power)
+    noise = pixels.noise_in(pixels.flux)
+    least = max(prominence, NOISE_PEAK * noise) if in_rounds else prominence
+    emulator = _first_lines(pixels, least, noise, flux_scale, emission)
+    options = {"free": free, "max_iterations": max_iterations, "progress": progress}
+    if in_rounds:
+        done = clone_in_rounds(pixels, emulator, rms_target=rms_target, **options)
+    else:
+        done = clone_at_once(pixels, emulator, **options)
+    settings = {
+        "prominence": prominence,
+        "flux_scale": emulator.law.name,
+        "continuum": continuum,
+        "teff": None if teff is None else to_teff(teff),
+        "resolving_power": power,
+        "medium": medium,
+        "free": list(free),
+        "in_rounds": in_rounds,
+        "rms_target": rms_target,
+        "rounds": done.rounds,
+        "ended": done.ended,
+        "noise": done.noise,
+        "worst": worst_places(pixels, done.emulator, done.flux),
+        "gaps": gap_ranges,
+        "template": str(template.meta.get("source", "")),
+    }
+    logger.info("cloned %d lines, RMS %.3f %%, %s", len(done.emulator), 100 * done.rms, done.message)
+    wavelength = pixels.wavelength[pixels.inside]
+    result = CloneResult(
+        done.emulator,
+        clone_ledger(done.emulator, done.start_area, settings),
+        done.rms,
+        done.history,
+        spectrum_on(wavelength, pixels.flux[pixels.inside], meta=dict(frame.meta)),
+        spectrum_on(wavelength, done.flux[pixels.inside], meta={"source": "specutils_blase clone", **settings}),
+        done.success,
+        done.message,
+        settings,
+    )
+    result.assessed(assess_clone(result)).quality.warn()
+    return result
+
+
+def _check_options(free: tuple[str, ...], prominence: float, rms_target: float | None, in_rounds: bool) -> None:
+    """Raise ValueError for options of `clone` that are out of range or contradict each other."""
     unknown = set(free) - set(KINDS)
     if unknown:
         raise ValueError(f"free must be among {', '.join(KINDS)}; got {', '.join(sorted(unknown))}")
@@ -208,101 +257,74 @@ def clone(
         raise ValueError(f"rms_target must lie between 0 and 1 (in units of the continuum), got {rms_target!r}")
     if rms_target is not None and not in_rounds:
         raise ValueError("rms_target is reached in rounds only: leave it out, or in_rounds=False")
-    resolving_power = None if resolving_power is None else to_resolving_power(resolving_power)
-    data, frame = read_spectrum(template, medium=medium)
-    if region is not None:
-        low, high = sorted(
-            value.to_value(u.AA, u.spectral()) if isinstance(value, u.Quantity) else value for value in region
-        )
-        inside = (data.wavelength >= low) & (data.wavelength <= high)
-        if int(inside.sum()) < 16:
-            first, last = float(data.wavelength[0]), float(data.wavelength[-1])
-            raise ValueError(
-                f"region {low:.2f}-{high:.2f} Å holds {int(inside.sum())} pixels of the template, which covers "
-                f"{first:.2f}-{last:.2f} Å: give (low, high) in vacuum Å inside it"
-            )
-        wide = (data.wavelength >= low * (1.0 - BESIDE)) & (data.wavelength <= high * (1.0 + BESIDE))
-        inside = inside[wide].numpy()
-    else:
-        wide, inside = slice(None), np.ones(len(data), dtype=bool)
-    wavelength, edges = data.wavelength[wide], data.edges[wide]
-    place, flux, good = (part[wide].numpy() for part in (data.wavelength, data.flux, data.good))
-    empty = gaps(flux, good)
-    for first, after in empty:
+
+
+def _template_pixels(
+    data: SpectralData, region, continuum, teff, resolving_power: float | None
+) -> tuple[Template, list[list[float]]]:
+    """The pixels to clone, divided by their continuum, and the gaps among them as [low, high] in vacuum Å."""
+    selected, inside = _select_region(data.wavelength, region)
+    edges = data.edges[selected]
+    wavelength, flux, good = (part[selected].numpy() for part in (data.wavelength, data.flux, data.good))
+    pixel_runs = gaps(flux, good)
+    for first, after in pixel_runs:
         good[first:after] = False
     if not good[inside].any():
-        raise ValueError(
-            f"the template has no flux in {place[inside][0]:.2f}-{place[inside][-1]:.2f} Å, only gaps: give another "
-            "region"
-        )
-    level = template_continuum(place, flux, good, continuum, teff)
+        low, high = wavelength[inside][0], wavelength[inside][-1]
+        raise ValueError(f"the template has no flux in {low:.2f}-{high:.2f} Å, only gaps: give another region")
+    level = template_continuum(wavelength, flux, good, continuum, teff)
     normalised = np.where(good, flux / level, np.nan)
-    given = Template(wavelength, edges, normalised, inside, resolving_power)
-    noise = given.noise_in(normalised)
-    least = max(prominence, NOISE_PEAK * noise) if in_rounds else prominence
-    covered = tuple(place[inside][[0, -1]].tolist())
+    gap_ranges = [[float(edges[first, 0]), float(edges[after - 1, 1])] for first, after in pixel_runs]
+    return Template(data.wavelength[selected], edges, normalised, inside, resolving_power), gap_ranges
+
+
+def _select_region(wavelength: Tensor, region) -> tuple[Tensor | slice, np.ndarray]:
+    """Pixels of the region and its margin, and which of these lie in the region itself."""
+    if region is None:
+        return slice(None), np.ones(len(wavelength), dtype=bool)
+    low, high = sorted(
+        value.to_value(u.AA, u.spectral()) if isinstance(value, u.Quantity) else value for value in region
+    )
+    inside = (wavelength >= low) & (wavelength <= high)
+    if int(inside.sum()) < 16:
+        first, last = float(wavelength[0]), float(wavelength[-1])
+        raise ValueError(
+            f"region {low:.2f}-{high:.2f} Å holds {int(inside.sum())} pixels of the template, which covers "
+            f"{first:.2f}-{last:.2f} Å: give (low, high) in vacuum Å inside it"
+        )
+    selected = (wavelength >= low * (1.0 - REGION_MARGIN)) & (wavelength <= high * (1.0 + REGION_MARGIN))
+    return selected, inside[selected].numpy()
+
+
+def _first_lines(template: Template, least: float, noise: float, flux_scale, emission: bool) -> LineEmulator:
+    """Emulator of the lines of prominence `least` in the template, with first guesses of widths and areas.
+
+    Raises
+    ------
+    NoLinesError
+        If there is none; the message tells the deepest feature and the noise.
+    """
+    wavelength, flux = template.wavelength.numpy(), template.flux
+    covered = tuple(wavelength[template.inside][[0, -1]].tolist())
     law = saturation_law(flux_scale, covered)
-    lines = find_lines(place, normalised, least, resolving_power=resolving_power)
-    lines = own_widths(lines, law)
+    lines = own_widths(find_lines(wavelength, flux, least, resolving_power=template.resolving_power), law)
     sign = np.ones(len(lines["center"]))
     if emission:
-        bright = find_lines(place, 2.0 - normalised, least, resolving_power=resolving_power)
+        bright = find_lines(wavelength, 2.0 - flux, least, resolving_power=template.resolving_power)
         sign = np.concatenate([sign, -np.ones(len(bright["center"]))])
         lines = {name: np.concatenate([lines[name], bright[name]]) for name in lines}
     if not len(sign):
         raise NoLinesError(
             f"no line of prominence {least:.3g} in the template: lower prominence (the deepest feature is "
-            f"{1.0 - np.nanmin(normalised):.2g} below the continuum, the noise {noise:.2g}), or check its continuum"
+            f"{1.0 - np.nanmin(flux):.2g} below the continuum, the noise {noise:.2g}), or check its continuum"
         )
-    areas = share_out_areas(place, normalised, lines, sign, law)
-    emulator = LineEmulator(
-        lines["center"],
-        areas,
-        lines["sigma"],
-        lines["gamma"],
-        sign=sign,
-        law=law,
-        wavelength_range=covered,
+    areas = share_out_areas(wavelength, flux, lines, sign, law)
+    return LineEmulator(
+        lines["center"], areas, lines["sigma"], lines["gamma"], sign=sign, law=law, wavelength_range=covered
     )
-    options = {"free": free, "max_iterations": max_iterations, "progress": progress}
-    if in_rounds:
-        done = clone_in_rounds(given, emulator, rms_target=rms_target, **options)
-    else:
-        done = clone_at_once(given, emulator, **options)
-    settings = {
-        "prominence": prominence,
-        "flux_scale": law.name,
-        "continuum": continuum,
-        "teff": None if teff is None else to_teff(teff),
-        "resolving_power": resolving_power,
-        "medium": medium,
-        "free": list(free),
-        "in_rounds": in_rounds,
-        "rms_target": rms_target,
-        "rounds": done.rounds,
-        "ended": done.ended,
-        "noise": done.noise,
-        "worst": worst_places(given, done.emulator, done.flux),
-        "gaps": [[float(edges[first, 0]), float(edges[after - 1, 1])] for first, after in empty],
-        "template": str(template.meta.get("source", "")),
-    }
-    logger.info("cloned %d lines, RMS %.3f %%, %s", len(done.emulator), 100 * done.rms, done.message)
-    result = CloneResult(
-        done.emulator,
-        clone_ledger(done.emulator, done.start_area, settings),
-        done.rms,
-        done.history,
-        spectrum_on(wavelength[inside], normalised[inside], meta=dict(frame.meta)),
-        spectrum_on(wavelength[inside], done.flux[inside], meta={"source": "specutils_blase clone", **settings}),
-        done.success,
-        done.message,
-        settings,
-    )
-    result.assessed(assess_clone(result)).quality.warn()
-    return result
 
 
-def clone_ledger(emulator: LineEmulator, start_area: torch.Tensor, settings: dict, component: str = "star") -> QTable:
+def clone_ledger(emulator: LineEmulator, start_area: Tensor, settings: dict, component: str = "star") -> QTable:
     """Ledger of a clone, all of whose lines were free; `start_area` is ln area of each at its first guess."""
     ledger = build_ledger(
         {component: (emulator, held_errors(emulator))},

@@ -88,11 +88,11 @@ def clone_species(
     for species, template in templates.items():
         if not isinstance(template, Spectrum):
             raise ValueError(f"expected a Spectrum for {species}, got {type(template).__name__}")
-        own = template.spectral_axis
-        if own.unit != first.spectral_axis.unit or not np.array_equal(own.value, first.spectral_axis.value):
+        axis = template.spectral_axis
+        if axis.unit != first.spectral_axis.unit or not np.array_equal(axis.value, first.spectral_axis.value):
             raise ValueError(f"the template of {species} has another spectral axis than the first: resample it")
         power = template.meta.get("resolving_power") if resolving_power is None else resolving_power
-        with warnings.catch_warnings(record=True) as told:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
                 clones[species] = clone(template, flux_scale=flux_scale, resolving_power=power, **options)
@@ -100,8 +100,8 @@ def clone_species(
                 without.append(species)
             except ValueError as error:
                 raise ValueError(f"{species}: {error}") from error
-        for each in told:
-            warnings.warn(f"{species}: {each.message}", each.category, stacklevel=2)
+        for warning in caught:
+            warnings.warn(f"{species}: {warning.message}", warning.category, stacklevel=2)
     if not clones:
         raise NoLinesError(f"none of {', '.join(without)} has a line of the prominence asked for: lower it")
     logger.info("no lines of %s", ", ".join(without) or "no species missing")
@@ -109,7 +109,39 @@ def clone_species(
 
 
 def _merged(clones: dict[str, CloneResult], without: list[str], component: str) -> CloneResult:
-    some = next(iter(clones.values()))
+    """One clone with the lines of all species, of the product of their templates."""
+    example = next(iter(clones.values()))
+    emulator, start_area = _merged_lines(clones)
+    product = np.prod([result.template.flux.value for result in clones.values()], axis=0)
+    data, frame = read_spectrum(example.template)
+    power = example.settings["resolving_power"]
+    with torch.no_grad():
+        flux = clone_model(emulator, data.wavelength, data.edges, power)().numpy()
+    rms = float(np.sqrt(np.nanmean((product - flux) ** 2)))
+    template = Template(data.wavelength, data.edges, product, np.ones(product.size, dtype=bool), power)
+    settings = _merged_settings(clones) | {"worst": worst_places(template, emulator, flux), "without_lines": without}
+    failed = [name for name, result in clones.items() if not result.success]
+    message = f"{len(emulator)} lines of {', '.join(clones)}, RMS {100 * rms:.3f} %"
+    message += f"; no lines of {', '.join(without)}" if without else ""
+    message += "".join(f"; {name}: {clones[name].message}" for name in failed)
+    history = [entry for result in clones.values() for entry in result.history]
+    result = CloneResult(
+        emulator,
+        clone_ledger(emulator, start_area, settings, component),
+        rms,
+        [entry | {"iteration": k} for k, entry in enumerate(history)],
+        spectrum_on(data.wavelength, product, meta=dict(frame.meta) | {"source": settings["template"]}),
+        spectrum_on(data.wavelength, flux, meta={"source": "specutils_blase clone"}),
+        not failed,
+        message,
+        settings,
+    )
+    return result.assessed(assess_clone(result))
+
+
+def _merged_lines(clones: dict[str, CloneResult]) -> tuple[LineEmulator, torch.Tensor]:
+    """Emulator of the lines of all clones in order of wavelength, and ln area of each at its first guess."""
+    example = next(iter(clones.values())).emulator
     emulators = [result.emulator for result in clones.values()]
     with torch.no_grad():
         columns = [
@@ -127,47 +159,23 @@ def _merged(clones: dict[str, CloneResult], without: list[str], component: str) 
         gamma,
         rv_offset=rv_offset,
         sign=sign,
-        law=some.emulator.law,
-        wavelength_range=some.emulator.wavelength_range,
+        law=example.law,
+        wavelength_range=example.wavelength_range,
         species=species[order.numpy()].tolist(),
     )
-    product = np.prod([result.template.flux.value for result in clones.values()], axis=0)
-    data, frame = read_spectrum(some.template)
-    power = some.settings["resolving_power"]
-    with torch.no_grad():
-        flux = clone_model(emulator, data.wavelength, data.edges, power)().numpy()
-    rms = float(np.sqrt(np.nanmean((product - flux) ** 2)))
-    whole = Template(data.wavelength, data.edges, product, np.ones(product.size, dtype=bool), power)
-    settings = {
-        **{key: value for key, value in some.settings.items() if key != "rounds"},
-        "noise": math.hypot(*(result.settings["noise"] for result in clones.values())),
-        "worst": worst_places(whole, emulator, flux),
-        "template": "; ".join(result.settings["template"] for result in clones.values()),
-        "species": {
-            name: {
-                "lines": len(result.emulator),
-                "rms": result.rms,
-                "success": result.success,
-                "message": result.message,
-            }
-            for name, result in clones.items()
-        },
-        "without_lines": without,
+    return emulator, ln_area - change[order]
+
+
+def _merged_settings(clones: dict[str, CloneResult]) -> dict:
+    """Settings that all clones share, and the outcome of each species."""
+    example = next(iter(clones.values()))
+    species = {
+        name: {"lines": len(result.emulator), "rms": result.rms, "success": result.success, "message": result.message}
+        for name, result in clones.items()
     }
-    failed = [name for name, result in clones.items() if not result.success]
-    message = f"{len(emulator)} lines of {', '.join(clones)}, RMS {100 * rms:.3f} %"
-    message += f"; no lines of {', '.join(without)}" if without else ""
-    message += "".join(f"; {name}: {clones[name].message}" for name in failed)
-    history = [entry for result in clones.values() for entry in result.history]
-    result = CloneResult(
-        emulator,
-        clone_ledger(emulator, ln_area - change[order], settings, component),
-        rms,
-        [entry | {"iteration": k} for k, entry in enumerate(history)],
-        spectrum_on(data.wavelength, product, meta=dict(frame.meta) | {"source": settings["template"]}),
-        spectrum_on(data.wavelength, flux, meta={"source": "specutils_blase clone"}),
-        not failed,
-        message,
-        settings,
-    )
-    return result.assessed(assess_clone(result))
+    return {
+        **{key: value for key, value in example.settings.items() if key != "rounds"},
+        "noise": math.hypot(*(result.settings["noise"] for result in clones.values())),
+        "template": "; ".join(result.settings["template"] for result in clones.values()),
+        "species": species,
+    }

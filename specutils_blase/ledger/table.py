@@ -127,18 +127,13 @@ def build_ledger(
 
 
 def _component_columns(name, emulator, errors, ranges, orders) -> dict[str, np.ndarray]:
+    """Columns of the ledger's rows of one component, by name."""
     with torch.no_grad():
-        center, sign = emulator.shifted_center, emulator.sign.double()
+        center = emulator.shifted_center
         area, sigma, gamma = (t.double() for t in (emulator.area, emulator.sigma, emulator.gamma))
         fwhm = voigt_fwhm(sigma, gamma)
         error = torch.diagonal(errors.covariance, dim1=-2, dim2=-1).clamp(min=0.0).sqrt()
-        peak = area * voigt(torch.zeros_like(area), sigma, gamma)
-        tau, per_y = emulator.law.opacity(peak)
-        flux, slope = emulator.law.flux(tau, center)
-        weak_slope = emulator.law.flux(torch.zeros_like(tau), center)[1]
-        saturated = (slope * per_y).abs() < FLAG_LIMITS["saturated"] * weak_slope.abs()
-        if emulator.law.name == "linear":  # a product never flattens: its core is full once the depth nears one
-            saturated = peak > FLAG_LIMITS["saturated_linear"]
+        depth, saturated = _depth_and_saturation(emulator.law, center, area, sigma, gamma, emulator.sign < 0)
         low, high = (
             torch.tensor(ends, dtype=torch.float64).to(center).unsqueeze(1) for ends in zip(*ranges, strict=True)
         )
@@ -146,19 +141,12 @@ def _component_columns(name, emulator, errors, ranges, orders) -> dict[str, np.n
         edge = ~((center >= low + margin) & (center <= high - margin)).any(0)
         seen = (center > low - fwhm) & (center < high + fwhm)
         blended = _overlapping(center, FLAG_LIMITS["blended"] * fwhm)
-    emission = sign < 0
-    width, gradient = equivalent_width_with_gradient(emulator.law, center, area, sigma, gamma)
-    width = torch.where(emission, -area, width)
-    gradient[emission] = 0.0
-    gradient[emission, 0] = -area[emission]
-    shape = errors.covariance[:, :3, :3]
-    width_error = torch.einsum("li,lij,lj->l", gradient, shape, gradient).clamp(min=0.0).sqrt()
-    offset = emulator.rv_offset.detach().double()
+    width, width_error = _equivalent_width_and_error(emulator, center, area, sigma, gamma, errors.covariance)
     columns = {
         "id": torch.arange(len(emulator)),
         "center": center,
         "center_err": emulator.center * error[:, 3] / SPEED_OF_LIGHT,
-        "rv_offset": offset,
+        "rv_offset": emulator.rv_offset.detach().double(),
         "rv_offset_err": error[:, 3],
         "area": area,
         "area_err": area * error[:, 0],
@@ -167,13 +155,13 @@ def _component_columns(name, emulator, errors, ranges, orders) -> dict[str, np.n
         "gamma": gamma,
         "gamma_err": gamma * error[:, 2],
         "fwhm": fwhm,
-        "depth": torch.where(emission, -peak, 1.0 - flux),
+        "depth": depth,
         "equivalent_width": width,
         "equivalent_width_err": width_error,
         "snr": torch.where(width_error > 0, width.abs() / width_error, torch.nan),
         "delta_ln_area": emulator.ln_area.detach().double() - errors.reference_ln_area,
         "blended": blended,
-        "saturated": saturated & ~emission,
+        "saturated": saturated,
         "edge": edge,
         "unconstrained": ~errors.free | (error[:, 0] > FLAG_LIMITS["unconstrained"] * errors.prior_ln_area),
         "at_limit": torch.zeros_like(errors.free) if errors.at_limit is None else errors.at_limit,
@@ -184,10 +172,33 @@ def _component_columns(name, emulator, errors, ranges, orders) -> dict[str, np.n
     result["component"] = np.full(n_line, name)
     species = np.array(emulator.species or [""] * n_line, dtype="U")
     result["species"] = species.astype(f"U{max(16, species.dtype.itemsize // 4)}")  # room for later names
-    known = np.array(orders, dtype="U")
-    texts = [",".join(known[column]) for column in seen.cpu().numpy().T]
+    order_names = np.array(orders, dtype="U")
+    texts = [",".join(order_names[column]) for column in seen.cpu().numpy().T]
     result["orders"] = np.array(texts, dtype="U") if any(texts) else np.full(n_line, "", dtype="U1")
     return result
+
+
+def _depth_and_saturation(law, center, area, sigma, gamma, emission) -> tuple[Tensor, Tensor]:
+    """Depth of each line alone at its centre, negative in emission, and whether its core hardly deepens any more."""
+    peak = area * voigt(torch.zeros_like(area), sigma, gamma)
+    tau, per_y = law.opacity(peak)
+    flux, slope = law.flux(tau, center)
+    weak_slope = law.flux(torch.zeros_like(tau), center)[1]
+    saturated = (slope * per_y).abs() < FLAG_LIMITS["saturated"] * weak_slope.abs()
+    if law.name == "linear":  # a product never flattens: its core is full once the depth nears one
+        saturated = peak > FLAG_LIMITS["saturated_linear"]
+    return torch.where(emission, -peak, 1.0 - flux), saturated & ~emission
+
+
+def _equivalent_width_and_error(emulator, center, area, sigma, gamma, covariance) -> tuple[Tensor, Tensor]:
+    """Equivalent width of each line alone [Å], negative in emission, and its 1-sigma error."""
+    emission = emulator.sign.double() < 0
+    width, gradient = equivalent_width_with_gradient(emulator.law, center, area, sigma, gamma)
+    width = torch.where(emission, -area, width)
+    gradient[emission] = 0.0
+    gradient[emission, 0] = -area[emission]
+    variance = torch.einsum("li,lij,lj->l", gradient, covariance[:, :3, :3], gradient)
+    return width, variance.clamp(min=0.0).sqrt()
 
 
 def _overlapping(center: Tensor, half_width: Tensor) -> Tensor:

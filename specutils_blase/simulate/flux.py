@@ -3,15 +3,18 @@
 Every line is evaluated with `scipy.special.wofz` on a grid that resolves the narrowest line, line-spread function and
 pixel 20 times, and every integral over that grid is of sixth order or better:
 
-1. star S(λ) and sky T(λ) from their lines, the star at λ/(1 + rv/c), with its saturation law and veiling;
+1. star S(λ) and atmosphere T(λ) from their lines, the star at λ/(1 + rv/c), with its saturation law and veiling;
 2. rotation, ∫ K(x) S(ln λ − x vsini/c) dx: the kernel against the quintic spline of S, Gauss-Legendre in x = sin θ;
-3. star × sky, on the fine grid;
+3. star × atmosphere, on the fine grid;
 4. Gaussian line spread, FWHM = c/R in velocity: the trapezoidal rule, which converges exponentially for a Gaussian;
 5. mean over each pixel between its own edges, from the antiderivative of the quintic spline;
 6. the continuum, a Legendre series in the pixel centres.
 
 Noise and tables of lines are not here.
 """
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import astropy.units as u
 import numpy as np
@@ -78,10 +81,10 @@ def simulate_flux(
     continuum : sequence of float
         Legendre coefficients on x ∈ [−1, 1], from the first to the last pixel centre, multiplied onto the pixels.
     flux_scale, telluric_flux_scale : {"log", "linear", "minnaert"}, optional
-        Law from the lines to the flux, see Notes; by default an emulator's own, else "log", and the sky's the star's.
+        Law from the lines to the flux, see Notes; by default an emulator's own, else "log"; tellurics follow the star.
     limiting_depth, telluric_limiting_depth : float or callable, optional
         Minnaert's R_c, or a function of the wavelength in the component's own frame [Å, array]; by default an
-        emulator's own, else 0.82, and the sky's the star's.
+        emulator's own, else 0.82; tellurics follow the star.
     veiling : float
         Featureless light r on the star, in units of its continuum: S → (S + r)/(1 + r).
     step : float or Quantity, optional
@@ -112,44 +115,28 @@ def simulate_flux(
     """
     edges = checked_edges(edges)
     rv, vsini = number(rv, u.km / u.s, "rv"), number(vsini, u.km / u.s, "vsini")
-    if not vsini >= 0:
-        raise ValueError(f"vsini={vsini} km/s: expected zero or a positive velocity")
-    if not abs(rv) < C_KMS:
-        raise ValueError(f"rv={rv} km/s: expected a velocity below that of light")
-    if np.shape(limb_darkening) != (2,):
-        raise ValueError(f"limb_darkening must be two coefficients (u1, u2), got {limb_darkening!r}")
-    if not veiling >= 0:
-        raise ValueError(f"veiling={veiling}: expected zero or a positive fraction of the stellar continuum")
-    star, own = component(star, "star", resolving_power)
-    telluric, sky = component(telluric, "telluric", resolving_power)
+    _check_star(rv, vsini, limb_darkening, veiling)
+    star, star_law = component(star, "star", resolving_power)
+    telluric, telluric_law = component(telluric, "telluric", resolving_power)
     laws = saturation_laws(
-        own,
-        sky,
+        star_law,
+        telluric_law,
         flux_scale=flux_scale,
         limiting_depth=limiting_depth,
         telluric_flux_scale=telluric_flux_scale,
         telluric_limiting_depth=telluric_limiting_depth,
     )
+    star = star if isinstance(star, Template) else line_columns(star, "star")
+    telluric = telluric if isinstance(telluric, Template) else line_columns(telluric, "telluric")
     components = [
-        ("star", star, laws["flux_scale"], laws["limiting_depth"], 1.0 + rv / C_KMS, vsini, veiling),
-        ("telluric", telluric, laws["telluric_flux_scale"], laws["telluric_limiting_depth"], 1.0, 0.0, 0.0),
-    ]
-    components = [
-        (name, given if isinstance(given, Template) else line_columns(given, name), *rest)
-        for name, given, *rest in components
+        _Component("star", star, laws["flux_scale"], laws["limiting_depth"], 1.0 + rv / C_KMS, vsini, veiling),
+        _Component("telluric", telluric, laws["telluric_flux_scale"], laws["telluric_limiting_depth"]),
     ]
     lsf_sigma = _lsf_sigma(resolving_power)
     centers = edges.mean(axis=1)
-    widest_lsf = float(np.max(lsf_sigma(centers)))
-    if step is None:
-        step = _default_step(edges, components, lsf_sigma(centers), guard)
-    step = number(step, u.km / u.s, "step")
-    if not step > 0:
-        raise ValueError(f"step={step} km/s: expected a positive velocity")
-    if widest_lsf > 0 and np.min(lsf_sigma(centers)) < 2.0 * step:
-        raise ValueError(f"step={step:.3g} km/s does not sample the line spread: make it at most a tenth of c/R")
-
+    step = _checked_step(step, edges, components, lsf_sigma(centers), guard)
     # The margin comes from the widest line spread at pixel centres; a callable R may be slightly lower beyond.
+    widest_lsf = float(np.max(lsf_sigma(centers)))
     lsf_cells = int(np.ceil(1.02 * LSF_REACH * widest_lsf / step))
     rotation_cells = int(np.ceil(vsini / step)) + 3
     flux = np.empty(len(edges))
@@ -157,17 +144,13 @@ def simulate_flux(
         low, high = edges[pixels].min(), edges[pixels].max()
         n_inner = int(np.ceil(np.log(high / low) * C_KMS / step)) + 2 * SPLINE_REACH  # after all convolutions
         product = np.ones(n_inner + 2 * lsf_cells)
-        for name, lines, scale, depth, doppler, rotation, veil in components:
-            margin = rotation_cells + SPLINE_REACH if rotation > 0 else 0
+        for part in components:
+            margin = rotation_cells + SPLINE_REACH if part.vsini > 0 else 0
             cells = np.arange(product.size + 2 * margin) - (margin + lsf_cells + SPLINE_REACH)
-            wavelength = low * np.exp(cells * (step / C_KMS)) / doppler
-            if isinstance(lines, Template):
-                own = lines(wavelength, name)
-            else:
-                own = _component_flux(wavelength, lines, scale, depth, guard)
-            if rotation > 0:
-                own = _rotate(own, rotation / step, limb_darkening, margin)
-            product *= (own + veil) / (1.0 + veil)
+            component_flux = part.flux(low * np.exp(cells * (step / C_KMS)) / part.doppler, guard)
+            if part.vsini > 0:
+                component_flux = _rotate(component_flux, part.vsini / step, limb_darkening, margin)
+            product *= (component_flux + part.veiling) / (1.0 + part.veiling)
         cells = np.arange(n_inner) - SPLINE_REACH
         wavelength = low * np.exp(cells * (step / C_KMS))
         if widest_lsf > 0:
@@ -176,21 +159,64 @@ def simulate_flux(
     return flux * legendre_continuum(centers, continuum)
 
 
+@dataclass(frozen=True)
+class _Component:
+    """Star or atmosphere: its lines or template, its law, motion [km/s] and veiling."""
+
+    name: str
+    lines: Template | np.ndarray
+    flux_scale: str
+    limiting_depth: float | Callable
+    doppler: float = 1.0
+    vsini: float = 0.0
+    veiling: float = 0.0
+
+    def flux(self, wavelength, guard):
+        """Flux before rotation at ascending wavelengths in the component's own frame [Å], shape (n,)."""
+        if isinstance(self.lines, Template):
+            return self.lines(wavelength, self.name)
+        return _component_flux(wavelength, self.lines, self.flux_scale, self.limiting_depth, guard)
+
+
+def _check_star(rv, vsini, limb_darkening, veiling):
+    """Raise ValueError for parameters of the star without physical meaning."""
+    if not vsini >= 0:
+        raise ValueError(f"vsini={vsini} km/s: expected zero or a positive velocity")
+    if not abs(rv) < C_KMS:
+        raise ValueError(f"rv={rv} km/s: expected a velocity below that of light")
+    if np.shape(limb_darkening) != (2,):
+        raise ValueError(f"limb_darkening must be two coefficients (u1, u2), got {limb_darkening!r}")
+    if not veiling >= 0:
+        raise ValueError(f"veiling={veiling}: expected zero or a positive fraction of the stellar continuum")
+
+
+def _checked_step(step, edges, components, lsf_sigma, guard):
+    """Fine step [km/s], the default where None is given, if it samples the line spread of `lsf_sigma` km/s."""
+    if step is None:
+        step = _default_step(edges, components, lsf_sigma, guard)
+    step = number(step, u.km / u.s, "step")
+    if not step > 0:
+        raise ValueError(f"step={step} km/s: expected a positive velocity")
+    if np.max(lsf_sigma) > 0 and np.min(lsf_sigma) < 2.0 * step:
+        raise ValueError(f"step={step:.3g} km/s does not sample the line spread: make it at most a tenth of c/R")
+    return step
+
+
 def saturation_laws(
-    own, sky, *, flux_scale=None, limiting_depth=None, telluric_flux_scale=None, telluric_limiting_depth=None
+    star, telluric, *, flux_scale=None, limiting_depth=None, telluric_flux_scale=None, telluric_limiting_depth=None
 ):
-    """The laws of star and sky, as options of `simulate_flux`: those given, or those that emulators bring.
+    """Saturation laws of star and atmosphere, as options of `simulate_flux`: those given, else those of the emulators.
 
     Parameters
     ----------
-    own, sky : dict
-        What star and sky bring; see `component`.
+    star, telluric : dict
+        Laws that the emulators bring; see `component`.
     """
-    flux_scale = flux_scale or own.get("flux_scale", "log")
-    limiting_depth = own.get("limiting_depth", 0.82) if limiting_depth is None else limiting_depth
-    telluric_flux_scale = telluric_flux_scale or sky.get("flux_scale", flux_scale)
+    flux_scale = flux_scale or star.get("flux_scale", "log")
+    limiting_depth = star.get("limiting_depth", 0.82) if limiting_depth is None else limiting_depth
+    telluric_flux_scale = telluric_flux_scale or telluric.get("flux_scale", flux_scale)
     if telluric_limiting_depth is None:
-        telluric_limiting_depth = sky.get("limiting_depth", limiting_depth)
+        telluric_limiting_depth = telluric.get("limiting_depth", limiting_depth)
     for scale in (flux_scale, telluric_flux_scale):
         if scale not in FLUX_SCALES:
             raise ValueError(f"flux_scale={scale!r}: expected one of {', '.join(FLUX_SCALES)}")
@@ -318,15 +344,15 @@ def _default_step(edges, components, lsf_sigma, guard):
     widths = [np.min(np.diff(edges, axis=1)[:, 0] / edges.mean(axis=1)) * C_KMS]
     if np.min(lsf_sigma) > 0:
         widths.append(np.min(lsf_sigma) * FWHM_PER_SIGMA)
-    for _, lines, flux_scale, *_ in components:
-        if isinstance(lines, Template):
-            widths.append(0.5 * SAMPLES * lines.spacing)  # two cells a sample: the spline is smooth between them
+    for part in components:
+        if isinstance(part.lines, Template):
+            widths.append(0.5 * SAMPLES * part.lines.spacing)  # two cells a sample: the spline is smooth between them
             continue
-        center, area, sigma, gamma, _ = lines
+        center, area, sigma, gamma, _ = part.lines
         # Olivero & Longbothum (1977), good to 0.02 %
         fwhm = 1.0692 * gamma + np.sqrt(0.8664 * gamma**2 + (FWHM_PER_SIGMA * sigma) ** 2)
         near = (center > 0.99 * edges.min()) & (center < 1.01 * edges.max())
-        if flux_scale == "linear":
+        if part.flux_scale == "linear":
             fwhm = np.where(area * voigt(0.0, sigma, gamma) > guard, fwhm / 4.0, fwhm)
         widths.extend(fwhm[near] / center[near] * C_KMS)
     return min(widths) / SAMPLES

@@ -8,8 +8,8 @@ from astropy.table import QTable
 from scipy.interpolate import BSpline, make_interp_spline
 
 C_KMS = 299792.458  # speed of light, km/s, exact
-UNITS = {"center": u.AA, "area": u.AA, "sigma": u.AA, "gamma": u.AA, "sign": u.one, "rv_offset": u.km / u.s}
-OPTIONAL = {"sign": 1.0, "rv_offset": 0.0}
+LINE_UNITS = {"center": u.AA, "area": u.AA, "sigma": u.AA, "gamma": u.AA, "sign": u.one, "rv_offset": u.km / u.s}
+LINE_DEFAULTS = {"sign": 1.0, "rv_offset": 0.0}
 
 
 def pixel_edges(wavelength):
@@ -65,19 +65,19 @@ class Template:
         return self.spline(wavelength)
 
 
-def component(given, name, resolving_power):
-    """What was given as star or sky: lines as a QTable, or a `Template`; and the law that it brings, as options.
+def component(source, name, resolving_power):
+    """A component of the simulation: its lines as a QTable, or a `Template`; and its law, as options.
 
-    Emulators and clones are known by what they have, as nothing of the model is imported here.
+    Emulators and clones are recognised by their attributes, since nothing of the model is imported here.
     """
-    given = getattr(given, "emulator", given)  # of a clone
-    if given is None or isinstance(given, Template):
-        return given, {}
-    if hasattr(given, "shifted_center"):
-        return _emulated(given)
-    if hasattr(given, "spectral_axis"):
-        return _template(given, name, resolving_power), {}
-    return line_table(given, name), {}
+    source = getattr(source, "emulator", source)  # of a clone
+    if source is None or isinstance(source, Template):
+        return source, {}
+    if hasattr(source, "shifted_center"):
+        return _emulated(source)
+    if hasattr(source, "spectral_axis"):
+        return _template(source, name, resolving_power), {}
+    return line_table(source, name), {}
 
 
 def _emulated(emulator):
@@ -102,12 +102,13 @@ def _emulated(emulator):
 
 def _template(spectrum, name, resolving_power):
     """A template Spectrum, if it is one that can be taken as it is."""
-    own = spectrum.meta.get("resolving_power") if spectrum.meta else None
-    if own is not None:
+    template_power = spectrum.meta.get("resolving_power") if spectrum.meta else None
+    if template_power is not None:
         asked = f"{resolving_power:g}" if np.isscalar(resolving_power) else "the one asked for"
         raise ValueError(
-            f"{name}: this template is broadened already, to a resolving power of {own:g}, and would be broadened once "
-            f"more to {asked}: give specutils_blase.clone(template, resolving_power={own:g}), whose lines are resolved"
+            f"{name}: this template is broadened already, to a resolving power of {template_power:g}, and "
+            f"would be broadened once more to {asked}: give specutils_blase.clone(template, "
+            f"resolving_power={template_power:g}), whose lines are resolved"
         )
     wavelength, flux = spectrum.spectral_axis.to_value(u.AA), np.asarray(spectrum.flux.value, dtype=float)
     order = np.argsort(wavelength)
@@ -131,10 +132,10 @@ def _template(spectrum, name, resolving_power):
 
 
 def line_table(lines, component=None):
-    """Lines as a QTable with every column of UNITS; of a table with several components, those of one."""
+    """Lines as a QTable with every column of LINE_UNITS; of a table with several components, those of one."""
     names = getattr(lines, "colnames", None) or getattr(getattr(lines, "dtype", None), "names", None)
     names = names or list(getattr(lines, "keys", lambda: ())())
-    missing = [name for name in UNITS if name not in names and name not in OPTIONAL]
+    missing = [name for name in LINE_UNITS if name not in names and name not in LINE_DEFAULTS]
     if missing:
         raise ValueError(
             f"lines lack {', '.join(missing)}: expected columns center, area, sigma, gamma in Å, an emulator, a clone "
@@ -147,11 +148,11 @@ def line_table(lines, component=None):
             raise ValueError(f"the table has no lines of the component {component}: choose others, or drop the column")
     n_line = np.size(lines["center"])
     table = QTable()
-    for name, unit in UNITS.items():
+    for name, unit in LINE_UNITS.items():
         if name == "sign" and name not in names and "depth" in names:  # as ledgers mark emission
             column = np.where(in_unit(lines["depth"], u.one, "depth") < 0, -1.0, 1.0)
         else:
-            column = in_unit(lines[name] if name in names else OPTIONAL[name], unit, name)
+            column = in_unit(lines[name] if name in names else LINE_DEFAULTS[name], unit, name)
         table[name] = np.broadcast_to(column, n_line)[chosen].copy() * unit
     return table
 
@@ -160,7 +161,7 @@ def line_columns(table, component):
     """Arrays center, area, sigma, gamma [Å], sign of a table of lines; each of shape (n_line,)."""
     if table is None:
         return np.zeros((5, 0))
-    center, area, sigma, gamma, sign, _ = (table[name].value for name in UNITS)
+    center, area, sigma, gamma, sign, _ = (table[name].value for name in LINE_UNITS)
     good = (center > 0) & (area >= 0) & (sigma > 0) & (gamma >= 0) & np.isin(sign, (-1, 1))
     good &= np.isfinite(center + area + sigma + gamma)
     if not np.all(good):

@@ -12,7 +12,7 @@ from .flux import LIMB_DARKENING, legendre_continuum, saturation_laws, simulate_
 from .inputs import C_KMS, Template, checked_edges, component, in_unit, line_table, number, pixel_edges
 from .pixels import instrument, order_wavelengths
 
-LAWS = ("flux_scale", "limiting_depth", "telluric_flux_scale", "telluric_limiting_depth")
+LAW_OPTIONS = ("flux_scale", "limiting_depth", "telluric_flux_scale", "telluric_limiting_depth")
 """Options that say how lines add up."""
 
 
@@ -147,11 +147,11 @@ def _observed(wavelength, star, telluric, edges, random, seed, observing, option
         seen = edges * (1.0 + 0.5 * drift * x / C_KMS)
     flux = simulate_flux(seen, star, telluric, continuum=continuum, **options)
     flux = flux + scattered_light * legendre_continuum(seen.mean(axis=1), continuum)
-    (star_truth, own), (sky_truth, sky) = (
-        component(given, name, options.get("resolving_power"))
-        for given, name in ((star, "star"), (telluric, "telluric"))
-    )
-    laws = saturation_laws(own, sky, **{name: value for name, value in options.items() if name in LAWS})
+    power = options.get("resolving_power")
+    star_truth, star_law = component(star, "star", power)
+    telluric_truth, telluric_law = component(telluric, "telluric", power)
+    chosen_laws = {name: value for name, value in options.items() if name in LAW_OPTIONS}
+    laws = saturation_laws(star_law, telluric_law, **chosen_laws)
     truth = {"rv": 0.0, "vsini": 0.0, "limb_darkening": LIMB_DARKENING, "resolving_power": None, "veiling": 0.0}
     truth |= options | laws
     truth = {key: value(wavelength) if callable(value) else value for key, value in truth.items()}
@@ -161,7 +161,7 @@ def _observed(wavelength, star, telluric, edges, random, seed, observing, option
         "scattered_light": float(scattered_light),
         "uncertainty_factor": float(uncertainty_factor),
     }
-    truth |= {"star": _of(star_truth), "flux": flux, "telluric": _of(sky_truth)}
+    truth |= {"star": _of(star_truth), "flux": flux, "telluric": _of(telluric_truth)}
     observed, uncertainty = flux, None
     if snr is not None:
         level = float(continuum[0])
