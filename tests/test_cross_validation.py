@@ -10,7 +10,7 @@ from astropy.table import Table
 from specutils import SpectrumList
 
 import specutils_blase as sb
-from specutils_blase.cross_validation import BLOCK, _behind
+from specutils_blase.cross_validation import BLOCK_PIXELS, _behind
 from specutils_blase.inference.priors import LinePriors
 from specutils_blase.quality.report import BlaseQualityWarning
 from specutils_blase.simulate import perturbed, simulate
@@ -72,8 +72,8 @@ def test_differences_are_of_pairs():
     difference, error = _behind((pixel, one), (pixel, 1.1 * one))
     assert difference == pytest.approx(0.1, abs=0.03) and error == pytest.approx(0.1 * alone, rel=0.15)
     # Where whole blocks are alike, there are fewer of them.
-    one, two = (np.repeat(rng.normal(size=n // BLOCK), BLOCK) for _ in range(2))
-    assert _behind((pixel, one), (pixel, two))[1] == pytest.approx(np.sqrt(2.0 * BLOCK) * alone, rel=0.3)
+    one, two = (np.repeat(rng.normal(size=n // BLOCK_PIXELS), BLOCK_PIXELS) for _ in range(2))
+    assert _behind((pixel, one), (pixel, two))[1] == pytest.approx(np.sqrt(2.0 * BLOCK_PIXELS) * alone, rel=0.3)
     # Only pixels that both have count.
     assert _behind((pixel[:99], one[:99]), (pixel[50:], two[50:])) == _behind(
         (pixel[50:99], one[50:99]), (pixel[50:99], two[50:99])
@@ -83,7 +83,7 @@ def test_differences_are_of_pairs():
 
 def test_one_block_tells_no_error():
     """How blocks scatter cannot be seen from one; that the best is behind itself by nothing can."""
-    pixel, (one, two) = np.arange(BLOCK), np.random.default_rng(2).normal(size=(2, BLOCK))
+    pixel, (one, two) = np.arange(BLOCK_PIXELS), np.random.default_rng(2).normal(size=(2, BLOCK_PIXELS))
     difference, error = _behind((pixel, one), (pixel, two))
     expected = (np.median(np.abs(two)) - np.median(np.abs(one))) / 0.6745
     assert difference == pytest.approx(expected, rel=1e-9) and np.isnan(error)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..physics.compiled import as_array, kernels
-from ..physics.grids import HANDOVER, NEVER, REACH, SPEED_OF_LIGHT, DoublePrecision, Sampling
+from ..physics.grids import HANDOVER_START, LEVEL_REACH, NEVER, SPEED_OF_LIGHT, DoublePrecision, Sampling
 from ..physics.line_sum import Windows, line_sum
 from ..physics.saturation import SaturationLaw, saturation_law
 from ..physics.voigt import voigt, voigt_fwhm
@@ -252,7 +252,7 @@ class LineEmulator(DoublePrecision):
         steep = torch.zeros_like(center, dtype=torch.bool)
         if not self.law.is_identity:
             peak = self.area.double() * voigt(torch.zeros_like(half_width), self.sigma.double(), self.gamma.double())
-            steep = self.law.is_steep(peak) & (half_width / center > REACH / 8 * sampling.step)
+            steep = self.law.is_steep(peak) & (half_width / center > LEVEL_REACH / 8 * sampling.step)
         if (code := kernels(center.device)) is not None:
             n_most = 2 * sampling.n_level * len(self)
             numbers, fades = np.empty((3, n_most), dtype=np.int64), np.empty((2, n_most))
@@ -262,17 +262,17 @@ class LineEmulator(DoublePrecision):
             n_run = code.runs_of_lines(*place, *lines, CORE_NODES, numbers, fades)
             return Windows(*(torch.from_numpy(row[:n_run].copy()) for row in (*numbers, *fades)))
         core = (half_width / center / (CORE_NODES * sampling.step)).clamp(min=1.0).log2().floor().clamp(max=top)
-        last = (2.0 * relative / (REACH * sampling.step)).clamp(min=1.0).log2().ceil().clamp(max=top)
+        last = (2.0 * relative / (LEVEL_REACH * sampling.step)).clamp(min=1.0).log2().ceil().clamp(max=top)
         last = torch.maximum(core, last)
         core, last = torch.where(steep, 0.0, core), torch.where(steep, 0.0, last)
         # From here on (n_level, n_line): runs that a line does not have are empty, so that no count need be known.
         level = torch.arange(sampling.n_level, dtype=torch.float64, device=center.device).unsqueeze(1)
-        outer = REACH * sampling.step * level.exp2()
+        outer = LEVEL_REACH * sampling.step * level.exp2()
         there, inner = (core <= level) & (level <= last), core < level
         # Where no coarser level takes over, the line runs on to its own reach.
         endless = steep | (level == top)
         extent = torch.where(endless, torch.maximum(relative, outer), outer)
-        hole = 0.5 * HANDOVER * outer
+        hole = 0.5 * HANDOVER_START * outer
         low, high = (sampling.first_node(center * (1.0 + side * extent)) for side in (-1.0, 1.0))
         hole_low, hole_high = (
             torch.where(inner, sampling.first_node(center * (1.0 + side * hole)), high) for side in (-1.0, 1.0)

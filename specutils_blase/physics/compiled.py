@@ -1,7 +1,7 @@
-"""Whether there is machine code for what is to be computed.
+"""Access to the compiled kernels, where there are any.
 
-Does not live here: the machine code (`compiled_voigt`, `compiled_grids`), what is done without it (`line_sum`,
-`jacobian`).
+Does not live here: the machine code (`compiled_voigt`, `compiled_grids`), the torch code that runs without it
+(`line_sum`, `inference.linear.jacobian`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def kernels(device: torch.device) -> SimpleNamespace | None:
     Parameters
     ----------
     device : torch.device
-        Where the numbers are.
+        Device of the tensors.
 
     Warns
     -----
@@ -68,6 +68,6 @@ def _load() -> SimpleNamespace | None:
 
 
 def as_array(tensor: torch.Tensor) -> np.ndarray:
-    """What a kernel takes: whole numbers as they are, all others in float64; no copy where none is needed."""
+    """Array for a kernel: whole numbers as they are, all others in float64; no copy where none is needed."""
     tensor = tensor.detach()
     return (tensor.double() if tensor.is_floating_point() else tensor).contiguous().numpy()

@@ -1,6 +1,6 @@
-"""Grids in machine code: runs of nodes, the coarse grids' way down and back, windows on their way to pixels.
+"""Grids in machine code: runs of nodes, interpolation from coarse grids and its transpose, windows to pixels.
 
-Does not live here: profiles (`compiled_voigt`), tensors (`lines`, `grids`, `jacobian`).
+Does not live here: profiles (`compiled_voigt`), tensors (`model.emulator`, `grids`, `inference.linear.jacobian`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numba
 import numpy as np
 
 from .compiled_voigt import first_from, kernel
-from .grids import HANDOVER, MIDPOINT, NEVER, PAD, REACH, STENCIL
+from .grids import HANDOVER_START, LEVEL_REACH, MIDPOINT, NEVER, PAD, STENCIL
 
 _MIDPOINT = np.array(MIDPOINT)
 _BEFORE = STENCIL // 2 - 1
@@ -62,11 +62,11 @@ def runs_of_lines(wavelength, step, sizes, center, half_width, relative, steep, 
     top, n_run = sizes.size, 0
     for j in range(center.size):
         core = math.floor(_level(half_width[j] / center[j] / (core_nodes * step), top))
-        last = max(core, math.ceil(_level(2.0 * relative[j] / (REACH * step), top)))
+        last = max(core, math.ceil(_level(2.0 * relative[j] / (LEVEL_REACH * step), top)))
         if steep[j]:
             core, last = 0.0, 0.0
         for level in range(int(core), int(last) + 1):
-            outer = REACH * step * 2.0**level
+            outer = LEVEL_REACH * step * 2.0**level
             endless = steep[j] or level == top
             extent = max(relative[j], outer) if endless else outer
             fade_out = 0.0 if endless else 1.0 / outer
@@ -74,7 +74,7 @@ def runs_of_lines(wavelength, step, sizes, center, half_width, relative, steep, 
             high = _first_node(wavelength, step, sizes, level, center[j] * (1.0 + extent))
             hole_low, hole_high, fade_in = high, high, NEVER
             if level > core:
-                hole, fade_in = 0.5 * HANDOVER * outer, 2.0 / outer
+                hole, fade_in = 0.5 * HANDOVER_START * outer, 2.0 / outer
                 hole_low = _first_node(wavelength, step, sizes, level, center[j] * (1.0 - hole))
                 hole_high = _first_node(wavelength, step, sizes, level, center[j] * (1.0 + hole))
             for side in range(2):
@@ -106,10 +106,10 @@ def carry_down(values, n_fine, sizes, index, weight, total):
                 finer[2 * k + 1] += middle
             carried = finer
         for i in range(n_fine):
-            here = values[row, i]
+            node_sum = values[row, i]
             for m in range(STENCIL):
-                here += weight[i, m] * carried[index[i] - _BEFORE + m]
-            total[row, i] = here
+                node_sum += weight[i, m] * carried[index[i] - _BEFORE + m]
+            total[row, i] = node_sum
 
 
 @kernel
@@ -127,15 +127,15 @@ def carry_up(grad, n_fine, sizes, index, weight, values):
             for k in range((size + 1) // 2):
                 values[row, coarser + k + PAD // 2] += values[row, begin + 2 * k]
             for k in range(size // 2):
-                here = values[row, begin + 2 * k + 1]
+                midpoint_grad = values[row, begin + 2 * k + 1]
                 for m in range(STENCIL):
-                    values[row, coarser + k + PAD // 2 - _BEFORE + m] += _MIDPOINT[m] * here
+                    values[row, coarser + k + PAD // 2 - _BEFORE + m] += _MIDPOINT[m] * midpoint_grad
             begin = coarser
 
 
 @kernel
 def response_band(start, weight, taps, n_node, band):
-    """Line spread and pixels in one: what each pixel takes of the nodes from `start - n_half` on.
+    """Weights of line spread and pixel together: those of each pixel at the nodes from `start - n_half` on.
 
     Parameters
     ----------
@@ -193,19 +193,19 @@ def windows_to_pixels(tangents, begin, count, halo, rotation, other, band, band_
             change, result = tangents[j, k, halo : halo + count[j]], values[j, k]
             rotated[low:high] = 0.0
             for s in range(rotation.size):
-                tap, here = rotation[s], rotated[low + s : low + s + change.size]
+                tap, shifted = rotation[s], rotated[low + s : low + s + change.size]
                 for i in range(change.size):
-                    here[i] += tap * change[i]
+                    shifted[i] += tap * change[i]
             for i in range(low, high):
                 rotated[i] *= dimmed[i]
             for p in range(result.size):
                 row = pixel[j] + p
                 if row < 0 or row >= continuum.size:
                     continue
-                at = band_start[row] - begin[j]
-                first, end = max(low - at, 0), min(high - at, n_band)
+                lag = band_start[row] - begin[j]
+                first, end = max(low - lag, 0), min(high - lag, n_band)
                 if end > first:
-                    weight, part, total = band[row, first:end], rotated[at + first : at + end], 0.0
+                    weight, part, total = band[row, first:end], rotated[lag + first : lag + end], 0.0
                     for m in range(weight.size):
                         total += weight[m] * part[m]
                     result[p] = total * continuum[row]

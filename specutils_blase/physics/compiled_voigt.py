@@ -1,13 +1,13 @@
 """Voigt lines in machine code: values and derivatives of runs of nodes, their sum, and the sum's gradient.
 
-The formulae are those of `profiles`, which is the reference; a contract test runs both on everything. Sixty-four nodes
-at a time go through small arrays that stay in the first cache, each step a loop without a branch: that is what a
-compiler turns into vector instructions. All numbers are float64, and the global interpreter lock is released.
+The formulae are those of `voigt`, the reference; a contract test compares both. Sixty-four nodes at a time go through
+small arrays that stay in the first cache. Each step is a loop without a branch, which compilers turn into vector
+instructions. All numbers are float64, and the global interpreter lock is released.
 
-Importing this module takes half a second: only `compiled` does, when lines are first evaluated. What is kept on disk
-is used until this file changes; after a change of a constant of `grids` or `profiles`, remove `__pycache__`.
+Importing this module takes half a second; only `compiled` imports it, when lines are first evaluated. Compiled code on
+disk is used until this file changes. After a change of a constant of `grids` or `voigt`, remove `__pycache__`.
 
-Does not live here: tensors, autograd and laws (`line_sum`, `jacobian`).
+Does not live here: tensors, autograd and laws (`line_sum`, `inference.linear.jacobian`).
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ import numba
 import numpy as np
 import torch
 
-from .grids import HANDOVER, NEVER
+from .grids import HANDOVER_START, NEVER
 from .voigt import ASYMPTOTIC, FAR_RADIUS, SQRT_PI, WEIDEMAN
 
-BLOCK = 64
+BLOCK_NODES = 64
+"""Nodes that are evaluated at once."""
 
 # Sums may be reordered and multiplications fused; infinities and NaN keep their meaning.
 _ARITHMETIC = {"contract", "reassoc", "nsz", "arcp"}
@@ -45,7 +46,7 @@ def kernel(function):
 
 @numba.njit(fastmath=_ARITHMETIC, inline="always")
 def _near(x, y):
-    """Re w, and both parts of w', inside `FAR_RADIUS`: Weideman's expansion, as `profiles._near`."""
+    """Re w, and both parts of w', inside `FAR_RADIUS`: Weideman's expansion, as `voigt._near`."""
     up = y + _SCALE
     inverse = 1.0 / (up * up + x * x)
     i_real, i_imag = up * inverse, x * inverse
@@ -64,7 +65,7 @@ def _near(x, y):
 
 @numba.njit(fastmath=_ARITHMETIC, inline="always")
 def _far(x, y):
-    """The same outside, by the asymptotic series, as `profiles._far`."""
+    """The same outside, by the asymptotic series, as `voigt._far`."""
     inverse = 1.0 / (x * x + y * y)
     z_real, z_imag = x * inverse, -y * inverse
     u_real, u_imag = z_real * z_real - z_imag * z_imag, 2.0 * z_real * z_imag
@@ -127,7 +128,7 @@ def _seams(nodes, low, high, center, sigma, gamma):
 @numba.njit(fastmath=_ARITHMETIC, inline="always")
 def _cutoff(ratio):
     """`line_sum._cutoff` of one number."""
-    r = min(max((ratio - HANDOVER) * (1.0 / (1.0 - HANDOVER)), 0.0), 1.0)
+    r = min(max((ratio - HANDOVER_START) * (1.0 / (1.0 - HANDOVER_START)), 0.0), 1.0)
     square = r * r
     return 1.0 + r * square * square * ((((-70.0 * r + 315.0) * r - 540.0) * r + 420.0) * r - 126.0)
 
@@ -156,8 +157,8 @@ def sum_of_runs(
         two, which are written unless `add`.
     keep, add : bool
     """
-    x, value, share = np.zeros(BLOCK), np.zeros(BLOCK), np.zeros(BLOCK)
-    d_x, d_sigma, d_gamma = np.zeros(BLOCK), np.zeros(BLOCK), np.zeros(BLOCK)
+    x, value, share = np.zeros(BLOCK_NODES), np.zeros(BLOCK_NODES), np.zeros(BLOCK_NODES)
+    d_x, d_sigma, d_gamma = np.zeros(BLOCK_NODES), np.zeros(BLOCK_NODES), np.zeros(BLOCK_NODES)
     for run in range(line.size):
         j, low, high = line[run], start[run], start[run] + count[run]
         if high <= low:
@@ -170,11 +171,11 @@ def sum_of_runs(
         for piece in range(3):
             begin = low if piece == 0 else first if piece == 1 else last
             end = first if piece == 0 else last if piece == 1 else high
-            for at in range(begin, end, BLOCK):
-                n = min(BLOCK, end - at)
+            for block_start in range(begin, end, BLOCK_NODES):
+                n = min(BLOCK_NODES, end - block_start)
                 size = (n + 7) & ~7
                 # Views of one dimension and from zero on: of others the compiler cannot tell that they are apart.
-                there = nodes[at : at + n]
+                there = nodes[block_start : block_start + n]
                 for i in range(n):
                     x[i] = there[i] - mid
                 if piece == 1:
@@ -186,7 +187,7 @@ def sum_of_runs(
                 if come_in < NEVER:
                     for i in range(size):
                         share[i] -= _cutoff(come_in * max(abs(x[i]) * per_mid, _NEAREST))
-                p = offset[run] + at - low
+                p = offset[run] + block_start - low
                 if keep:
                     of_area, of_x = entries[0, p : p + n], entries[1, p : p + n]
                     of_sigma, of_gamma = entries[2, p : p + n], entries[3, p : p + n]
@@ -199,9 +200,9 @@ def sum_of_runs(
                     for i in range(n):
                         of_gamma[i] = share[i] * a * d_gamma[i]
                 if add:
-                    here = total[row[j] + at : row[j] + at + n]
+                    sums = total[row[j] + block_start : row[j] + block_start + n]
                     for i in range(n):
-                        here[i] += share[i] * a * value[i]
+                        sums[i] += share[i] * a * value[i]
                 else:
                     depth, part = entries[4, p : p + n], entries[5, p : p + n]
                     for i in range(n):
@@ -228,12 +229,12 @@ def gradient_of_runs(nodes, line, start, count, row, offset, grad, entries, by_l
         node = row[j] + first
         s0, s1, s2, s3, s4 = 0.0, 0.0, 0.0, 0.0, 0.0
         for i in range(count[run]):
-            here = grad[node + i]
-            of_x = here * entries[1, p + i]
-            s0 += here * entries[0, p + i]
+            node_grad = grad[node + i]
+            of_x = node_grad * entries[1, p + i]
+            s0 += node_grad * entries[0, p + i]
             s1 += of_x
-            s2 += here * entries[2, p + i]
-            s3 += here * entries[3, p + i]
+            s2 += node_grad * entries[2, p + i]
+            s3 += node_grad * entries[3, p + i]
             s4 += of_x * nodes[first + i]
         by_line[0, j] += s0
         by_line[1, j] += s1
@@ -271,8 +272,8 @@ def tangents_of_windows(
     tangents : ndarray, (n_line, n_kind, width + 2 halo)
         All zeros.
     """
-    x, value = np.zeros(BLOCK), np.zeros(BLOCK)
-    d_x, d_sigma, d_gamma = np.zeros(BLOCK), np.zeros(BLOCK), np.zeros(BLOCK)
+    x, value = np.zeros(BLOCK_NODES), np.zeros(BLOCK_NODES)
+    d_x, d_sigma, d_gamma = np.zeros(BLOCK_NODES), np.zeros(BLOCK_NODES), np.zeros(BLOCK_NODES)
     for j in range(first.size):
         low, high = first[j], first[j] + count[j]
         if low < 0 or high > nodes.size:
@@ -282,17 +283,17 @@ def tangents_of_windows(
         for piece in range(3):
             begin = low if piece == 0 else near if piece == 1 else far
             end = near if piece == 0 else far if piece == 1 else high
-            for at in range(begin, end, BLOCK):
-                n = min(BLOCK, end - at)
+            for block_start in range(begin, end, BLOCK_NODES):
+                n = min(BLOCK_NODES, end - block_start)
                 size = (n + 7) & ~7
                 # As in `sum_of_runs`, written out: one function for both costs a tenth of the time.
                 for i in range(n):
-                    x[i] = nodes[at + i] - center[j]
+                    x[i] = nodes[block_start + i] - center[j]
                 if piece == 1:
                     _near_block(x, size, s, g, value, d_x, d_sigma, d_gamma)
                 else:
                     _far_block(x, size, s, g, value, d_x, d_sigma, d_gamma)
-                p = at - low
+                p = block_start - low
                 if depth.size:
                     for i in range(n):
                         depth[j, p + i] = a * value[i]
@@ -306,4 +307,4 @@ def tangents_of_windows(
                     elif kinds[k] == 3:
                         factor, source = -a * per_velocity[j], d_x
                     for i in range(n):
-                        tangents[j, k, halo + p + i] = factor * source[i] * slope[row[j], at + i]
+                        tangents[j, k, halo + p + i] = factor * source[i] * slope[row[j], block_start + i]

@@ -1,6 +1,6 @@
 """Wavelength grids: uniform velocity, the nested coarse grids behind sparse evaluation, and pixel overlap.
 
-Does not live here: which pixels a spectrum has (`data`), what is evaluated on a grid (`lines`).
+Does not live here: the pixels of a spectrum (`spectra.data`), the lines on a grid (`model.emulator`).
 """
 
 from __future__ import annotations
@@ -15,23 +15,24 @@ from .kernels import lagrange_weights
 SPEED_OF_LIGHT = 299792.458
 """km/s, exact."""
 
-REACH = 64
-"""Nodes on each side of a line that a level covers; the next level takes over between REACH/4 and REACH.
+LEVEL_REACH = 64
+"""Nodes on each side of a line that a level covers; the next level takes over between a quarter and all of them.
 
-The longer the hand-over, the smoother what a level carries: ten-point interpolation is then good to 1e-6 of the opacity
-there, where 48 nodes would give 5e-6 and 32 nodes 7e-5.
+A longer hand-over makes the profile on the coarser level smoother. Ten-point interpolation is then good to 1e-6 of the
+opacity; with 48 nodes the error is 5e-6, with 32 nodes 7e-5.
 """
 
-HANDOVER = 0.25
-"""Part of its reach that a level covers alone."""
+HANDOVER_START = 0.25
+"""Part of `LEVEL_REACH` that a level covers alone; beyond it the next coarser level fades in."""
 
 NEVER = 1e30
-"""Reciprocal reach of a finer level that is not there: the hand-over from it is complete everywhere."""
+"""Reciprocal reach of the finer level where there is none: the hand-over from it is complete everywhere."""
 
 STENCIL = 10
 """Nodes of one interpolation, from `1 - STENCIL / 2` to `STENCIL / 2` around the cell."""
 
-PAD = 8  # coarse nodes beyond each end; must be even, and reach as far as the stencil
+PAD = 8
+"""Coarse nodes beyond each end of the grid; even, and at least as many as the stencil needs."""
 
 
 def velocity_grid(low: float, high: float, step: float) -> Tensor:
@@ -129,7 +130,7 @@ class Sampling(DoublePrecision):
         return torch.cat([self.wavelength, self.coarse])
 
     def collapse(self, values: Tensor) -> Tensor:
-        """Sum values (..., n_node) at the nodes of all levels on level 0, interpolating every coarse one down."""
+        """Sum on level 0 of values (..., n_node) at the nodes of all levels, each coarse level interpolated down."""
         values = values.split((len(self), *self.sizes), dim=-1)
         carried = values[-1]
         for level in range(self.n_level - 2, 0, -1):

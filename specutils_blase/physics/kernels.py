@@ -13,7 +13,7 @@ its nodes, and what they add, E|t|/12 of the fourth derivative, outweighs the va
 All lengths here are in cells; taps are made in float64 whatever the flux's dtype is, because moments about far cells
 cancel.
 
-Does not live here: the modules that own v sin i or the resolving power (`extrinsic`, `instrument`).
+Does not live here: the modules that own v sin i or the resolving power (`model.extrinsic`, `model.instrument`).
 """
 
 from __future__ import annotations

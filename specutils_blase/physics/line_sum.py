@@ -1,10 +1,9 @@
-"""Sparse sums of Voigt lines on nested grids, with their gradient: the inner loop of everything.
+"""Sparse sums of Voigt lines on nested grids, with their gradient.
 
-Entries, one for each line and node of its runs, are made, evaluated and added up block by block, so that the dozen
-temporaries of a block stay in a core's cache and no line × pixel array ever exists. For the gradient, four numbers an
-entry are kept.
+An entry is one line at one node of its runs. Entries are evaluated and added up block by block. The dozen temporaries
+of a block then stay in a core's cache, and no line × pixel array exists. The gradient needs four numbers an entry.
 
-Does not live here: which line runs where (`lines`), the profile (`profiles`), the laws (`saturation`).
+Does not live here: the runs of each line (`model.emulator`), the profile (`voigt`), the laws (`saturation`).
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ import torch
 from torch import Tensor
 
 from .compiled import as_array, kernels
-from .grids import HANDOVER, NEVER, Sampling
+from .grids import HANDOVER_START, NEVER, Sampling
 from .voigt import block_size, voigt_with_derivatives
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Where lines are evaluated: contiguous runs of nodes, the levels' nodes being counted one after the other.
+    """Contiguous runs of nodes on which lines are evaluated; nodes of all levels are numbered consecutively.
 
     Parameters
     ----------
@@ -64,7 +63,7 @@ def line_sum(
     law : SaturationLaw
         Its `opacity` makes t of a V.
     emits : Tensor or None
-        Which lines are in emission; these add a V itself to a second row.
+        Whether each line is in emission; such lines add a V, without law, to a second row.
 
     Returns
     -------
@@ -79,7 +78,7 @@ def line_sum(
 
 
 class _CompiledLineSum(torch.autograd.Function):
-    """On CPUs. All in float64, whatever the type of the widths: nothing is faster there."""
+    """The sum on CPUs by compiled kernels, in float64 whatever the type of the widths: float32 is no faster there."""
 
     @staticmethod
     def forward(ctx, center, area, sigma, gamma, factor, windows, sampling, law, emits):
@@ -93,12 +92,12 @@ class _CompiledLineSum(torch.autograd.Function):
         for runs, n_entry in chunks:
             offset = torch.cumsum(runs.count, 0).sub_(runs.count)
             entries = torch.empty(4 if identity else 6, n_entry if wanted or not identity else 0, dtype=torch.float64)
-            places = [as_array(t) for t in runs]
+            run_arrays = [as_array(t) for t in runs]
             arrays = [as_array(t) for t in (offset, total.view(-1), entries)]
-            code.sum_of_runs(rest, *places, *lines, *arrays, wanted, identity)
+            code.sum_of_runs(rest, *run_arrays, *lines, *arrays, wanted, identity)
             if not identity:
                 opacity, slope = _by_law(law, entries[4], emits, runs)
-                code.add_runs(*places[:3], lines[4], arrays[0], as_array(opacity.mul_(entries[5])), arrays[1])
+                code.add_runs(*run_arrays[:3], lines[4], arrays[0], as_array(opacity.mul_(entries[5])), arrays[1])
                 entries[:4] *= slope
             if wanted:
                 kept.append(entries[:4])
@@ -118,15 +117,16 @@ class _CompiledLineSum(torch.autograd.Function):
         code.carry_up(as_array(grad), *_grids(ctx.sampling), as_array(everywhere))
         for (runs, _), entries in zip(ctx.chunks, kept, strict=True):
             offset = torch.cumsum(runs.count, 0).sub_(runs.count)
-            places = (nodes, runs.line, runs.start, runs.count, ctx.row, offset, everywhere.view(-1), entries, by_line)
-            of_factor += code.gradient_of_runs(*(as_array(t) for t in places))
+            run_tensors = (runs.line, runs.start, runs.count)
+            arrays = (nodes, *run_tensors, ctx.row, offset, everywhere.view(-1), entries, by_line)
+            of_factor += code.gradient_of_runs(*(as_array(t) for t in arrays))
         d_area, d_x, d_sigma, d_gamma = by_line.unbind()
         widths = (t.to(ctx.dtype) for t in (d_area, d_sigma, d_gamma))
         return -d_x, *widths, -of_factor / factor.square(), None, None, None, None  # ∂x/∂factor = -λ / factor²
 
 
 def _grids(sampling: Sampling) -> tuple:
-    """What kernels need to know of nested grids."""
+    """Arguments of the compiled kernels that describe the nested grids."""
     sizes = np.array(sampling.sizes, dtype=np.int64)
     return len(sampling), sizes, as_array(sampling.index), as_array(sampling.weight)
 
@@ -183,18 +183,18 @@ class _LineSum(torch.autograd.Function):
         of_factor = torch.zeros_like(factor)
         for index, (part, n_entry) in enumerate(ctx.chunks):
             line, node, _, _ = _entries(part, n_entry, with_fades=False)
-            here = grad[node if ctx.emits is None else node + ctx.emits[line] * n_node]
-            pulls = [here * derivative for derivative in kept[4 * index : 4 * index + 4]]
-            for row, pull in zip(by_line, pulls, strict=True):
-                row.index_add_(0, line, pull)
+            node_grad = grad[node if ctx.emits is None else node + ctx.emits[line] * n_node]
+            gradients = [node_grad * derivative for derivative in kept[4 * index : 4 * index + 4]]
+            for row, gradient in zip(by_line, gradients, strict=True):
+                row.index_add_(0, line, gradient)
             if ctx.needs_input_grad[4]:
-                of_factor = of_factor - pulls[1].double() @ ctx.nodes[node]  # ∂x/∂factor = -λ / factor²
+                of_factor = of_factor - gradients[1].double() @ ctx.nodes[node]  # ∂x/∂factor = -λ / factor²
         d_area, d_x, d_sigma, d_gamma = by_line
         return -d_x.double(), d_area, d_sigma, d_gamma, of_factor / factor.square(), None, None, None, None
 
 
 def _chunks(windows: Windows) -> list[tuple[Windows, int]]:
-    """Split runs so that each part holds about `profiles.block_size` entries; parts and their numbers of entries."""
+    """Split runs so that each part holds about `voigt.block_size` entries; parts and their numbers of entries."""
     if windows.line.is_meta:
         return [(windows, windows.line.numel())]
     if not windows.line.numel():
@@ -203,8 +203,8 @@ def _chunks(windows: Windows) -> list[tuple[Windows, int]]:
     size, n_entry = block_size(total.device), int(total[-1])
     if n_entry <= size:
         return [(windows, n_entry)]
-    at = torch.searchsorted(total, torch.arange(1, n_entry // size + 1, device=total.device) * size)
-    bounds, reached = torch.stack([at, torch.where(at > 0, total[at - 1], 0)]).tolist()
+    cut = torch.searchsorted(total, torch.arange(1, n_entry // size + 1, device=total.device) * size)
+    bounds, reached = torch.stack([cut, torch.where(cut > 0, total[cut - 1], 0)]).tolist()
     bounds, reached = [0, *bounds, total.numel()], [0, *reached, n_entry]
     return [
         (Windows(*(column[a:b] for column in windows)), after - before)
@@ -218,7 +218,7 @@ def _entries(
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Line, node, `fade_out` and `fade_in` of every entry of the runs."""
     line, start, count, fade_out, fade_in = windows
-    if line.is_meta:  # counts are values; a stand-in of the right kind is all that shape inference can have
+    if line.is_meta:  # counts have no values here: shape inference gets one entry a run
         return line, start, fade_out.clone(), fade_in.clone()
     run = torch.repeat_interleave(count, output_size=n_entry)
     before = torch.cumsum(count, 0).sub_(count)
@@ -229,7 +229,7 @@ def _entries(
 
 
 def _cutoff(ratio: Tensor) -> Tensor:
-    """1 up to ratio `HANDOVER`, 0 from ratio 1 on, with four continuous derivatives in between; overwrites `ratio`."""
-    r = ratio.sub_(HANDOVER).mul_(1.0 / (1.0 - HANDOVER)).clamp_(0.0, 1.0)
+    """1 up to ratio `HANDOVER_START`, 0 from ratio 1 on, with four continuous derivatives in between; overwrites `ratio`."""
+    r = ratio.sub_(HANDOVER_START).mul_(1.0 / (1.0 - HANDOVER_START)).clamp_(0.0, 1.0)
     polynomial = (r * -70.0).add_(315.0).mul_(r).sub_(540.0).mul_(r).add_(420.0).mul_(r).sub_(126.0)
     return polynomial.mul_(r.square().square_()).mul_(r).add_(1.0)

@@ -1,6 +1,6 @@
 """Independent pieces of work side by side: the orders of an échelle spectrum.
 
-Does not live here: what the pieces are.
+Does not live here: the pieces of work (`fitting`, `model.echelle`).
 """
 
 from __future__ import annotations

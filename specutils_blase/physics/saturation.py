@@ -4,7 +4,7 @@ A law has two parts. `opacity` turns the depth-like product y = a V of one line 
 lines; `flux` turns the sum τ = Σ t into the flux S. Each returns its value and its derivative, so that the analytic
 Jacobian and autograd share one definition.
 
-Does not live here: profiles, or which line is in emission (`lines`).
+Does not live here: profiles, or which line is in emission (`model.emulator`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The Voigt profile and its derivatives, as pure functions of tensors.
 
 Lives here: the Faddeeva function w(z), the unit-area Voigt profile V(x; σ, γ), and its analytic derivatives.
-Does not live here: where profiles are evaluated (`lines`), what is done with their sum (`saturation`).
+Does not live here: the nodes on which profiles are evaluated (`model.emulator`), the law of their sum (`saturation`).
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import operator
 import numpy as np
 import torch
 from torch import Tensor
+
+from .kernels import FWHM_PER_SIGMA
 
 SQRT_PI = math.sqrt(math.pi)
 
@@ -233,5 +235,5 @@ def voigt(x: Tensor, sigma: Tensor, gamma: Tensor) -> Tensor:
 
 def voigt_fwhm(sigma: Tensor, gamma: Tensor) -> Tensor:
     """Full width at half maximum of a Voigt profile, to 0.02 % (Olivero & Longbothum 1977, JQSRT 17, 233)."""
-    gauss = 2.0 * math.sqrt(2.0 * math.log(2.0)) * sigma
+    gauss = FWHM_PER_SIGMA * sigma
     return 1.0692 * gamma + (0.86639 * gamma.square() + gauss.square()).sqrt()
