@@ -229,7 +229,7 @@ def _entries(
 
 
 def _cutoff(ratio: Tensor) -> Tensor:
-    """1 up to ratio `HANDOVER_START`, 0 from ratio 1 on, with four continuous derivatives in between; overwrites `ratio`."""
+    """1 up to ratio `HANDOVER_START`, 0 from ratio 1 on, four continuous derivatives between; overwrites `ratio`."""
     r = ratio.sub_(HANDOVER_START).mul_(1.0 / (1.0 - HANDOVER_START)).clamp_(0.0, 1.0)
     polynomial = (r * -70.0).add_(315.0).mul_(r).sub_(540.0).mul_(r).add_(420.0).mul_(r).sub_(126.0)
     return polynomial.mul_(r.square().square_()).mul_(r).add_(1.0)
