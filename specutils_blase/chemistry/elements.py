@@ -1,6 +1,6 @@
 """The elements: masses, solar abundances, ionisation energies and partition functions.
 
-One row an element that the Sun has. Does not live here: what follows from them (`equilibrium`), names (`species`).
+One row an element that the Sun has. Does not live here: densities and populations (`equilibrium`), names (`species`).
 
 Sources: A(X) = log10 n_X/n_H + 12 of the Sun's photosphere, or of CI chondrites where the photosphere shows no lines,
 Asplund, Amarsi & Grevesse (2021), A&A 653, A141; ionisation energies [eV] and partition functions
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-TEMPERATURES = (2000.0, 4000.0, 6000.0, 10000.0)
+PARTITION_TEMPERATURES = (2000.0, 4000.0, 6000.0, 10000.0)
 """Nodes [K] of the partition functions of the atom and the singly charged ion; that of the next ion is at 6000 K."""
 
 # Z, symbol, mass, A(X), two ionisation energies; partition functions of the atom (4), of its ion (4), of the next (1)
@@ -141,15 +141,15 @@ class Element:
 
 
 def _elements() -> dict[str, Element]:
-    nodes = np.log(TEMPERATURES)
-    found = {}
+    nodes = np.log(PARTITION_TEMPERATURES)
+    elements = {}
     for row in _TABLE.strip().splitlines():
         _, symbol, *words = row.split()
         mass, abundance, first, second, *partition = map(float, words)
         curves = tuple(np.polyfit(nodes, np.log(partition[4 * k : 4 * k + 4]), 3) for k in (0, 1))
         energies = (first, second if second > 0 else float("inf"))
-        found[symbol] = Element(symbol, mass, abundance, energies, curves, partition[8])
-    return found
+        elements[symbol] = Element(symbol, mass, abundance, energies, curves, partition[8])
+    return elements
 
 
 ELEMENTS: dict[str, Element] = _elements()

@@ -1,8 +1,9 @@
 r"""Chemical equilibrium of a gas of solar composition: how many atoms, ions and molecules absorb.
 
-One temperature and one pressure, LTE: ionisation by Saha, molecules by the law of mass action. It tells which of the
-species in a line list can make strong lines, to a factor of two or so in a star whose photosphere is like that; it is
-no model atmosphere. Does not live here: the lines themselves (`strengths`).
+One temperature and one pressure, LTE: ionisation by Saha, molecules by the law of mass action. Strengths of species
+follow to about a factor of two in a star of such a photosphere; this is no model atmosphere.
+
+Does not live here: the lines themselves (`strengths`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 from astropy import constants as const
 
-from .elements import ELEMENTS, TEMPERATURES
+from .elements import ELEMENTS, PARTITION_TEMPERATURES
 from .species import composition
 
 K_B = const.k_B.si.value
@@ -96,7 +97,7 @@ class Equilibrium:
     """
 
     def __init__(self, temperature: float, gas_pressure: float, abundances: dict[str, float] | None = None):
-        low, high = TEMPERATURES[0], TEMPERATURES[-1]
+        low, high = PARTITION_TEMPERATURES[0], PARTITION_TEMPERATURES[-1]
         if not low <= temperature <= high:
             raise ValueError(
                 f"the partition functions cover {low:g} to {high:g} K, got a temperature of {temperature:g} K"

@@ -1,6 +1,6 @@
 """Names of species, written one way: "Fe I", "Ti II", "CN", "H2O".
 
-Does not live here: what the species weigh or how much of them there is (`elements`, `equilibrium`).
+Does not live here: their masses and densities (`elements`, `equilibrium`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _STELLAR = (
     "C2 CN CH NH CaH MgH SiH FeH CrH AlH TiH NaH NiH MnH SH PH TiO VO ZrO YO LaO ScO AlO SiO MgO CaO FeO SiS TiS C3"
 )
 MOLECULES = (frozenset(HITRAN_MOLECULES) | frozenset(_STELLAR.split())) - frozenset(SYMBOLS)
-"""Formulas that are taken for molecules even where capitals alone would also spell an element (CO, HF, NO)."""
+"""Formulas that are molecules although their capitals also spell an element (CO, HF, NO)."""
 
 _ROMAN = ((10, "X"), (9, "IX"), (5, "V"), (4, "IV"), (1, "I"))
 _ATOM = re.compile(r"([A-Za-z]{1,2})\s*(?:[ _]\s*(\d{1,2}|[IVXivx]{1,6}))?")
@@ -29,7 +29,7 @@ _FORMULA = re.compile(r"(?:[A-Z][a-z]?\d{0,2}){1,8}")
 _PART = re.compile(r"([A-Z][a-z]?)(\d*)")
 # Metals come first, then in this order: SiC, CN, CO, NH, OH, but HF and HCl.
 _ORDER = {
-    symbol: place for place, symbol in enumerate(("Si", "B", "P", "C", "S", "N", "O", "H", "I", "Br", "Cl", "F"), 1)
+    symbol: rank for rank, symbol in enumerate(("Si", "B", "P", "C", "S", "N", "O", "H", "I", "Br", "Cl", "F"), 1)
 }
 
 
@@ -42,6 +42,11 @@ def normalise_species(name: str) -> str:
     name : str
         "Fe 1", "FE 1", "Fe I", "Fe_I", "Fe" (taken as neutral), "CN 1", "(12)C(14)N", or a MOOG code: "26.0" (Fe I),
         "26.1", "607.0" (CN), "56.1137" (with isotopes, which are dropped).
+
+    Returns
+    -------
+    str
+        The normalised name.
 
     Raises
     ------
@@ -90,12 +95,12 @@ def _roman(number: int) -> str:
 
 def _from_code(code: str) -> str:
     """MOOG: atoms Z.i with i the charge, molecules the numbers of their atoms in pairs of digits; then isotopes."""
-    whole, _, decimals = code.partition(".")
-    if len(whole) <= 2:
-        numbers = [int(whole)]
+    digits, _, decimals = code.partition(".")
+    if len(digits) <= 2:
+        numbers = [int(digits)]
     else:
-        whole = whole.zfill(2 * ((len(whole) + 1) // 2))
-        numbers = [int(whole[k : k + 2]) for k in range(0, len(whole), 2)]
+        digits = digits.zfill(2 * ((len(digits) + 1) // 2))
+        numbers = [int(digits[k : k + 2]) for k in range(0, len(digits), 2)]
     if not all(1 <= number <= len(SYMBOLS) for number in numbers):
         raise ValueError(f"expected a MOOG species code made of atomic numbers 1 to {len(SYMBOLS)}, got {code!r}")
     charge = int(decimals[:1] or 0)

@@ -8,7 +8,7 @@ in Å, with the species' density over its partition function from chemical equil
 equivalent width is W = (π e²/m_e c²) N_H λ X, so that strengths compare between species and the reduced widths W/λ go
 as X. For HITRAN's lines it is their intensity S(T) in cm per molecule.
 
-Does not live here: which line is which (`identify`), profiles (`ledgers`).
+Does not live here: the identification of lines (`line_lists.identification`), profiles (`line_lists.ledgers`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import astropy.units as u
 import numpy as np
 from astropy import constants as const
 
-from ..spectra.reading import _number, to_teff
+from ..spectra.reading import to_number, to_teff
 from .equilibrium import Equilibrium, solar_gas
 from .species import composition
 
@@ -51,23 +51,26 @@ STANDARD_COLUMNS = {
 INTENSITY_UNIT = u.cm
 """HITRAN's cm⁻¹/(molecule cm⁻²), for one molecule."""
 
-C2 = (const.h * const.c / const.k_B).to_value(u.K * u.cm)
+HC_PER_K = (const.h * const.c / const.k_B).to_value(u.K * u.cm)
 """Second radiation constant hc/k [cm K]."""
 
 _CM_PER_EV = (1.0 * u.eV).to_value(u.cm**-1, u.spectral())
 
 
 def predicted_strength(line_list, *, temperature=None, gas_pressure=None, abundances: dict | None = None) -> u.Quantity:
-    """Predicted strength of every line; see the module docstring.
+    """Predicted strength of every line.
+
+    Lists with log gf have the strength of one nucleus of hydrogen, X = n/(U n_H) gf λ 10^(-θχ) (1 - exp(-hc/λkT)), in
+    Å. HITRAN's lists have their intensity S(T), in cm per molecule.
 
     Parameters
     ----------
     line_list : QTable
         With the columns wavelength and species, and either log_gf and excitation, or intensity and lower_energy.
     temperature : Quantity or float, optional
-        In K; 5000 K for lists with log gf, and for HITRAN's their own 296 K, by default.
+        In K. By default 5000 K for lists with log gf, and for HITRAN's lists their own 296 K.
     gas_pressure : Quantity or float, optional
-        Of a list with log gf, in Pa: 10⁴ Pa by default, a dwarf's photosphere.
+        In Pa, for a list with log gf: 10⁴ Pa by default, a dwarf's photosphere.
     abundances : dict, optional
         A(X) = log10 n_X/n_H + 12 of elements that differ from the Sun, such as ``{"Ti": 4.7}``.
 
@@ -84,7 +87,7 @@ def predicted_strength(line_list, *, temperature=None, gas_pressure=None, abunda
     wavelength = line_list["wavelength"].to_value(u.AA)
     if {"log_gf", "excitation"} <= set(line_list.colnames):
         temperature = STELLAR_TEMPERATURE if temperature is None else to_teff(temperature, "temperature")
-        pressure = GAS_PRESSURE if gas_pressure is None else _number(gas_pressure, u.Pa, "gas_pressure", True)
+        pressure = GAS_PRESSURE if gas_pressure is None else to_number(gas_pressure, u.Pa, "gas_pressure", True)
         gas = Equilibrium(temperature, pressure, abundances) if abundances else solar_gas(temperature, pressure)
         return _gf_strength(line_list, wavelength, gas) * u.AA
     if {"intensity", "lower_energy"} <= set(line_list.colnames):
@@ -104,8 +107,8 @@ def _gf_strength(line_list, wavelength, gas: Equilibrium) -> np.ndarray:
         logger.warning("no strength predicted for species outside the tables: %s", ", ".join(map(str, unknown)))
     log_gf = np.asarray(line_list["log_gf"], dtype=float)
     excitation = line_list["excitation"].to_value(u.eV)
-    stimulated = -np.expm1(-C2 * 1e8 / wavelength / gas.temperature)
-    boltzmann = np.exp(-C2 * _CM_PER_EV * excitation / gas.temperature)
+    stimulated = -np.expm1(-HC_PER_K * 1e8 / wavelength / gas.temperature)
+    boltzmann = np.exp(-HC_PER_K * _CM_PER_EV * excitation / gas.temperature)
     return population[which] * 10.0**log_gf * wavelength * boltzmann * stimulated
 
 
@@ -124,6 +127,6 @@ def _hitran_intensity(line_list, wavelength, temperature: float) -> np.ndarray:
     wavenumber = 1e8 / wavelength
     energy = line_list["lower_energy"].to_value(u.cm**-1)
     reference = HITRAN_TEMPERATURE
-    ln = power * math.log(reference / temperature) - C2 * energy * (1.0 / temperature - 1.0 / reference)
-    stimulated = np.expm1(-C2 * wavenumber / temperature) / np.expm1(-C2 * wavenumber / reference)
+    ln = power * math.log(reference / temperature) - HC_PER_K * energy * (1.0 / temperature - 1.0 / reference)
+    stimulated = np.expm1(-HC_PER_K * wavenumber / temperature) / np.expm1(-HC_PER_K * wavenumber / reference)
     return intensity * np.exp(ln) * stimulated

@@ -35,7 +35,7 @@ from ..ledger.table import column_values, text_column
 from ..line_lists import predicted_strength, read_line_list
 from ..physics.grids import SPEED_OF_LIGHT
 from ..physics.voigt import voigt_fwhm
-from ..spectra.reading import _number, to_kms
+from ..spectra.reading import to_kms, to_number
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ def identify(
         ("strength_scatter", strength_scatter),
         ("background", background),
     ):
-        _number(value, u.dimensionless_unscaled, name, True)
+        to_number(value, u.dimensionless_unscaled, name, True)
     systematic = to_kms(systematic, "systematic")
     if systematic <= 0:
         raise ValueError(f"systematic must be positive (km/s), got {systematic:g}")

@@ -29,7 +29,7 @@ from ..chemistry.strengths import (
     STELLAR_TEMPERATURE,
     predicted_strength,
 )
-from ..spectra.reading import _number, to_kms, to_teff
+from ..spectra.reading import to_kms, to_number, to_teff
 
 HYDROGEN_COLUMN = 1e24
 """Nuclei of hydrogen [cm⁻²] above the continuum of a solar photosphere, where no column is given."""
@@ -106,7 +106,7 @@ def to_ledger(
     default = (HITRAN_TEMPERATURE, 0.0, TELLURIC_PRESSURE) if hitran else (STELLAR_TEMPERATURE, 1.0, GAS_PRESSURE)
     kelvin = default[0] if temperature is None else to_teff(temperature, "temperature")
     turbulence = default[1] if microturbulence is None else to_kms(microturbulence, "microturbulence")
-    pascal = default[2] if gas_pressure is None else _number(gas_pressure, u.Pa, "gas_pressure", True)
+    pascal = default[2] if gas_pressure is None else to_number(gas_pressure, u.Pa, "gas_pressure", True)
     center = line_list["wavelength"].to_value(u.AA)
     if wavelength_range is None:
         span = [float(center.min()), float(center.max())]
@@ -115,7 +115,7 @@ def to_ledger(
         gamma, center = _pressure_width(line_list, center, kelvin, pascal)
     elif {"log_gf", "excitation"} <= columns:
         strength = predicted_strength(line_list, temperature=kelvin, gas_pressure=pascal, abundances=abundances)
-        density = HYDROGEN_COLUMN if column is None else _number(column, u.cm**-2, "column", True)
+        density = HYDROGEN_COLUMN if column is None else to_number(column, u.cm**-2, "column", True)
         area = math.pi * _RADIUS * density * center * strength.to_value(u.AA) * 1e-8
         gas = Equilibrium(kelvin, pascal, abundances) if abundances else solar_gas(kelvin, pascal)
         gamma = _stellar_width(line_list, center, gas)
@@ -170,7 +170,7 @@ def _telluric_area(line_list, center, kelvin, column) -> np.ndarray:
         raise ValueError(f"give column={{molecule: molecules per cm²}} for {', '.join(missing)}")
     density = np.zeros(len(line_list))
     for name in names:
-        density[species == name] = _number(columns[name], u.cm**-2, f"column of {name}", True)
+        density[species == name] = to_number(columns[name], u.cm**-2, f"column of {name}", True)
     intensity = predicted_strength(line_list, temperature=kelvin).to_value(u.cm)
     return intensity * density * center**2 * 1e-8  # [cm⁻¹] → [Å]
 

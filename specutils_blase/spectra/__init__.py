@@ -1,4 +1,4 @@
-"""The rim: spectra of users to tensors and back, with units, masks, uncertainties, air and vacuum; whence data come.
+"""Spectra of users to tensors and back, with units, masks, uncertainties, air and vacuum; provenance of data.
 
-Does not live here: files of instruments (`adapters`).
+Does not live here: files of instruments (`adapters`), files of results (`asdf`).
 """

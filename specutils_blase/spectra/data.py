@@ -1,7 +1,7 @@
 """The data of one spectral order as frozen tensors: wavelengths, pixel edges, flux, noise, which pixels are good.
 
-Units, masks, uncertainty types and the medium live in :mod:`specutils_blase.spectra.reading`, which makes these objects
-from `specutils.Spectrum`; models and solvers live elsewhere and only read them. Torch only: no astropy here.
+Torch only, no astropy. Does not live here: units, masks, uncertainty types and the medium (`reading`, which makes these
+objects from `specutils.Spectrum`).
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from torch import Tensor
 
 __all__ = ["SpectralData", "pixel_edges"]
 
-# An interval more than this times wider than the pixel beside it is a gap. A single missing pixel gives 2; real
-# dispersions change by far less than 1.1 from one pixel to the next.
+# Ratio of an interval to the pixel beside it above which it is a gap. A single missing pixel gives 2; real dispersions
+# change by far less than a factor 1.1 from one pixel to the next.
 _GAP_RATIO = 1.5
-# Intervals looked at on each side of a pixel that stands alone between two gaps, to learn how wide it should be.
+# Intervals on each side of a pixel alone between two gaps, from whose median it takes its width.
 _NEIGHBOURS = 10
 
 
@@ -57,9 +57,9 @@ def pixel_edges(wavelength: Tensor) -> Tensor:
     above = torch.cat([spacing, spacing[-1:]])
     width = torch.minimum(below, above)
 
-    # A pixel alone between two gaps has no spacing of its own. Its surroundings are asked, and only then: the
-    # median would be wrong for the pixels next to a place where the sampling itself changes (0.01 to 0.02 Å in
-    # PHOENIX), which know their width from the neighbour on their own side.
+    # A pixel alone between two gaps has no spacing of its own and takes the median of its surroundings. The median
+    # would be wrong for pixels beside a change of the sampling (0.01 to 0.02 Å in PHOENIX): these have a neighbour at
+    # their own spacing.
     around = torch.nn.functional.pad(spacing, (_NEIGHBOURS, _NEIGHBOURS), value=float("inf"))
     around = around.unfold(0, 2 * _NEIGHBOURS, 1)
     suspect = (width > _GAP_RATIO * around.amin(1)).nonzero().squeeze(1)
@@ -173,15 +173,19 @@ class SpectralData:
         """Number of good pixels."""
         return int(self.good.sum())
 
-    @property
-    def weight(self) -> Tensor:
-        """Inverse variance, zero where not good; shape (n,)."""
-        return torch.where(self.good, self.sigma**-2, 0.0)
-
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> SpectralData:
         """A copy on another device or in another precision; wavelengths and edges stay float64.
 
         A float32 wavelength would quantise velocities to 18-36 m/s, so `dtype` applies to flux and sigma only.
+
+        Parameters
+        ----------
+        device : torch.device or str, optional
+        dtype : torch.dtype, optional
+
+        Returns
+        -------
+        SpectralData
         """
         return replace(
             self,
@@ -199,37 +203,12 @@ class SpectralData:
         ----------
         mask : Tensor, shape (n,)
             Boolean, True for pixels to keep.
+
+        Returns
+        -------
+        SpectralData
         """
         good = self.good & torch.as_tensor(mask, dtype=torch.bool, device=self.good.device)
         return replace(
             self, flux=torch.where(good, self.flux, 0.0), sigma=torch.where(good, self.sigma, 1.0), good=good
         )
-
-    def trim(self, start: int | None = None, stop: int | None = None) -> SpectralData:
-        """A copy in which only pixels of ``start:stop`` stay good, e.g. ``trim(50, -50)`` against noisy edges."""
-        mask = torch.zeros_like(self.good)
-        mask[start:stop] = True
-        return self.select(mask)
-
-    def held_out(self, every: int, phase: int = 0) -> SpectralData:
-        """A copy without the `phase`-th of every `every` good pixels, for cross-validation.
-
-        The pixels left out are ``self.good & ~self.held_out(every, phase).good``; their flux is still in `self`.
-
-        Parameters
-        ----------
-        every : int
-            Period in good pixels, at least 2.
-        phase : int
-            Which one of each period, 0 <= phase < every.
-
-        Raises
-        ------
-        ValueError
-            If `every` or `phase` is out of range.
-        """
-        if every < 2 or not 0 <= phase < every:
-            raise ValueError(f"expected every >= 2 and 0 <= phase < every, got every={every}, phase={phase}")
-        mask = torch.ones_like(self.good)
-        mask[self.good.nonzero().squeeze(1)[phase::every]] = False
-        return self.select(mask)

@@ -1,6 +1,6 @@
 """Flux and noise of a spectrum as plain numbers on a linear scale.
 
-Does not live here: the spectral axis, masks, and the way back to a spectrum (`spectrum`).
+Does not live here: the spectral axis, masks, and the return to a spectrum (`reading`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from specutils import Spectrum
 
 
 class WrongUnitsError(u.UnitsError, ValueError):
-    """A quantity in units that mean something else: a ValueError too, whatever astropy's own class is derived from."""
+    """A quantity in units of another kind; also a ValueError, which astropy's own class is not."""
 
 
 def read_flux(spectrum: Spectrum) -> np.ndarray:
@@ -60,11 +60,22 @@ def check_linear(unit: u.UnitBase | u.function.FunctionUnitBase) -> None:
 
 
 def read_sigma(spectrum: Spectrum) -> np.ndarray | None:
-    """One-sigma noise in the unit of the flux, or None where the spectrum does not tell."""
+    """One-sigma noise of a spectrum.
+
+    Returns
+    -------
+    ndarray, shape (n,), or None
+        In the unit of the flux; None without an uncertainty, or for an `~astropy.nddata.UnknownUncertainty`.
+
+    Raises
+    ------
+    TypeError
+        If the uncertainty is of another kind than a standard deviation, a variance or an inverse variance.
+    """
     uncertainty = spectrum.uncertainty
     if uncertainty is None or isinstance(uncertainty, UnknownUncertainty):
         return None
-    # Converted here and not by represent_as: that goes through the uncertainty's parent, which `spectrum * 2` steals.
+    # Not by represent_as: it needs the uncertainty's parent, and `spectrum * 2` gives the uncertainty another one.
     powers = {StdDevUncertainty: 1, VarianceUncertainty: 2, InverseVariance: -2}
     kind = next((kind for kind in powers if isinstance(uncertainty, kind)), None)
     if kind is None:

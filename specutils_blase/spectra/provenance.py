@@ -1,7 +1,7 @@
-"""Where the numbers of a result come from: what a template says of itself, and a digest of its arrays.
+"""Provenance of a result: the descriptions of its templates and the digests of their arrays.
 
-A digest says whether two files started from the same numbers; words alone do not. Does not live here: what the
-components of a fit may be (`components`), files (`asdf`).
+Equal digests mean that two files started from the same numbers. Does not live here: the components that a fit takes
+(`fitting.inputs`), files (`asdf`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from specutils import Spectrum
 
 from ..model.emulator import LineEmulator
 
-WORDS = ("source", "medium", "citation")
+KEPT_META = ("source", "medium", "citation")
 """Entries of a template's meta that are kept, as text."""
 
 
@@ -26,17 +26,22 @@ def digest(*arrays) -> str:
 
 
 PIXELS_KEPT = 16
-"""Pixels that stand for an order: a quarter of its pixels has one of them in 99 of 100 cases."""
+"""Pixels whose digests identify an order: a quarter of its pixels holds one of them in 99 of 100 cases."""
 
 
 def pixel_digests(wavelength, flux, most: int | None = PIXELS_KEPT) -> list[str]:
-    """Digests of the pixels of an order, the smallest first: those of a part of it are among those of the whole.
+    """Digests of the pixels of an order, the smallest first; the digests of a part are among those of the whole.
 
     Parameters
     ----------
     wavelength, flux : array_like, (n,)
     most : int or None
-        How many at most; None for all.
+        Number of digests at most; None for all.
+
+    Returns
+    -------
+    list of str
+        64-bit hashes in hexadecimal.
 
     Examples
     --------
@@ -56,7 +61,11 @@ def pixel_digests(wavelength, flux, most: int | None = PIXELS_KEPT) -> list[str]
 
 
 def of_template(template: Spectrum) -> dict[str, str | float]:
-    """What a template says of itself, and the digest of its wavelengths and then its flux, in their own units.
+    """Description of a template, and the digest of its wavelengths and then its flux, in their own units.
+
+    Parameters
+    ----------
+    template : `~specutils.Spectrum`
 
     Returns
     -------
@@ -64,14 +73,14 @@ def of_template(template: Spectrum) -> dict[str, str | float]:
         ``source``, ``medium``, ``citation`` (text), ``resolving_power`` (number) where its meta has them; ``sha256``.
     """
     meta = template.meta or {}
-    record = {name: str(meta[name]) for name in WORDS if meta.get(name) is not None}
+    record = {name: str(meta[name]) for name in KEPT_META if meta.get(name) is not None}
     if meta.get("resolving_power") is not None:
         record["resolving_power"] = float(meta["resolving_power"])
     return {**record, "sha256": digest(template.spectral_axis.value, template.flux.value)}
 
 
 def of_lines(emulator: LineEmulator, source: str) -> dict[str, str]:
-    """The same of lines that came as such: `source`, and the digest of shifted centres, areas, σ, γ and signs."""
+    """Description of given lines: `source`, and the digest of shifted centres, areas, σ, γ and signs."""
     columns = (emulator.shifted_center, emulator.area, emulator.sigma, emulator.gamma, emulator.sign)
     return {
         "source": source,

@@ -1,6 +1,6 @@
-"""What passes for a number or a whole number in an argument: Python's and numpy's own, but no truth value.
+"""Tests for numbers and whole numbers in arguments: Python's and numpy's own pass, truth values do not.
 
-Does not live here: units (`spectrum`, `simulate.inputs`).
+Does not live here: units (`reading`, `simulate.inputs`).
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The rim: `specutils.Spectrum` to `~specutils_blase.spectra.data.SpectralData` and back; quantities to numbers.
 
-With `flux`, the only code of the package that knows units, masks, uncertainty types, air and vacuum. Inside,
-wavelengths are vacuum Å, velocities km/s, noise is one sigma in the unit of the flux, and pixels ascend in wavelength.
-What instruments' own classes add (resolution, order number, header) is read by the adapters; tables of lines by the
-ledger.
+With `flux`, the only code of the package that knows units, masks, uncertainty types, air and vacuum. Inside the
+package, wavelengths are vacuum Å, velocities km/s, noise is one sigma in the unit of the flux, and pixels ascend.
+
+Does not live here: attributes of instruments' own classes (`adapters`), tables of lines (`ledger`).
 """
 
 from __future__ import annotations
@@ -82,7 +82,23 @@ def vacuum_wavelength(axis: u.Quantity, medium: str = "vacuum") -> u.Quantity:
 
 
 def air_wavelength(axis: u.Quantity) -> u.Quantity:
-    """Wavelength [Å] in the air of Ciddor (1996) of any vacuum spectral quantity; inverse of `vacuum_wavelength`."""
+    """Wavelength in air of any vacuum spectral quantity; inverse of `vacuum_wavelength`.
+
+    Parameters
+    ----------
+    axis : `~astropy.units.Quantity`
+        As of `vacuum_wavelength`, in vacuum.
+
+    Returns
+    -------
+    `~astropy.units.Quantity`
+        Wavelength [Å] in the air of Ciddor (1996), float64, of the shape of `axis`.
+
+    Raises
+    ------
+    ValueError
+        As `vacuum_wavelength`, and for wavelengths below 2000 Å.
+    """
     return _refract(vac_to_air, vacuum_wavelength(axis).value, method="Ciddor1996") * u.AA
 
 
@@ -118,7 +134,7 @@ def read_spectrum(spectrum: Spectrum, *, medium: str = "vacuum") -> tuple[Spectr
     data : SpectralData
         float64, ascending, vacuum Å, sharing no memory with `spectrum`.
     frame : SpectrumFrame
-        What is needed to put results back on the axis of `spectrum`.
+        Axis, order, unit and meta, with which results return to the axis of `spectrum`.
 
     Raises
     ------
@@ -167,14 +183,14 @@ def read_spectrum(spectrum: Spectrum, *, medium: str = "vacuum") -> tuple[Spectr
 
 
 def _says_air(spectrum: Spectrum) -> bool:
-    """Whether the spectrum itself declares air wavelengths, which specutils reads without a word."""
+    """Whether the spectrum itself declares air wavelengths, which specutils reads without a warning."""
     meta = spectrum.meta or {}
     ctypes = [getattr(getattr(wcs, "wcs", None), "ctype", ()) for wcs in (spectrum.wcs, meta.get("original_wcs"))]
     return meta.get("medium") == "air" or any(str(ctype).startswith("AWAV") for ctype in (*ctypes[0], *ctypes[1]))
 
 
 def _ascending(wavelength: np.ndarray) -> np.ndarray:
-    """Indices that sort the wavelengths: forwards or backwards, nothing else is accepted."""
+    """Indices that sort ascending or descending wavelengths; others are an error."""
     step = np.diff(wavelength)
     if np.any(step == 0):
         twice = wavelength[:-1][step == 0]
@@ -194,8 +210,9 @@ def _ascending(wavelength: np.ndarray) -> np.ndarray:
 
 def _true_edges(axis: u.Quantity, medium: str) -> np.ndarray | None:
     """Edges (n, 2) [vacuum Å] that the axis was built from, in its own order; None if it has none."""
-    # The public `bin_edges` always answers, with midpoints that bridge gaps; only the private attribute tells the two
-    # apart. specutils drops it in every operation that makes new centres, except in-place ones: hence the check.
+    # The public `bin_edges` always answers, with midpoints that bridge gaps; only the private attribute shows whether
+    # edges were given. specutils drops it in every operation that makes new centres, except in-place ones: hence the
+    # check.
     edges = getattr(axis, "_bin_edges", None)
     if edges is None or len(edges) != len(axis) + 1:
         return None
@@ -234,7 +251,7 @@ class SpectrumFrame:
     axis : `~astropy.units.Quantity`, shape (n,)
         The original spectral axis: its unit, direction and medium.
     order : ndarray, shape (n,)
-        ``order[i]`` is the place on `axis` of data pixel i (ascending vacuum wavelength).
+        ``order[i]`` is the index on `axis` of data pixel i (ascending vacuum wavelength).
     flux_unit : `~astropy.units.UnitBase`
         Unit of the flux.
     medium : {"vacuum", "air"}
@@ -272,6 +289,16 @@ class SpectrumFrame:
             Instead of the meta of the spectrum read; ``meta["medium"]`` is added to either.
         unit : unit, optional
             Unit of `flux`, e.g. ``""`` for a transmission; by default that of the spectrum read, if `flux` has none.
+
+        Returns
+        -------
+        `~specutils.Spectrum`
+            On a copy of `axis`.
+
+        Raises
+        ------
+        ValueError
+            If an array has not the shape of the data.
         """
         unit = self.flux_unit if unit is None else u.Unit(unit)
         values = self._back(flux, "flux")
@@ -303,9 +330,23 @@ def spectrum_on(
     meta: dict[str, Any] | None = None,
     uncertainty: Tensor | np.ndarray | None = None,
 ) -> Spectrum:
-    """A plain `~specutils.Spectrum` on given vacuum wavelengths [Å], all of shape (n,): templates, super-resolution.
+    """A plain `~specutils.Spectrum` on given vacuum wavelengths.
 
-    `flux_unit` is dimensionless by default, `uncertainty` is one sigma in the same unit.
+    Parameters
+    ----------
+    wavelength : Tensor or ndarray, shape (n,)
+        Vacuum Å.
+    flux : Tensor or ndarray, shape (n,)
+    flux_unit : unit
+        Dimensionless by default.
+    meta : dict, optional
+        Meta of the spectrum; ``meta["medium"]`` is added.
+    uncertainty : Tensor or ndarray, shape (n,), optional
+        1-sigma errors in `flux_unit`.
+
+    Returns
+    -------
+    `~specutils.Spectrum`
     """
     axis = u.Quantity(_array(wavelength), u.AA)
     return SpectrumFrame(axis, np.arange(len(axis)), u.Unit(flux_unit), "vacuum", meta or {}).spectrum(
@@ -314,26 +355,40 @@ def spectrum_on(
 
 
 def to_kms(value: u.Quantity | float, name: str = "velocity") -> float:
-    """A velocity as a number of km/s; a bare number is in km/s. `name` is the argument that messages speak of."""
-    return _number(value, u.km / u.s, name)
+    """A velocity as a number of km/s.
 
+    Parameters
+    ----------
+    value : `~astropy.units.Quantity` or float
+        A bare number is in km/s.
+    name : str
+        Name of the argument in messages.
 
-def to_angstrom(value: u.Quantity | float, name: str = "wavelength") -> float:
-    """A length as a number of Å; a bare number is in Å. Nothing is said about the medium."""
-    return _number(value, u.AA, name)
+    Returns
+    -------
+    float
+        In km/s.
+
+    Raises
+    ------
+    TypeError
+        If `value` is not a number; ValueError if it is not one finite number, or has another unit.
+    """
+    return to_number(value, u.km / u.s, name)
 
 
 def to_teff(value: u.Quantity | float, name: str = "teff") -> float:
-    """A positive temperature as a number of K; a bare number is in K."""
-    return _number(value, u.K, name, positive=True)
+    """A positive temperature as a number of K; arguments and errors as of `to_kms`."""
+    return to_number(value, u.K, name, positive=True)
 
 
 def to_resolving_power(value: u.Quantity | float, name: str = "resolving_power") -> float:
-    """A positive resolving power λ/FWHM as a number."""
-    return _number(value, u.dimensionless_unscaled, name, positive=True)
+    """A positive resolving power λ/FWHM as a number; arguments and errors as of `to_kms`."""
+    return to_number(value, u.dimensionless_unscaled, name, positive=True)
 
 
-def _number(value: Any, unit: u.UnitBase, name: str, positive: bool = False) -> float:
+def to_number(value: Any, unit: u.UnitBase, name: str, positive: bool = False) -> float:
+    """One finite number of `unit`, which bare numbers are taken to be in; arguments and errors as of `to_kms`."""
     of = "" if unit == u.dimensionless_unscaled else f" of {unit}, or a Quantity that converts to it"
     expected = f"expected {name} as one finite{' positive' if positive else ''} number{of}"
     if isinstance(value, u.Quantity):

@@ -1,4 +1,4 @@
-"""Who writes objects to files: named from above, so that what is written need not know.
+"""The writer of files, registered by the package, so that results need not import `asdf`.
 
 Does not live here: the files (`asdf`).
 """
@@ -11,7 +11,7 @@ _LOADERS: list[Callable[[], Callable]] = []
 
 
 def register_writer(load: Callable[[], Callable]) -> None:
-    """Name the function that loads the writer: ``write(object, path, *, overwrite, compression)``."""
+    """Register the function that loads the writer, ``write(object, path, *, overwrite, compression)``."""
     _LOADERS[:] = [load]
 
 

@@ -88,7 +88,6 @@ class TestSpectralData:
         assert len(data) == 8
         assert data.n_good == 2
         assert data.good.tolist() == [True] + 6 * [False] + [True]
-        assert data.weight.tolist() == [4.0] + 6 * [0.0] + [0.25]
         assert data.flux.tolist() == [1.0] + 6 * [0.0] + [1.0]
         assert data.sigma.tolist() == [0.5] + 6 * [1.0] + [2.0]
 
@@ -97,13 +96,13 @@ class TestSpectralData:
         good[7] = False
         quiet = example(good=good)
         spiked = example(good=good, flux=torch.where(good, quiet.flux, 1e5))
-        for field in ("flux", "sigma", "good", "weight"):
+        for field in ("flux", "sigma", "good"):
             assert torch.equal(getattr(quiet, field), getattr(spiked, field))
 
-    def test_unknown_noise_has_unit_weight(self):
+    def test_unknown_noise_is_one(self):
         data = example(sigma=None)
         assert not data.noise_known
-        assert torch.equal(data.weight, torch.ones(20, dtype=torch.float64))
+        assert torch.equal(data.sigma, torch.ones(20, dtype=torch.float64))
         assert example().noise_known
 
     def test_given_edges_are_kept(self):
@@ -119,38 +118,18 @@ class TestSpectralData:
 
     def test_moves_without_losing_wavelength_precision(self, device):
         data = example().to(device, torch.float32)
-        assert data.flux.dtype == data.sigma.dtype == data.weight.dtype == torch.float32
+        assert data.flux.dtype == data.sigma.dtype == torch.float32
         assert data.wavelength.dtype == data.edges.dtype == torch.float64
         assert {t.device.type for t in (data.wavelength, data.edges, data.flux, data.sigma, data.good)} == {device.type}
         assert example().to(dtype=torch.float32).good.dtype == torch.bool
-        assert example().to("meta").weight.device.type == "meta"
+        assert example().to("meta").sigma.device.type == "meta"
 
-    @pytest.mark.parametrize(("every", "phase"), [(2, 0), (10, 0), (10, 9), (3, 1)])
-    def test_held_out_counts_good_pixels(self, every, phase):
-        good = torch.arange(100) % 7 != 0
-        data = example(100, good=good)
-        fitted = data.held_out(every, phase)
-        assert len(fitted) == len(data)
-        assert torch.equal((data.good & ~fitted.good).nonzero(), data.good.nonzero()[phase::every])
-        assert (fitted.weight[~fitted.good] == 0).all()
-        assert (fitted.flux[~fitted.good] == 0).all()
-
-    def test_every_good_pixel_is_held_out_once(self):
-        data = example(100)
-        times = sum((data.good & ~data.held_out(10, phase).good).int() for phase in range(10))
-        assert torch.equal(times, data.good.int())
-
-    @pytest.mark.parametrize(("every", "phase"), [(1, 0), (0, 0), (5, 5), (5, -1)])
-    def test_held_out_refuses_nonsense(self, every, phase):
-        with pytest.raises(ValueError, match="expected every >= 2"):
-            example().held_out(every, phase)
-
-    def test_trim_and_select_keep_the_pixels(self):
+    def test_select_keeps_the_pixels(self):
         data = example()
-        assert data.trim(3, -4).good.tolist() == 3 * [False] + 13 * [True] + 4 * [False]
-        assert data.trim().n_good == 20
-        assert len(data.trim(3, -4)) == 20
-        assert data.select(data.wavelength > 8000.5).n_good == (data.wavelength > 8000.5).sum()
+        chosen = data.select(data.wavelength > 8000.5)
+        assert len(chosen) == 20
+        assert torch.equal(chosen.good, data.wavelength > 8000.5) and 0 < chosen.n_good < 20
+        assert (chosen.flux[~chosen.good] == 0).all() and (chosen.sigma[~chosen.good] == 1).all()
 
     @pytest.mark.parametrize("field", ["flux", "sigma", "good", "edges"])
     def test_refuses_other_shapes(self, field):

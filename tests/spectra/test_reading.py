@@ -27,7 +27,6 @@ from specutils_blase.spectra.reading import (
     air_wavelength,
     read_spectrum,
     spectrum_on,
-    to_angstrom,
     to_kms,
     to_resolving_power,
     to_teff,
@@ -201,9 +200,8 @@ class TestBadPixels:
         assert torch.equal(data.good, keep)
         assert torch.equal(data.wavelength, clean.wavelength)
         assert torch.equal(data.edges, clean.edges)
-        assert torch.equal(data.weight[keep], clean.weight[keep])
+        assert torch.equal(data.sigma[keep], clean.sigma[keep])
         assert torch.equal(data.flux, torch.where(keep, clean.flux, 0.0))
-        assert data.weight[7] == 0
         assert data.sigma[7] == 1
         assert len(frame.spectrum(data.flux).flux) == N
 
@@ -529,8 +527,6 @@ class TestNumbers:
             (to_resolving_power, 55 * u.Unit("1000"), 55_000.0),
             (to_teff, 4.7 * u.kK, 4700.0),
             (to_teff, 4700, 4700.0),
-            (to_angstrom, 1.5 * u.nm, 15.0),
-            (to_angstrom, 0.01, 0.01),
         ],
     )
     def test_value(self, read, value, number):
@@ -561,16 +557,15 @@ class TestNumbers:
             (to_resolving_power, 5 * u.km, u.UnitsError, r"got a value in \[km\]"),
             (to_teff, -4700 * u.K, ValueError, "finite positive number of K"),
             (to_teff, 20 * u.deg_C, u.UnitsError, r"got a value in \[deg_C\]"),
-            (to_angstrom, 1 * u.Hz, u.UnitsError, r"got a value in \[Hz\]"),
         ],
     )
     def test_error(self, read, value, error, message):
         with pytest.raises(error, match=message):
             read(value, "rv")
 
-    @pytest.mark.parametrize("read", [to_kms, to_resolving_power, to_teff, to_angstrom])
+    @pytest.mark.parametrize("read", [to_kms, to_resolving_power, to_teff])
     def test_default_name(self, read):
-        with pytest.raises(TypeError, match=r"expected (velocity|resolving_power|teff|wavelength) as"):
+        with pytest.raises(TypeError, match=r"expected (velocity|resolving_power|teff) as"):
             read(None)
 
 
