@@ -1,4 +1,4 @@
-"""When and where a spectrum was taken, and its barycentric velocity, from what the header of the instrument says.
+"""Time and place of an observation, and its barycentric velocity, from the header of the instrument.
 
 Offline: no site lists, no Earth-orientation tables are fetched. Does not live here: finding the header (`muler`).
 """
@@ -26,8 +26,9 @@ SITES = {
     "Gemini North": (-155.4690, 19.8238, 4213.0),
     "Keck": (-155.4783, 19.8283, 4160.0),
 }
-"""Longitude [deg, east positive], latitude [deg], height [m]; a kilometre off is 0.1 m/s. `EarthLocation.of_site` would
-ask the network."""
+"""Longitude [deg, east positive], latitude [deg], height [m]; an error of a kilometre is 0.1 m/s.
+
+`EarthLocation.of_site` would use the network."""
 
 SITE_UNITS = (u.deg, u.deg, u.m)
 
@@ -37,17 +38,17 @@ IGRINS_SITES = (
     ("discovery|dct|ldt|lowell", "LDT"),
     ("smith|mcdonald|2\\.7", "McDonald"),
 )
-"""What TELESCOP, or else OBSERVAT, may say of where IGRINS was at the time."""
+"""Pattern in TELESCOP, or else OBSERVAT, to the site of IGRINS at the time."""
 
-KEYWORDS = (
+HEADER_KEYWORDS = (
     *("TELESCOP", "OBSERVAT", "DATE-OBS", "MJD-OBS", "UTC", "UT", "EXPTIME", "ITIME", "COADDS"),
     *("QRA", "QDEC", "QEQUINOX", "QEPOCH", "QPMRA", "QPMDEC"),
     *("OBJRA", "OBJDEC", "OBJEPOCH", "TELRA", "TELDEC", "TELEPOCH", "RA", "DEC", "EQUINOX"),
 )
-"""All that a barycentric velocity is computed from."""
+"""Keywords from which a barycentric velocity is computed."""
 
-POINTING_TOLERANCE = 0.2
-"""Degrees between the coordinates of target and telescope above which one is wrong; less is 0.1 km/s at most."""
+POINTING_LIMIT_DEG = 0.2
+"""Distance of target and telescope above which one of their coordinates is wrong; below it, 0.1 km/s at most."""
 
 Header = Mapping | fits.Header
 
@@ -62,20 +63,20 @@ def number(header: Header, key: str) -> float | None:
 
 
 def text(header: Header, key: str) -> str | None:
-    """A text that says something, from a header; else None."""
+    """A text that is not empty, from a header; else None."""
     value = str(header.get(key) or "").strip()
     return value or None
 
 
 def site_of(header: Header, instrument: str) -> str | None:
-    """Key of `SITES` where an observation was made; None where the header of IGRINS, which travels, does not tell."""
+    """Key of `SITES` of an observation; None for IGRINS, which travels, where the header does not tell."""
     fixed = {"HPF": "HET", "NIRSPEC": "Keck"}.get(instrument)
     if fixed is not None:
         return fixed
     for key in ("TELESCOP", "OBSERVAT"):
-        said = (text(header, key) or "").lower()
+        header_text = (text(header, key) or "").lower()
         for pattern, site in IGRINS_SITES:
-            if re.search(pattern, said):
+            if re.search(pattern, header_text):
                 return site
     return None
 
@@ -136,7 +137,7 @@ def target_coordinates(header: Header, instrument: str, time: Time) -> tuple[Sky
         return None, "no coordinates of the target in the header"
     if target is not None and pointing is not None:
         apart = target.separation(pointing).deg
-        if apart > POINTING_TOLERANCE:
+        if apart > POINTING_LIMIT_DEG:
             return None, f"OBJRA, OBJDEC and TELRA, TELDEC are {apart:.1f} degrees apart"
     return (target, "OBJRA, OBJDEC") if target is not None else (pointing, "TELRA, TELDEC")
 
@@ -145,11 +146,11 @@ def _coordinates(header: Header, ra: str, dec: str, equinox: str, numbers: bool 
     """Numbers are degrees, text with colons hours and degrees; None for anything else, in one or both."""
     angles = []
     for key, unit in ((ra, u.hourangle), (dec, u.deg)):
-        value, said = number(header, key), text(header, key) or ""
+        value, angle_text = number(header, key), text(header, key) or ""
         if numbers and value is not None:
             angles.append(value * u.deg)
-        elif re.fullmatch(r"[+-]?\d{1,3}:\d{1,2}:\d{1,2}(\.\d*)?", said):
-            angles.append(Angle(said, unit))
+        elif re.fullmatch(r"[+-]?\d{1,3}:\d{1,2}:\d{1,2}(\.\d*)?", angle_text):
+            angles.append(Angle(angle_text, unit))
     if len(angles) < 2 or not (0 <= angles[0].to_value(u.deg) < 360 and abs(angles[1].to_value(u.deg)) <= 90):
         return None
     year = number(header, equinox) or 2000.0
@@ -186,8 +187,8 @@ def barycentric_velocity(header: Header | None, instrument: str | None) -> tuple
 
 
 def computed_velocity(header: Header, instrument: str | None) -> tuple[float | None, str]:
-    """The same by astropy, whatever BRVCORR says: from coordinates, time and site."""
-    return _computed(tuple((key, header[key]) for key in KEYWORDS if key in header), instrument)
+    """Barycentric velocity by astropy from coordinates, time and site; BRVCORR is not read."""
+    return _computed(tuple((key, header[key]) for key in HEADER_KEYWORDS if key in header), instrument)
 
 
 @lru_cache(maxsize=64)  # the orders of a spectrum share it

@@ -1,7 +1,8 @@
 """States that blasé saved (`.pt` files of PyTorch state dicts), read as line emulators.
 
-A state holds numbers without saying which of blasé's models they belong to, so that it must be told. Nothing in a file
-is run as code. Does not live here: the profile that most of blasé's states were fitted with (`mixed_profile`).
+A state does not record its class of model, so that the caller names it. Nothing in a file is run as code.
+
+Does not live here: the profile of most of blasé's states (`mixed_profile`).
 
 Gully-Santiago & Morley (2022), ApJ 941, 200; the classes meant are those of blasé 0.3, commit 6f6817b.
 """
@@ -25,10 +26,10 @@ from .mixed_profile import exact_voigts
 logger = logging.getLogger(__name__)
 
 LINE_KEYS = ("lam_centers", "amplitudes", "sigma_widths", "gamma_widths")
-"""What a state of lines must have: centres [Å], and natural logarithms of Å, one value a line."""
+"""Keys that a state of lines must have: centres [Å], and natural logarithms of Å, one value a line."""
 
 SCALARS = {"a_coeff": 1.0, "b_coeff": 0.0, "c_coeff": 0.0, "radial_velocity": 0.0}
-"""What it may have besides, and what it is when it does nothing."""
+"""Keys that it may have besides, with the values at which they have no effect."""
 
 PARAMETER_KEYS = ("ln_vsini", "ln_sigma_angs", "linear_model.weight", "linear_model.bias")
 """Keys of a state of blasé's ExtrinsicModel or InstrumentalModel."""
@@ -37,6 +38,7 @@ PROFILES = {"linear": ("mixed",), "log": ("exact", "mixed")}
 """Flux scale → profiles that blasé has for it, the usual one first."""
 
 MOST_LINES = 10_000_000
+"""Values that a tensor of a state may claim."""
 
 
 def read_blase_state(
@@ -89,9 +91,9 @@ def read_blase_state(
     missing = [key for key in LINE_KEYS if key not in state]
     unknown = [key for key in state if key not in LINE_KEYS and key not in SCALARS]
     if missing or unknown:
-        found = f"lacks {', '.join(missing)}" if missing else f"has {', '.join(map(str, unknown[:8]))} as well"
+        difference = f"lacks {', '.join(missing)}" if missing else f"has {', '.join(map(str, unknown[:8]))} as well"
         raise ValueError(
-            f"cannot read {path}: expected the keys {', '.join(LINE_KEYS)} of a blasé emulator, it {found}"
+            f"cannot read {path}: expected the keys {', '.join(LINE_KEYS)} of a blasé emulator, it {difference}"
         )
     lines = {key: _values(path, state, key, 1) for key in LINE_KEYS}
     sizes = {values.numel() for values in lines.values()}
@@ -123,11 +125,16 @@ def read_blase_state(
 def read_blase_parameters(path) -> dict[str, u.Quantity | np.ndarray]:
     """Physical values of a state of blasé's ExtrinsicModel or InstrumentalModel.
 
+    Parameters
+    ----------
+    path : path-like
+        File written by ``torch.save(model.state_dict(), path)``.
+
     Returns
     -------
     dict
-        vsini [km/s] (0.9 + exp ln_vsini); lsf_sigma [Å] (0.01 + exp ln_sigma_angs), for grids with steps of 0.01 Å, as
-        blasé takes every grid to be; continuum_weight and continuum_bias as they are: which are there.
+        Those present of vsini [km/s] (0.9 + exp ln_vsini), lsf_sigma [Å] (0.01 + exp ln_sigma_angs; blasé assumes
+        grids with steps of 0.01 Å), continuum_weight and continuum_bias.
 
     Raises
     ------

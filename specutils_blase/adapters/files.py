@@ -1,7 +1,7 @@
-"""Spectra from a file, whoever wrote it: through muler, anything that specutils reads, or a plain table.
+"""Spectra from any file: through muler, through any reader of specutils, or from a plain table.
 
-Does not live here: our own ASDF files (`asdf`), what the spectrum then means (`spectrum`), the files of HPF, IGRINS and
-NIRSPEC themselves (`loaders`).
+Does not live here: our own ASDF files (`asdf`), units and masks of the spectrum (`spectra.reading`), the files of HPF,
+IGRINS and NIRSPEC themselves (`loaders`).
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from .identify import instrument_of
 from .loaders import from_hpf, from_igrins, from_nirspec
 from .muler import HPF_ORDERS, load_hpf, load_hpf_orders
 
-COLUMNS = {
+COLUMN_SPELLINGS = {
     "wavelength": ("wavelength", "wave", "lambda"),
     "flux": ("flux", "transmission"),
     "uncertainty": ("uncertainty", "error", "err", "sigma", "flux_err"),
 }
-"""What a column of a plain table may be called; the last is optional."""
+"""Names that the columns of a plain table may have; the last column is optional."""
 
-UNREADABLE = (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, IORegistryError)
-"""What the readers of specutils and astropy raise at a file that is not theirs."""
+READER_ERRORS = (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, IORegistryError)
+"""Errors of the readers of specutils and astropy at a file that is not theirs."""
 
 
 def load_spectrum(path, *, order: int | None = None, format: str | None = None) -> Spectrum:
@@ -104,14 +104,14 @@ def load_orders(paths: Sequence, *, format: str | None = None, extension: str | 
         )
     if instruments == {"HPF"}:
         return from_hpf(paths[0])
-    found = _read(paths[0], (SpectrumList, Spectrum), format)
-    return SpectrumList([found] if isinstance(found, Spectrum) and found.data.ndim < 2 else list(found))
+    spectra = _read(paths[0], (SpectrumList, Spectrum), format)
+    return SpectrumList([spectra] if isinstance(spectra, Spectrum) and spectra.data.ndim < 2 else list(spectra))
 
 
 def load_observation(
     paths: Sequence, *, orders: Sequence[int] | None = None, format: str | None = None, extension: str | None = None
 ) -> Spectrum | SpectrumList:
-    """What a fit takes: the one spectrum that there is or that is chosen, or the list of all, or of those chosen.
+    """Input of a fit: one spectrum, or a list of all orders or of those chosen.
 
     Parameters
     ----------
@@ -131,12 +131,12 @@ def load_observation(
     if extension is None and len(paths) == 1 and orders is not None and len(orders) == 1:
         return load_spectrum(paths[0], order=orders[0], format=format)
     is_hpf = format is None and extension is None and len(paths) == 1 and instrument_of(paths[0]) == "HPF"
-    found = range(HPF_ORDERS) if is_hpf else load_orders(paths, format=format, extension=extension)
+    chosen = range(HPF_ORDERS) if is_hpf else load_orders(paths, format=format, extension=extension)
     if orders is not None:
-        found = [_one(found, order, paths[0]) for order in orders]
+        chosen = [_one(chosen, order, paths[0]) for order in orders]
     if is_hpf:
-        found = load_hpf_orders(paths[0], found)
-    return found[0] if len(found) == 1 else SpectrumList(found)
+        chosen = load_hpf_orders(paths[0], chosen)
+    return chosen[0] if len(chosen) == 1 else SpectrumList(chosen)
 
 
 def _existing(path) -> Path:
@@ -160,47 +160,47 @@ def _read(path: Path, classes: tuple[type, ...], format: str | None) -> Spectrum
         for read, options in readers:
             try:
                 return _on_wavelengths(read(str(path), **options))
-            except UNREADABLE as error:
+            except READER_ERRORS as error:
                 reasons.append(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
     hint = "give its specutils format, or a table with the columns wavelength, flux, uncertainty"
     raise ValueError(f"cannot read a spectrum from {path} ({reasons[0].rstrip('.')}): {hint}")
 
 
-def _on_wavelengths(found: Spectrum | SpectrumList) -> Spectrum | SpectrumList:
-    """What was read, unless its header has no wavelengths, which specutils then takes to be pixels in Å."""
-    for spectrum in [found] if isinstance(found, Spectrum) else found:
+def _on_wavelengths(spectra: Spectrum | SpectrumList) -> Spectrum | SpectrumList:
+    """The spectra as read; ValueError if the header has no wavelengths, for which specutils puts pixels in Å."""
+    for spectrum in [spectra] if isinstance(spectra, Spectrum) else spectra:
         header = spectrum.meta.get("header") or {}
         axes = spectrum.wcs
         counted = isinstance(axes, WCS) and axes.naxis == 1 and axes.wcs.cdelt[0] == 1.0 and axes.wcs.crval[0] == 0.0
         if counted and not any(key in header for key in ("CRVAL1", "CDELT1", "CD1_1", "PC1_1", "CTYPE1")):
             raise ValueError("its header tells no wavelengths, CRVAL1 and CDELT1 are missing")
-    return found
+    return spectra
 
 
-def _one(found, order: int | None, path: Path) -> Spectrum:
+def _one(spectra, order: int | None, path: Path) -> Spectrum:
     """The one spectrum asked for, of a spectrum, a list, or a stack of rows."""
-    if isinstance(found, Spectrum) and found.data.ndim < 2:
-        found = [found]
-    number = len(found)
+    if isinstance(spectra, Spectrum) and spectra.data.ndim < 2:
+        spectra = [spectra]
+    number = len(spectra)
     if order is None and number == 1:
         order = 0
     if order is None:
         raise ValueError(f"{path} holds {number} spectra: choose one, order=0 to {number - 1}")
     if not 0 <= order < number:
         raise ValueError(f"{path} holds {number} spectra, order must lie between 0 and {number - 1}, got {order}")
-    return found[order]
+    return spectra[order]
 
 
 def _from_table(path: str) -> Spectrum:
     table = QTable.read(path)
-    names = {name.lower(): name for name in table.colnames}
+    column_names = {name.lower(): name for name in table.colnames}
     columns = {}
-    for wanted, spellings in COLUMNS.items():
-        found = next((names[spelling] for spelling in spellings if spelling in names), None)
-        if found is None and wanted != "uncertainty":
+    for wanted, spellings in COLUMN_SPELLINGS.items():
+        name = next((column_names[spelling] for spelling in spellings if spelling in column_names), None)
+        if name is None and wanted != "uncertainty":
             raise ValueError(f"no column {wanted} among {', '.join(table.colnames)}")
-        if found is not None:
-            column = table[found]
+        if name is not None:
+            column = table[name]
             column = column.filled(np.nan) if hasattr(column, "filled") else column
             columns[wanted] = u.Quantity(column, dtype=float)
     wavelength = columns["wavelength"]

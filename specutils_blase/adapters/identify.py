@@ -1,6 +1,7 @@
-"""Whose file is it: HPF's, IGRINS' or NIRSPEC's, by what is in it and not by what it is called.
+"""Recognition of the files of HPF, IGRINS and NIRSPEC by their content, whatever their names.
 
-Light on purpose: specutils asks at every ``SpectrumList.read``. Does not live here: reading the spectra (`loaders`).
+Light on purpose: specutils calls it at every ``SpectrumList.read``. Does not live here: reading the spectra
+(`loaders`).
 """
 
 from __future__ import annotations
@@ -14,16 +15,17 @@ from pathlib import Path
 
 from astropy.io import fits
 
-PIPELINES = {"SCI ERROR": "Goldilocks", "SCI VARIANCE": "Slope"}
+HPF_PIPELINES = {"SCI ERROR": "Goldilocks", "SCI VARIANCE": "Slope"}
 """Name of the fourth extension of an HPF file to the word by which muler knows the pipeline that wrote it."""
 
 NIRSPEC_COLUMNS = ("wave (A)", "flux (cnts)", "noise (cnts)", "sky (cnts)")
-"""What the tables of the NIRSPEC pipeline (NSDRP) hold, among other columns, and no other pipeline's do."""
+"""Columns of the tables of the NIRSPEC pipeline (NSDRP), and of no other pipeline's."""
 
-DIVIDED = "SPEC_DIVIDE_A0V"
+DIVIDED_EXTENSION = "SPEC_DIVIDE_A0V"
+"""EXTNAME of the flux of IGRINS divided by that of a hot star."""
 
-MAGIC = (b"SIMPLE", b"\x1f\x8b")
-"""How a FITS file and a compressed one begin."""
+FITS_MAGIC = (b"SIMPLE", b"\x1f\x8b")
+"""First bytes of a FITS file and of a compressed one."""
 
 
 @contextmanager
@@ -35,7 +37,7 @@ def open_fits(path, whose: str) -> Iterator[fits.HDUList]:
     path : path-like
         The file, compressed or not.
     whose : str
-        What the messages say was expected, for example "HPF".
+        Expected instrument, for messages, for example "HPF".
 
     Raises
     ------
@@ -50,7 +52,7 @@ def open_fits(path, whose: str) -> Iterator[fits.HDUList]:
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path}")
     with open(path, "rb") as stream:  # opened here, because astropy leaves a file open that it cannot make sense of
-        if not stream.read(6).startswith(MAGIC):
+        if not stream.read(6).startswith(FITS_MAGIC):
             raise ValueError(f"{path} is not a FITS file: expected one of {whose}")
         stream.seek(0)
         with warnings.catch_warnings(record=True) as notes:
@@ -81,7 +83,7 @@ def instrument_of(path) -> str | None:
         If there is no such file, or it may not be read.
     """
     with open(path, "rb") as stream:
-        if not stream.read(6).startswith(MAGIC):
+        if not stream.read(6).startswith(FITS_MAGIC):
             return None
         stream.seek(0)
         with warnings.catch_warnings():
@@ -101,12 +103,12 @@ def hpf_pipeline(units: fits.HDUList) -> str | None:
     """The word by which muler knows the pipeline of an HPF file; None for any other file."""
     if units[0].header.get("INSTRUME") != "HPF" or len(units) < 10 or units[1].name.upper() != "SCI FLUX":
         return None
-    return PIPELINES.get(units[4].name.upper())
+    return HPF_PIPELINES.get(units[4].name.upper())
 
 
 @dataclass(frozen=True)
 class IGRINSLayout:
-    """Where in an IGRINS file things stand: numbers of its units; None for variances that are not in it."""
+    """Units of an IGRINS file that hold flux, variances and wavelengths; None for variances that are not in it."""
 
     flux: int
     variance: int | None
@@ -114,7 +116,7 @@ class IGRINSLayout:
 
 
 def igrins_layout(units: fits.HDUList, extension: str | None = None) -> IGRINSLayout | None:
-    """Where flux, variances and wavelengths stand in a file of the IGRINS pipeline; None for any other file.
+    """Units of flux, variances and wavelengths in a file of the IGRINS pipeline; None for any other file.
 
     Three forms are in use: the later A0V-divided one (12 units, empty primary), the earlier one (6 units, the primary
     is the divided spectrum, no variances), and the plain one (flux, wavelengths; variances in a file beside it).
@@ -140,8 +142,8 @@ def igrins_layout(units: fits.HDUList, extension: str | None = None) -> IGRINSLa
         return None
     if extension is not None:
         flux = names.index(extension.upper()) if extension.upper() in names else None
-    elif DIVIDED in names:
-        flux = names.index(DIVIDED)
+    elif DIVIDED_EXTENSION in names:
+        flux = names.index(DIVIDED_EXTENSION)
     else:
         flux = 0 if shapes[0] else 1
     if flux is None or flux == wavelength or len(shapes[wavelength]) != 2 or shapes[flux] != shapes[wavelength]:
@@ -149,7 +151,7 @@ def igrins_layout(units: fits.HDUList, extension: str | None = None) -> IGRINSLa
     variance = f"{names[flux]}_VARIANCE"
     if variance in names:
         return IGRINSLayout(flux, names.index(variance), wavelength)
-    by_position = wavelength == 3 and flux == 1 and DIVIDED not in names
+    by_position = wavelength == 3 and flux == 1 and DIVIDED_EXTENSION not in names
     return IGRINSLayout(flux, 2 if by_position and shapes[2] == shapes[1] else None, wavelength)
 
 

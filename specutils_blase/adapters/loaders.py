@@ -1,9 +1,11 @@
 """Whole échelle spectra from the files of HPF, IGRINS and NIRSPEC, as muler's lists of orders.
 
-The lists and orders are of muler's classes, so that its methods work on them; here stands what muler 0.5.6 does not
-read: `pathlib.Path`, compressed files, H and K together, files of other names, the earlier form of IGRINS' files.
-Nothing is reduced: fluxes are those of the file, wavelengths are as observed, in vacuum, and the sky fibre is left to
-muler. Does not live here: whose file it is (`identify`), what headers say (`muler`, `barycentric`).
+The lists and orders are of muler's classes, so that its methods work on them. These loaders also take `pathlib.Path`,
+compressed files, H and K together, files of other names, and the earlier form of IGRINS' files, which muler 0.5.6 does
+not read. Nothing is reduced: fluxes are those of the file, wavelengths are as observed, in vacuum, and the sky fibre is
+left to muler.
+
+Does not live here: recognition of files (`identify`), the content of headers (`muler`, `barycentric`).
 """
 
 from __future__ import annotations
@@ -23,18 +25,18 @@ from astropy.utils.exceptions import AstropyUserWarning
 from specutils import Spectrum, SpectrumList
 
 from . import barycentric
-from .identify import DIVIDED, NIRSPEC_COLUMNS, hpf_pipeline, igrins_layout, is_nirspec_table, open_fits
+from .identify import DIVIDED_EXTENSION, NIRSPEC_COLUMNS, hpf_pipeline, igrins_layout, is_nirspec_table, open_fits
 from .muler import NOT_HPF, quiet_muler
 
 IGRINS_BANDS = {"H": (1.40, 1.85, 98), "K": (1.83, 2.55, 71)}
 """Wavelengths [µm] and the grating's order of the reddest row, as in muler."""
 
-HPF_RANGE = (7_500.0, 13_500.0)
-NIRSPEC_RANGE = (9_000.0, 56_000.0)
-"""Wavelengths [Å] that the instruments can have seen, widely."""
+HPF_RANGE_AA = (7_500.0, 13_500.0)
+NIRSPEC_RANGE_AA = (9_000.0, 56_000.0)
+"""Widest ranges of wavelengths [Å] of the instruments."""
 
-SAME_EXPOSURE = 600.0
-"""Seconds by which the H and the K file of one observation may differ."""
+SAME_EXPOSURE_SECONDS = 600.0
+"""Limit on the difference in time of the H and the K file of one observation."""
 
 
 def from_hpf(path) -> SpectrumList:
@@ -68,7 +70,7 @@ def from_hpf(path) -> SpectrumList:
             raise ValueError(f"{path} {NOT_HPF}, got {_contents(units)}")
         number = _common_shape(path, units, range(1, 10))[0]
         for fibre in (7, 8, 9):
-            _check_wavelengths(path, np.asarray(units[fibre].data, dtype=float), HPF_RANGE, "Å")
+            _check_wavelengths(path, np.asarray(units[fibre].data, dtype=float), HPF_RANGE_AA, "Å")
         from muler.hpf import HPFSpectrum, HPFSpectrumList
 
         orders = [HPFSpectrum(file=pipeline, order=order, cached_hdus=[units]) for order in range(number)]
@@ -147,7 +149,7 @@ def from_nirspec(path) -> SpectrumList:
         If there is no such file, or it is a folder.
     """
     paths = _paths(path)
-    exposures = {found[0] for path in paths if (found := re.match(r"NS\.\d+\.\d+", path.name))}
+    exposures = {match[0] for path in paths if (match := re.match(r"NS\.\d+\.\d+", path.name))}
     if len(exposures) > 1:
         raise ValueError(f"expected orders of one NIRSPEC exposure, got files of {', '.join(sorted(exposures))}")
     with quiet_muler():
@@ -169,7 +171,7 @@ def from_nirspec(path) -> SpectrumList:
 def _paths(path) -> list[Path]:
     if isinstance(path, str | os.PathLike):
         return [Path(path)]
-    if not isinstance(path, Iterable) or not (paths := [Path(each) for each in path]):
+    if not isinstance(path, Iterable) or not (paths := [Path(item) for item in path]):
         raise TypeError(f"expected a path or a sequence of paths, got {path!r}")
     return paths
 
@@ -227,7 +229,7 @@ def _read_igrins(path: Path, extension: str | None) -> tuple[str, fits.Header, l
         if layout.variance is not None:
             variance = np.array(units[layout.variance].data)
         else:
-            plain = layout.flux == 0 and units[0].name != DIVIDED
+            plain = layout.flux == 0 and units[0].name != DIVIDED_EXTENSION
             variance = _variance_beside(path, flux.shape) if plain else None
     band = _band(path, micron)
     orders = []
@@ -244,7 +246,7 @@ def _read_igrins(path: Path, extension: str | None) -> tuple[str, fits.Header, l
 
 
 class _Unit:
-    """What muler takes from a FITS unit."""
+    """The part of a FITS unit that muler reads."""
 
     def __init__(self, header: fits.Header | None, data: np.ndarray):
         self.header, self.data = header, data
@@ -258,9 +260,9 @@ def _without_noise(cls: type, micron: np.ndarray, flux: np.ndarray) -> Spectrum:
 
 def _variance_beside(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
     """Variances of the plain form, which the pipeline writes to a file of their own; None if it is not there."""
-    name, found = re.subn(r"\.spec(_flattened)?\.fits", ".variance.fits", path.name)
+    name, n_replaced = re.subn(r"\.spec(_flattened)?\.fits", ".variance.fits", path.name)
     beside = path.with_name(name)
-    if not found or not beside.exists():
+    if not n_replaced or not beside.exists():
         return None
     with open_fits(beside, "IGRINS variances") as units:
         if units[0].data is None or units[0].data.shape != shape:
@@ -269,7 +271,7 @@ def _variance_beside(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
 
 
 def _band(path: Path, micron: np.ndarray) -> str:
-    """By the wavelengths, whatever the file is called: they also tell whether they are what we take them for."""
+    """Band by the wavelengths, whatever the file is called; wavelengths outside both bands are an error."""
     band = "H" if micron.max() < IGRINS_BANDS["H"][1] else "K"
     low, high, _ = IGRINS_BANDS[band]
     _check_wavelengths(path, micron, (low, high), f"µm ({band})")
@@ -285,7 +287,7 @@ def _check_pair(paths: list[Path], first: Any, second: Any) -> None:
     if targets[0] != targets[1]:
         raise ValueError(f"{both}: the targets are {targets[0]} and {targets[1]}")
     times = [barycentric.mid_exposure(part[1], "IGRINS") for part in (first, second)]
-    if None not in times and abs((times[1] - times[0]).sec) > SAME_EXPOSURE:
+    if None not in times and abs((times[1] - times[0]).sec) > SAME_EXPOSURE_SECONDS:
         raise ValueError(f"{both}: they are {abs((times[1] - times[0]).sec) / 60:.0f} minutes apart")
 
 
@@ -299,7 +301,7 @@ def _read_nirspec(path: Path) -> Spectrum:
                 f"{', '.join(NIRSPEC_COLUMNS)}, got {_contents(units)}"
             )
         wavelength, flux, noise, sky = (np.array(units[1].data[name], dtype=float) for name in NIRSPEC_COLUMNS)
-    _check_wavelengths(path, wavelength[None], NIRSPEC_RANGE, "Å")
+    _check_wavelengths(path, wavelength[None], NIRSPEC_RANGE_AA, "Å")
     number = re.search(r"_(\d{2,3})_flux_tbl\.", path.name)
     meta = {"pipeline": "NSDRP", "m": int(number[1]) if number else None, "header": _nirspec_header(path)}
     common = {
@@ -314,7 +316,7 @@ def _read_nirspec(path: Path) -> Spectrum:
 
 
 def _companion(path: Path) -> Path:
-    """Where the image with the full header stands, by the pipeline's own names."""
+    """Path of the image with the full header, by the pipeline's naming."""
     return Path(str(path).replace("/fitstbl/", "/fits/").replace("_flux_tbl.", "_flux."))
 
 

@@ -1,9 +1,11 @@
-"""Spectra of muler: what its objects know beyond a `Spectrum`, and one order of HPF reduced with it.
+"""Spectra of muler: the attributes of its objects beyond a `Spectrum`, and one order of HPF reduced with it.
 
-Objects are recognised by their attributes and headers, so that what muler's operations leave of them is enough. muler
-is imported inside the functions only, and with the process's warning filters put back afterwards: it installs its own,
-which would silence every `RuntimeWarning`. Does not live here: units, masks and uncertainties (`spectrum`), reading
-whole files (`loaders`), header keywords (`barycentric`).
+Objects are recognised by their attributes and headers, since muler's operations do not keep their class. muler is
+imported inside the functions only, and the process's warning filters are restored afterwards: its own would silence
+every `RuntimeWarning`.
+
+Does not live here: units, masks and uncertainties (`spectra.reading`), reading whole files (`loaders`), header keywords
+(`barycentric`).
 """
 
 from __future__ import annotations
@@ -41,22 +43,22 @@ INSTRUMENTS = {
     "IGRINS": (45_000.0, (450, 1950), 2048),
     "NIRSPEC": (20_000.0, (10, 1000), 1024),
 }
-CLASSES = {"HPFSpectrum": "HPF", "IGRINSSpectrum": "IGRINS", "KeckNIRSPECSpectrum": "NIRSPEC"}
-PIPELINES = {"Goldilocks": "HPF", "HPF": "HPF", "NSDRP": "NIRSPEC"}
+MULER_CLASSES = {"HPFSpectrum": "HPF", "IGRINSSpectrum": "IGRINS", "KeckNIRSPECSpectrum": "NIRSPEC"}
+MULER_PIPELINES = {"Goldilocks": "HPF", "HPF": "HPF", "NSDRP": "NIRSPEC"}
 """``meta["pipeline"]`` of muler to the instrument."""
 
-SHIFT_LIMIT = 1.0
-"""km/s between the wavelengths of target and sky fibre (0.1 by calibration) from which on one of them was shifted."""
+SKY_FIBRE_SHIFT_KMS = 1.0
+"""Difference [km/s] of the wavelengths of target and sky fibre above which one was shifted; 0.1 by calibration."""
 
 
 @dataclass(frozen=True)
 class OrderInfo:
-    """What one order's object and header tell beyond its flux; None for what they do not tell.
+    """Properties of one order from its object and header; None where these do not tell.
 
     Parameters
     ----------
     instrument : {"HPF", "IGRINS", "NIRSPEC"} or None
-        Whose spectrum it is.
+        Instrument that took the spectrum.
     order : int or None
         Number of the order: HPF's 0 to 27 from the blue, the grating's of IGRINS (98-125 in H, 71-96 in K) and NIRSPEC.
     target : str or None
@@ -85,7 +87,7 @@ class OrderInfo:
 
 
 def describe_order(spectrum: Spectrum, *, barycentric_velocity: u.Quantity | float | None = None) -> OrderInfo:
-    """What is known of one order beyond its flux.
+    """Instrument, order number, target, time, resolution, usable pixels and barycentric velocity of an order.
 
     Parameters
     ----------
@@ -93,8 +95,8 @@ def describe_order(spectrum: Spectrum, *, barycentric_velocity: u.Quantity | flo
         An order as muler or our loaders read it, before or after muler's operations, or any other spectrum.
     barycentric_velocity : `~astropy.units.Quantity` or float, optional
         Barycentric radial velocity correction [km/s]. By default that of the header (``BRVCORR``), else one computed
-        from coordinates, time and telescope in it, without network. One that is given is used whatever the header
-        says; a difference above 0.1 km/s is logged.
+        from its coordinates, time and telescope, without network. A value given here takes precedence; a difference
+        from the header above 0.1 km/s is logged.
 
     Returns
     -------
@@ -109,15 +111,15 @@ def describe_order(spectrum: Spectrum, *, barycentric_velocity: u.Quantity | flo
     instrument = _instrument(spectrum)
     velocity, source = barycentric.barycentric_velocity(header, instrument)
     shift = _shift_from_sky(spectrum)
-    if velocity is not None and abs(shift) > SHIFT_LIMIT:
+    if velocity is not None and abs(shift) > SKY_FIBRE_SHIFT_KMS:
         velocity, source = None, f"unknown: wavelengths shifted by {shift:+.1f} km/s against the sky fibre"
     if barycentric_velocity is not None:
         from ..spectra.reading import to_kms
 
-        given = to_kms(barycentric_velocity, "barycentric_velocity")
-        if velocity is not None and abs(given - velocity) > 0.1:
-            log.warning("barycentric velocity %+.3f km/s given, %+.3f km/s by %s", given, velocity, source)
-        velocity, source = given, "given"
+        chosen = to_kms(barycentric_velocity, "barycentric_velocity")
+        if velocity is not None and abs(chosen - velocity) > 0.1:
+            log.warning("barycentric velocity %+.3f km/s given, %+.3f km/s by %s", chosen, velocity, source)
+        velocity, source = chosen, "given"
     return OrderInfo(
         instrument=instrument,
         order=order_number(spectrum),
@@ -131,16 +133,26 @@ def describe_order(spectrum: Spectrum, *, barycentric_velocity: u.Quantity | flo
 
 
 def order_number(spectrum) -> int | None:
-    """Number of an order on its detector, if the object knows it; of anything else None."""
+    """Number of an order on its detector, or None where the object does not tell."""
     number = _meta(spectrum).get("m")
     return int(number) if isinstance(number, int | np.integer) else None
 
 
 def good_pixels(spectrum: Spectrum) -> np.ndarray:
-    """Which pixels to use, as booleans of shape (n,) along the object's axis: with light, and inside ``trim``.
+    """Pixels to use: those with light, inside ``trim``.
 
     A pixel has light when its flux is finite, its uncertainty, where one is known, finite and positive, and its mask
-    not set. muler's own mask is not enough: most of its operations lose it, or make NaN that it does not know of.
+    not set. muler's own mask is not enough: most of its operations lose it, or make NaN that it does not cover.
+
+    Parameters
+    ----------
+    spectrum : `~specutils.Spectrum`
+        One order.
+
+    Returns
+    -------
+    ndarray of bool, (n,)
+        Along the object's axis.
     """
     start, stop = _trim(spectrum, _instrument(spectrum))
     good = _with_light(spectrum)
@@ -170,14 +182,16 @@ def _header(spectrum) -> Mapping | fits.Header | None:
 def _instrument(spectrum) -> str | None:
     """By the header, by the pipeline that muler notes, or by the class: any of them may have been lost."""
     header = _header(spectrum)
-    said = "" if header is None else (barycentric.text(header, "INSTRUME") or "").upper()
+    header_text = "" if header is None else (barycentric.text(header, "INSTRUME") or "").upper()
     for name in INSTRUMENTS:
-        if said.startswith(name):
+        if header_text.startswith(name):
             return name
-    if said:
+    if header_text:
         return None
-    pipeline = PIPELINES.get(str(_meta(spectrum).get("pipeline")))
-    return pipeline or next((CLASSES[c.__name__] for c in type(spectrum).__mro__ if c.__name__ in CLASSES), None)
+    pipeline = MULER_PIPELINES.get(str(_meta(spectrum).get("pipeline")))
+    return pipeline or next(
+        (MULER_CLASSES[c.__name__] for c in type(spectrum).__mro__ if c.__name__ in MULER_CLASSES), None
+    )
 
 
 def _with_light(spectrum: Spectrum) -> np.ndarray:
@@ -293,7 +307,7 @@ def load_hpf_orders(path, orders: Iterable[int] = range(HPF_ORDERS)) -> list[Spe
 def _reduced_hpf(path, orders) -> list[Spectrum]:
     if not is_hpf(path):
         raise ValueError(f"{path} {NOT_HPF}")
-    found = []
+    spectra = []
     with quiet_muler(), open_fits(path, "HPF") as units:
         from muler.hpf import HPFSpectrum
 
@@ -305,8 +319,8 @@ def _reduced_hpf(path, orders) -> list[Spectrum]:
                 reduced = raw.remove_nans().sky_subtract().deblaze().normalize()
             if not hasattr(reduced, "instrumental_resolution"):  # operators of specutils may return a class without it
                 reduced.instrumental_resolution = resolving_power(raw)
-            found.append(reduced)
-    return found
+            spectra.append(reduced)
+    return spectra
 
 
 @contextmanager

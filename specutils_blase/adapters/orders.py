@@ -1,6 +1,6 @@
-"""What a file or a list of orders holds: a table with one row an order, and the same as text.
+"""Contents of a file or a list of orders: a table with one row an order, and the same as text.
 
-Does not live here: reading the file (`files`, `loaders`), what is known of one order (`muler`).
+Does not live here: reading the file (`files`, `loaders`), the properties of one order (`muler`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def order_table(
     medium: str = "vacuum",
     barycentric_velocity: u.Quantity | float | None = None,
 ) -> QTable:
-    """What a list of orders holds.
+    """Table of a list of orders, one row an order.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ def order_table(
     medium : {"vacuum", "air"}
         The medium of their wavelengths.
     barycentric_velocity : `~astropy.units.Quantity` or float, optional
-        [km/s] where the headers do not tell, or tell wrong.
+        [km/s], where the headers have none or a wrong one.
 
     Returns
     -------
@@ -53,7 +53,7 @@ def order_table(
             "high": u.Quantity([wavelength.max() for wavelength in wavelengths]),
             "pixels": np.array([len(pixels) for pixels in good]),
             "good": np.array([int(pixels.sum()) for pixels in good]),
-            "snr": np.array([_snr(*each, medium) for each in zip(spectra, good, strict=True)]),
+            "snr": np.array([_snr(*pair, medium) for pair in zip(spectra, good, strict=True)]),
             "resolving_power": _numbers(info.resolving_power for info in infos),
             "target": _texts(info.target for info in infos),
             "time": _texts(None if info.time is None else info.time.isot[:19] for info in infos),
@@ -64,7 +64,7 @@ def order_table(
 
 
 def order_lines(spectra: Sequence[Spectrum], **options) -> list[str]:
-    """The lines of text that show `order_table`; what all orders share stands above it once.
+    """Lines of text that show `order_table`, after the properties that all orders share.
 
     Parameters
     ----------
@@ -72,6 +72,10 @@ def order_lines(spectra: Sequence[Spectrum], **options) -> list[str]:
         The orders.
     **options
         Those of `order_table`.
+
+    Returns
+    -------
+    list of str
     """
     table = order_table(spectra, **options)
     instruments = {info.instrument for info in map(describe_order, spectra)} - {None}

@@ -1,4 +1,4 @@
-"""specutils told of our readers, so that ``SpectrumList.read(path)`` knows files of HPF, IGRINS and NIRSPEC.
+"""Readers registered with specutils, so that ``SpectrumList.read(path)`` knows files of HPF, IGRINS and NIRSPEC.
 
 Loaded with the package itself: nothing heavy is imported before a file is read. specutils has no entry points for
 readers; its registry is filled by importing.
