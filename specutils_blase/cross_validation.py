@@ -23,7 +23,7 @@ from .fitting.observation import ObservedOrder, read_order, read_orders
 from .fitting.pipeline import fit
 from .spectra.quantities import is_whole
 
-COLUMNS = {
+CROSS_VALIDATION_COLUMNS = {
     "name": "Name of the settings",
     "fits": "Number of fits, each without another part of the pixels",
     "converged": "How many of them converged",
@@ -84,7 +84,7 @@ def cross_validate(
     Returns
     -------
     QTable
-        One row a setting; see `cross_validation.COLUMNS`.
+        One row a setting; see `cross_validation.CROSS_VALIDATION_COLUMNS`.
 
     Raises
     ------
@@ -220,8 +220,8 @@ def _comparison(predicted: Mapping[str, tuple[int, _Prediction]], folds: int) ->
         rows.append(
             (name, folds, converged, n_pixel, *rms, rms[0] / rms[1], chi2, typical[name], name == best, *behind)
         )
-    table = QTable(rows=rows, names=list(COLUMNS))
-    for name, meaning in COLUMNS.items():
+    table = QTable(rows=rows, names=list(CROSS_VALIDATION_COLUMNS))
+    for name, meaning in CROSS_VALIDATION_COLUMNS.items():
         table[name].info.description = meaning
     return table
 

@@ -1,12 +1,12 @@
 """The ledger of lines: its columns and flags, equivalent widths, lines as an emulator and back, files.
 
-Does not live here: how errors of lines are found (`posterior`).
+Does not live here: the errors of lines (`posterior`, `fitting.assembly`).
 """
 
 from .._lazy import attach
 
 __all__ = [
-    "NEEDED",
+    "NEEDED_COLUMNS",
     "PACKED_META",
     "LineErrors",
     "build_ledger",

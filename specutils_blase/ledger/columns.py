@@ -1,6 +1,6 @@
-"""What the columns of a line ledger are: unit, meaning, formula and source of each, defined here once.
+"""Columns of a line ledger: unit, meaning, formula and source of each, defined here once.
 
-Does not live here: how they are computed (`ledger`).
+Does not live here: their computation (`table`).
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from typing import NamedTuple
 import astropy.units as u
 
 KMS = u.km / u.s
+"""Unit of velocities."""
 
 FLAG_LIMITS = {"blended": 0.5, "saturated": 0.125, "saturated_linear": 0.875, "edge": 1.0, "unconstrained": 0.7}
-"""Thresholds of the flags; what each is a fraction of, the column's description says."""
+"""Thresholds of the flags, each relative to the quantity in the column's description."""
 
 
 class Column(NamedTuple):
@@ -21,9 +22,9 @@ class Column(NamedTuple):
     Parameters
     ----------
     unit : Unit or None
-        None for what has no unit: numbers, flags, text.
+        None for plain numbers, flags and text.
     meaning : str
-        What it is, in plain ASCII, which every file format holds.
+        Meaning in plain ASCII, which every file format holds.
     formula : str
         In terms of other columns, where there is one; S is the flux of the line alone, continuum 1.
     source : str
@@ -37,7 +38,7 @@ class Column(NamedTuple):
 
     @property
     def description(self) -> str:
-        """All of it in one line, as the tables carry it."""
+        """Meaning, formula and source in one line, as in the tables."""
         formula = f": {self.formula}" if self.formula else ""
         source = f" ({self.source})" if self.source else ""
         return f"{self.meaning}{formula}{source}"

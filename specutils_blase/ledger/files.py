@@ -1,9 +1,9 @@
 """Ledgers in the table formats of astropy: ECSV, FITS, HDF5 and Parquet, with units, masks, descriptions and meta.
 
-astropy's own ``ledger.write`` keeps columns and units in each of them. What it needs beyond: of FITS, whose header
-holds no dicts, the meta as one card of JSON, and that masked is not the same as NaN; of HDF5, a name inside the file
-and the permission to write units at all; of both, that text comes back as text. Does not live here: ASDF (`asdf`), what
-the columns mean (`ledger_columns`).
+astropy's own ``ledger.write`` keeps columns and units in each of them. These functions add, for FITS, the meta as one
+card of JSON and masks apart from NaN; for HDF5, a name inside the file and units; for both, text that stays text.
+
+Does not live here: ASDF (`asdf`), the meaning of the columns (`columns`).
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from astropy.io.registry import IORegistryError
 from astropy.table import QTable, Table
 
 from .columns import COLUMNS
-from .table import NEEDED, PACKED_META, ledger_meta, text_column
+from .table import NEEDED_COLUMNS, PACKED_META, ledger_meta, text_column
 
-FORMATS = {
+LEDGER_FORMATS = {
     ".ecsv": "ascii.ecsv",
     ".fits": "fits",
     ".fit": "fits",
@@ -30,11 +30,11 @@ FORMATS = {
 """Suffix of a file → astropy's name of its format. Parquet needs the package pyarrow."""
 
 HDF5_PATH = "ledger"
-"""Where in an HDF5 file the table is."""
+"""Name of the table in an HDF5 file."""
 
-WRITING = {"hdf5": {"path": HDF5_PATH, "serialize_meta": True}}
-READING = {"hdf5": {"path": HDF5_PATH, "character_as_bytes": False}, "fits": {"mask_invalid": False}}
-"""Options of astropy's writers and readers: NaN and empty text are values of ours, not missing ones."""
+WRITER_OPTIONS = {"hdf5": {"path": HDF5_PATH, "serialize_meta": True}}
+READER_OPTIONS = {"hdf5": {"path": HDF5_PATH, "character_as_bytes": False}, "fits": {"mask_invalid": False}}
+"""Options of astropy's writers and readers. NaN and empty text are values of a ledger, not missing ones."""
 
 
 def write_ledger(ledger: Table, path, *, overwrite: bool = False) -> None:
@@ -67,7 +67,7 @@ def write_ledger(ledger: Table, path, *, overwrite: bool = False) -> None:
             if "fits" in getattr(column.info, "serialize_method", {}) and column.dtype.kind != "U":
                 column.info.serialize_method["fits"] = "data_mask"  # by default masked values become NaN like any other
         table.meta = {PACKED_META: json.dumps(ledger_meta(ledger), default=_jsonable)}
-    _with_packages(form, lambda: table.write(path, format=form, overwrite=overwrite, **WRITING.get(form, {})))
+    _with_packages(form, lambda: table.write(path, format=form, overwrite=overwrite, **WRITER_OPTIONS.get(form, {})))
 
 
 def read_ledger(path) -> QTable:
@@ -99,7 +99,7 @@ def read_ledger(path) -> QTable:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of damaged files, which raise below
-            read = _with_packages(form, lambda: QTable.read(str(path), format=form, **READING.get(form, {})))
+            read = _with_packages(form, lambda: QTable.read(str(path), format=form, **READER_OPTIONS.get(form, {})))
     except ModuleNotFoundError:
         raise
     except Exception as error:  # a damaged table can fail anywhere in astropy's readers, and in yaml below them
@@ -125,13 +125,13 @@ def read_ledger(path) -> QTable:
 
 
 def _format(path: Path) -> str:
-    if path.suffix.lower() not in FORMATS:
-        raise ValueError(f"expected a file name that ends in {', '.join(FORMATS)}, got {path}: rename it")
-    return FORMATS[path.suffix.lower()]
+    if path.suffix.lower() not in LEDGER_FORMATS:
+        raise ValueError(f"expected a file name that ends in {', '.join(LEDGER_FORMATS)}, got {path}: rename it")
+    return LEDGER_FORMATS[path.suffix.lower()]
 
 
 def _check(table: Table, source: str) -> None:
-    missing = [name for name in NEEDED if name not in table.colnames]
+    missing = [name for name in NEEDED_COLUMNS if name not in table.colnames]
     if missing:
         raise ValueError(
             f"{source} is no line ledger: {', '.join(missing)} missing from {', '.join(table.colnames) or 'no columns'}"
@@ -139,7 +139,7 @@ def _check(table: Table, source: str) -> None:
 
 
 def _with_packages(form: str, action):
-    """Do it; that a package is missing is said the same way for every format."""
+    """Result of the action; ModuleNotFoundError with the same message for every format that lacks a package."""
     try:
         return action()
     except (ImportError, IORegistryError) as error:
@@ -153,7 +153,7 @@ def _with_packages(form: str, action):
 
 
 def _jsonable(value):
-    """What JSON does not know: numpy's numbers and arrays; else its text."""
+    """Numbers and arrays of numpy as JSON has them; other objects as text."""
     if isinstance(value, np.generic):
         return value.item()
     return value.tolist() if isinstance(value, np.ndarray) else str(value)

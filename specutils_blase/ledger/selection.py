@@ -1,6 +1,6 @@
-"""Which lines of a ledger one wants: by component, species, region, quality, and by how they changed.
+"""Selection of lines of a ledger: by component, species, region, quality, and change.
 
-Does not live here: what the columns mean (`ledger_columns`), species of lines that have none yet (`identification`).
+Does not live here: the meaning of the columns (`columns`), the identification of species (`line_lists.identification`).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from ..spectra.reading import to_kms, vacuum_wavelength
 from .columns import KMS
 from .table import column_values, observed_centers, text_column
 
-FLAGS = ("blended", "saturated", "edge", "unconstrained", "at_limit")
-"""Columns of a ledger that speak against a line."""
+DEFECT_FLAGS = ("blended", "saturated", "edge", "unconstrained", "at_limit")
+"""Flags of a ledger that mark a line as unreliable."""
 
 
 def select_lines(
@@ -50,9 +50,9 @@ def select_lines(
     rv : Quantity or float, optional
         Radial velocity of the star [km/s], as observed: ``fit.value("rv")`` for a region read off the data.
     medium : "vacuum" or "air"
-        What the wavelengths of the region are.
+        Medium of the wavelengths of the region.
     changed : float, optional
-        Least significance `change_significance` of a line's change against the clone.
+        Smallest significance of a line's change against the clone, by `change_significance`.
     without : str or iterable of str
         Flags that a line must not have, among "blended", "saturated", "edge", "unconstrained" and "at_limit"; "any" for
         all five, or those of them that a ledger of an older version has.
@@ -84,24 +84,24 @@ def select_lines(
         with np.errstate(invalid="ignore"):  # NaN: never fitted
             keep &= change_significance(ledger)["total"] >= changed
     older = "unconstrained" in ledger.colnames and "at_limit" not in ledger.colnames
-    every = FLAGS[:-1] if older else FLAGS
+    every = DEFECT_FLAGS[:-1] if older else DEFECT_FLAGS
     flags = every if without == "any" else [without] if isinstance(without, str) else list(without)
     for flag in flags:
-        if flag not in FLAGS:
-            raise ValueError(f"without must be among {', '.join(FLAGS)}, or 'any', got {flag!r}")
+        if flag not in DEFECT_FLAGS:
+            raise ValueError(f"without must be among {', '.join(DEFECT_FLAGS)}, or 'any', got {flag!r}")
         _need(ledger, flag)
         keep &= ~np.asarray(ledger[flag]).astype(bool)
     return ledger[keep]
 
 
 def change_significance(ledger: Table) -> QTable:
-    r"""How significantly each line of a fit differs from the clone that it started from.
+    r"""Significance of the change of each line of a fit against the clone that it started from.
 
     In units of the fit's errors: :math:`z_a = Δ\ln a / σ_{\ln a}`, :math:`z_v = v / σ_v` with v the shift of the
     centre, and together :math:`\sqrt{z_a^2 + z_v^2}`, the strength and the centre of a symmetric line being
-    uncorrelated. For a clone that is right, its square is distributed as χ² of two degrees of freedom, so that 1.1 % of
-    the lines exceed 3. The prior is part of the fit: where it holds a line back, the change is smaller than
-    the data alone would have it. The clone counts as exact.
+    uncorrelated. For a correct clone, its square is distributed as χ² of two degrees of freedom: 1.1 % of the lines
+    exceed 3. The prior is part of the fit and makes changes smaller than the data alone would. The clone counts as
+    exact.
 
     Parameters
     ----------
@@ -128,9 +128,9 @@ def change_significance(ledger: Table) -> QTable:
             "area": np.where(area_err > 0, change * area / area_err, np.nan),
             "center": np.where(shift_err > 0, shift / shift_err, np.nan),
         }
-    known = np.isfinite(parts["area"]) | np.isfinite(parts["center"])
+    fitted = np.isfinite(parts["area"]) | np.isfinite(parts["center"])
     total = np.hypot(*(np.nan_to_num(part) for part in parts.values()))
-    table = QTable({**parts, "total": np.where(known, total, np.nan)})
+    table = QTable({**parts, "total": np.where(fitted, total, np.nan)})
     for name, text in (
         ("area", "delta_ln_area over its 1-sigma error"),
         ("center", "rv_offset over its 1-sigma error"),

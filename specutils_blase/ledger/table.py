@@ -1,7 +1,7 @@
 """The line ledger: one plain QTable, one row a line, and the way between it and a `LineEmulator`.
 
-Does not live here: what its columns mean (`ledger_columns`), which of its lines one wants (`line_selection`), files
-(`ledger_files`, `asdf`), how lines are found or fitted (`cloning`, `fitting`).
+Does not live here: the meaning of its columns (`columns`), the selection of lines (`selection`), files (`files`,
+`asdf`), the cloning and fitting of lines (`cloning`, `fitting`).
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ from ..physics.saturation import Minnaert, Product, SaturationLaw
 from ..physics.voigt import voigt, voigt_fwhm
 from .columns import COLUMNS, FLAG_LIMITS, KMS
 
-NEEDED = ("center", "area", "sigma", "gamma")
+NEEDED_COLUMNS = ("center", "area", "sigma", "gamma")
 """Columns that make a table a line ledger."""
 
 PACKED_META = "LEDGER"
-"""Key of a FITS header under which the meta of a ledger stands as JSON."""
+"""Key of a FITS header that holds the meta of a ledger as JSON."""
 
-_QUADRATURE_NODES = 200
+WIDTH_NODES = 200
+"""Nodes of the quadrature of an equivalent width."""
 
 
 def equivalent_width(law, center: Tensor, area: Tensor, sigma: Tensor, gamma: Tensor) -> Tensor:
@@ -44,8 +45,13 @@ def equivalent_width(law, center: Tensor, area: Tensor, sigma: Tensor, gamma: Te
     law : SaturationLaw
     center, area, sigma, gamma : Tensor, (n_line,)
         In Å.
+
+    Returns
+    -------
+    Tensor, (n_line,)
+        In Å.
     """
-    node, weight = np.polynomial.legendre.leggauss(_QUADRATURE_NODES)
+    node, weight = np.polynomial.legendre.leggauss(WIDTH_NODES)
     node = torch.as_tensor(0.5 * (node + 1.0)).to(area)
     weight = torch.as_tensor(0.5 * weight).to(area)
     with torch.no_grad():
@@ -65,20 +71,20 @@ def _flux(law, y: Tensor, center: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class LineErrors:
-    """What a fit knows beyond the lines' values.
+    """Errors of the lines of a fit, and their start.
 
     Parameters
     ----------
     free : Tensor, (n_line,)
         Whether each line was fitted.
     covariance : Tensor, (n_line, 4, 4)
-        Covariance of ln area, ln σ, ln γ, rv_offset (`jacobian.KINDS`); zero for what was held.
+        Covariance of ln area, ln σ, ln γ, rv_offset (`model.parameters.KINDS`); zero for what was held.
     reference_ln_area : Tensor, (n_line,)
         ln area at the start.
     prior_ln_area : float
         Prior width of ln area.
     at_limit : Tensor, (n_line,), optional
-        Whether the fit has taken the line as far from its start as it lets it go.
+        Whether the line stands at the largest distance from its start that the fit allows.
     """
 
     free: Tensor
@@ -107,6 +113,11 @@ def build_ledger(
         Names of the orders.
     meta : dict, optional
         Added to the table's meta, beside column descriptions.
+
+    Returns
+    -------
+    QTable
+        The columns of `columns.COLUMNS`, one row a line, components one after the other.
     """
     tables = [
         _component_columns(name, emulator, errors, wavelength_range[name], orders)
@@ -205,14 +216,14 @@ def _overlapping(center: Tensor, half_width: Tensor) -> Tensor:
     """Whether the interval around each line overlaps that of any other, next to it or not."""
     low, order = (center - half_width).sort()
     high = (center + half_width)[order]
-    found = torch.zeros_like(center, dtype=torch.bool)
-    found[order[1:]] |= high.cummax(0).values[:-1] > low[1:]
-    found[order[:-1]] |= low[1:] < high[:-1]
-    return found
+    overlaps = torch.zeros_like(center, dtype=torch.bool)
+    overlaps[order[1:]] |= high.cummax(0).values[:-1] > low[1:]
+    overlaps[order[:-1]] |= low[1:] < high[:-1]
+    return overlaps
 
 
 def equivalent_width_with_gradient(law, center, area, sigma, gamma) -> tuple[Tensor, Tensor]:
-    """W and its derivatives to (ln area, ln σ, ln γ), (n_line, 3)."""
+    """Equivalent width [Å] of each line alone, (n_line,), and its derivatives to (ln area, ln σ, ln γ), (n_line, 3)."""
     logs = [t.detach().log().requires_grad_(True) for t in (area, sigma, gamma)]
     with torch.enable_grad():
         width = equivalent_width(law, center, *(t.exp() for t in logs))
@@ -226,31 +237,34 @@ def emulator_from_ledger(table, *, component: str | None = None, law=None, wavel
     Parameters
     ----------
     table : Table
-        Columns may be quantities of any length unit, or bare numbers in Å. `rv_offset` [km/s], if present, is taken as
-        already contained in `center`; `depth` < 0, or `sign` < 0, marks emission. `species`, if present, stays with the
-        emulator's lines.
+        Columns may be quantities of any length unit, or bare numbers in Å. `center` includes `rv_offset` [km/s] where
+        that is present; `depth` < 0, or `sign` < 0, marks emission. `species`, if present, stays with the lines.
     component : str, optional
         Rows of this component only, where the table has the column `component`; needed if it has more than one.
     law : SaturationLaw or str, optional
-        By default what the table's meta says as `flux_scale`, else "log".
+        By default the `flux_scale` in the table's meta, else "log".
     wavelength_range : (float, float), optional
         See `LineEmulator`.
+
+    Returns
+    -------
+    LineEmulator
 
     Raises
     ------
     ValueError
-        If a needed column is missing, has the wrong unit, or no number in it where one is needed; if an area or a width
-        is not positive, an id occurs twice, or the component is not there or not told. The message names the row.
+        If a needed column is missing, has the wrong unit, or lacks a number; if an area or a width is not positive, an
+        id occurs twice, or the component is absent or ambiguous. The message names the row.
     """
-    missing = [name for name in NEEDED if name not in table.colnames]
+    missing = [name for name in NEEDED_COLUMNS if name not in table.colnames]
     if missing:
         raise ValueError(
-            f"a line ledger needs the columns {', '.join(NEEDED)} (Å); {', '.join(missing)} missing from "
+            f"a line ledger needs the columns {', '.join(NEEDED_COLUMNS)} (Å); {', '.join(missing)} missing from "
             f"{', '.join(table.colnames) or 'an empty table'}: add or rename them"
         )
     table, component = _rows_of(table, component)
     meta = ledger_meta(table)
-    center, area, sigma, gamma = (_positive(table, name) for name in NEEDED)
+    center, area, sigma, gamma = (_positive(table, name) for name in NEEDED_COLUMNS)
     offset = column_values(table, "rv_offset", KMS) if "rv_offset" in table.colnames else np.zeros_like(center)
     offset = np.where(np.isfinite(offset), offset, 0.0)
     sign = np.ones(center.size)
@@ -271,13 +285,26 @@ def emulator_from_ledger(table, *, component: str | None = None, law=None, wavel
 
 
 def ledger_meta(table) -> dict:
-    """Meta of a ledger; of a FITS file, whose header holds no dicts, that of its card `PACKED_META`."""
+    """Meta of a ledger as a dict; of a table from FITS, the content of its card `PACKED_META`."""
     packed = table.meta.get(PACKED_META)
     return {**table.meta, **json.loads(packed)} if isinstance(packed, str) else dict(table.meta)
 
 
 def column_values(table, name: str, unit: u.UnitBase) -> np.ndarray:
-    """A column as float64 in `unit`, which bare numbers are taken to be in; NaN where it is masked.
+    """A column as float64.
+
+    Parameters
+    ----------
+    table : Table
+    name : str
+        Name of the column.
+    unit : Unit
+        Unit of the result, and of bare numbers in the table.
+
+    Returns
+    -------
+    ndarray, (n_row,)
+        NaN where the column is masked.
 
     Raises
     ------
@@ -285,15 +312,15 @@ def column_values(table, name: str, unit: u.UnitBase) -> np.ndarray:
         If its unit does not convert, or it does not hold one number a row.
     """
     column = table[name]
-    own = unit if getattr(column, "unit", None) is None else column.unit
+    column_unit = unit if getattr(column, "unit", None) is None else column.unit
     plain = getattr(column, "unmasked", column)
     try:
         values = np.array(np.ma.getdata(getattr(plain, "value", plain)), dtype=np.float64)
-        values = (values * own).to_value(unit)
+        values = (values * column_unit).to_value(unit)
     except u.UnitConversionError:
         raise ValueError(
-            f"the column {name} must be in {unit.to_string('unicode')} or convertible, got {own}: set the unit that "
-            "its numbers have"
+            f"the column {name} must be in {unit.to_string('unicode')} or convertible, got {column_unit}: set the unit "
+            "of its numbers"
         ) from None
     except (TypeError, ValueError):
         raise ValueError(f"expected numbers in the column {name}, got {column.dtype}") from None
@@ -303,7 +330,7 @@ def column_values(table, name: str, unit: u.UnitBase) -> np.ndarray:
 
 
 def text_column(table, name: str, default: str = "") -> np.ndarray:
-    """A column of text; `default` where it is masked, or everywhere if the table has no such column."""
+    """A column of text, (n_row,); `default` where it is masked, or everywhere if the table has no such column."""
     if name not in table.colnames:
         return np.full(len(table), default)
     column = table[name]
@@ -311,9 +338,19 @@ def text_column(table, name: str, default: str = "") -> np.ndarray:
 
 
 def observed_centers(table, rv: float | None) -> np.ndarray:
-    """Centres [vacuum Å] where an observed spectrum shows them: stellar lines moved by `rv` [km/s], telluric ones not.
+    """Centres of a ledger's lines in an observed spectrum.
 
-    All at rest if `rv` is None.
+    Parameters
+    ----------
+    table : Table
+        With the column center, and component where it has tellurics.
+    rv : float or None
+        Radial velocity [km/s] of the star. None leaves stellar lines at rest; tellurics never move.
+
+    Returns
+    -------
+    ndarray, (n_line,)
+        In vacuum Å.
     """
     center = column_values(table, "center", u.AA)
     moves = text_column(table, "component", "star") != "telluric"
@@ -337,7 +374,7 @@ def _positive(table, name: str) -> np.ndarray:
 
 
 def _rows_of(table, component: str | None):
-    """The rows of one component, and which it is."""
+    """The rows of one component, and its name."""
     if "component" in table.colnames and len(table):
         names = text_column(table, "component")
         present = sorted(set(names.tolist()))
@@ -367,14 +404,14 @@ def _rows_of(table, component: str | None):
 
 
 def _of(value, component: str | None):
-    """What a meta entry says of a component: entries are dicts by component, or hold for all."""
+    """Entry of the meta for a component: entries are dicts by component, or hold for all."""
     if not isinstance(value, dict):
         return value
     return next(iter(value.values())) if len(value) == 1 else value.get(component)
 
 
 def law_shape(law: SaturationLaw) -> dict:
-    """Numbers beside its name that a law is made of, as a ledger's meta holds them."""
+    """Parameters of a law beside its name, as in a ledger's meta."""
     if law.n_parameter:
         return {"coefficients": law.coefficients.detach().tolist(), "wavelength_range": list(law.wavelength_range)}
     return {"guard": law.guard} if hasattr(law, "guard") else {}
@@ -392,7 +429,7 @@ def _law(meta: dict, component: str | None) -> str | SaturationLaw:
 
 
 def held_errors(emulator: LineEmulator) -> LineErrors:
-    """Errors of an emulator that was not fitted: none."""
+    """Errors of an emulator that was not fitted: all lines held, zero covariance."""
     n_line = len(emulator)
     return LineErrors(
         torch.zeros(n_line, dtype=torch.bool),
