@@ -1,7 +1,7 @@
 """Line lists: read, predict strengths, make ledgers of them.
 
 VALD, linemake, HITRAN, arve's masks and tables become one `~astropy.table.QTable` each, with vacuum wavelengths and
-normalised species; a ledger becomes one again. Does not live here: which lines of a ledger they explain (`identify`).
+normalised species; a ledger becomes one again. Does not live here: species and their populations (`chemistry`).
 """
 
 from ..chemistry.species import normalise_species

@@ -1,6 +1,6 @@
-"""From a ledger to a line list as other programs take it.
+"""From a ledger to a line list for other programs.
 
-Does not live here: line lists coming in (`reading`), the choice of lines (`line_selection`).
+Does not live here: line lists coming in (`reading`), the choice of lines (`ledger.selection`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from astropy.table import QTable, Table
 from ..ledger.table import column_values, observed_centers, text_column
 from ..spectra.reading import air_wavelength, to_kms
 
-DESCRIPTIONS = {
+EXPORT_DESCRIPTIONS = {
     "linename": "Species, or the component where it is not identified",
     "rest": "Wavelength of the centre",
     "species": "Species, empty where not identified",
@@ -24,19 +24,19 @@ DESCRIPTIONS = {
 
 
 def ledger_to_line_list(ledger: Table, *, unit=u.AA, medium: str = "vacuum", rv=None) -> QTable:
-    """A ledger's lines with the columns that jdaviz, specutils and this package's `read_line_list` take.
+    """Line list of a ledger's lines, with the columns that jdaviz, specutils and `read_line_list` take.
 
     Parameters
     ----------
     ledger : Table
         Of a clone or a fit: at least center (Å where it has no unit).
     unit : Unit or str
-        Of the column rest: of wavelength, or of frequency, wavenumber or energy (in vacuum).
+        Unit of the column rest: of wavelength, or of frequency, wavenumber or energy (in vacuum).
     medium : "vacuum" or "air"
-        Which wavelengths; the ledger's own are vacuum.
+        Medium of the wavelengths in the list; those of the ledger are vacuum.
     rv : Quantity or float, optional
-        Radial velocity [km/s] by which stellar lines are moved, so that all lines lie where an observed spectrum shows
-        them. By default stellar lines are at rest, and a viewer needs the star's redshift.
+        Radial velocity [km/s] that moves stellar lines to their observed wavelengths. By default stellar lines are at
+        rest, and a viewer needs the star's redshift.
 
     Returns
     -------
@@ -72,6 +72,6 @@ def ledger_to_line_list(ledger: Table, *, unit=u.AA, medium: str = "vacuum", rv=
         if name in ledger.colnames:
             table[name] = ledger[name]
     for name in table.colnames:
-        table[name].info.description = DESCRIPTIONS[name]
+        table[name].info.description = EXPORT_DESCRIPTIONS[name]
     table.meta = {"medium": medium, "frame": "rest" if rv is None else "observed"}
     return table

@@ -1,6 +1,6 @@
 """The content of line-list files, plain or compressed, and errors that name file, line and reason.
 
-Does not live here: what the lines mean (`vald`, `fixed_width`, `tables`).
+Does not live here: the formats (`vald`, `fixed_width`, `tables`).
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from pathlib import Path
 
 import numpy as np
 
-MAX_BYTES = 1 << 30
+MOST_BYTES = 1 << 30
 """Most bytes that a file may hold or unpack to: some ten million transitions."""
 
-BINARY = (b"SIMPLE  =", b"\x89HDF", b"PAR1")
-"""How FITS, HDF5 and Parquet begin."""
+BINARY_MAGIC = (b"SIMPLE  =", b"\x89HDF", b"PAR1")
+"""First bytes of FITS, HDF5 and Parquet."""
 
 _OPENERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 
 
 class LineListError(ValueError):
-    """A file that is no line list of its format, or a damaged one; the message names file, line and reason.
+    """A file that is damaged or not of its format; the message names file, line and reason.
 
     Parameters
     ----------
     path : path-like
     reason : str
-        What was expected, and what came.
+        Expected and actual content.
     line : int, optional
-        Number of the line, from 1.
+        Number of the line in the file, from 1.
     """
 
     def __init__(self, path, reason: str, line: int | None = None):
@@ -46,7 +46,7 @@ def read_bytes(path) -> bytes:
     Raises
     ------
     LineListError
-        If it is damaged, or unpacks to more than `MAX_BYTES`.
+        If it is damaged, or unpacks to more than `MOST_BYTES`.
     OSError
         If there is no such file, or it may not be read.
     """
@@ -54,21 +54,21 @@ def read_bytes(path) -> bytes:
     if path.is_dir():
         raise IsADirectoryError(f"expected a line-list file, got the folder {path}")
     with open(path, "rb") as stream:
-        content = stream.read(MAX_BYTES + 1)
+        content = stream.read(MOST_BYTES + 1)
     try:
         content = _unpacked(path, content)
     except LineListError:
         raise
     except Exception as error:  # eight kinds of them, zipfile's bare ValueError and NotImplementedError included
         raise LineListError(path, f"its compression is damaged ({error})") from error
-    if len(content) > MAX_BYTES:
-        raise LineListError(path, f"expected at most {MAX_BYTES >> 20} MiB")
+    if len(content) > MOST_BYTES:
+        raise LineListError(path, f"expected at most {MOST_BYTES >> 20} MiB")
     return content
 
 
 def is_text(content: bytes) -> bool:
-    """Whether the content is neither of a binary format that astropy reads, nor has zero bytes near its beginning."""
-    return not content.startswith(BINARY) and b"\0" not in content[:4096]
+    """Whether the content is text: of no binary format that astropy reads, without zero bytes near its beginning."""
+    return not content.startswith(BINARY_MAGIC) and b"\0" not in content[:4096]
 
 
 def text_lines(content: bytes) -> list[str]:
@@ -81,14 +81,14 @@ def _unpacked(path: Path, content: bytes) -> bytes:
     for magic, opener in _OPENERS.items():
         if content.startswith(magic):
             with opener(BytesIO(content)) as stream:
-                return stream.read(MAX_BYTES + 1)
+                return stream.read(MOST_BYTES + 1)
     if content.startswith(b"PK\x03\x04"):
         with zipfile.ZipFile(BytesIO(content)) as archive:
             names = [name for name in archive.namelist() if not name.endswith("/")]
             if len(names) != 1:
                 raise LineListError(path, f"expected an archive of one file, got {len(names)}: unpack it")
             with archive.open(names[0]) as stream:
-                return stream.read(MAX_BYTES + 1)
+                return stream.read(MOST_BYTES + 1)
     return content
 
 
@@ -103,7 +103,7 @@ def float_column(path, words, line_numbers, name: str, *, blank: float | None = 
     line_numbers : sequence of int
         Where each stands in the file, for messages.
     name : str
-        What the numbers are, for messages.
+        Name of the quantity, for messages.
     blank : float, optional
         Value of empty text; by default it is an error.
     """

@@ -29,6 +29,7 @@ _HITRAN = {
     "delta_air": (59, 67),
 }
 HITRAN_RECORD = 160
+"""Characters of a record."""
 
 _ISOTOPOLOGUES = {"0": 10, "A": 11, "B": 12}
 
@@ -129,7 +130,7 @@ def read_hitran(path, lines: list[str]) -> tuple[QTable, str]:
 
 
 def _columns(lines: list[str], layout: dict[str, tuple[int, int]], width: int) -> dict[str, np.ndarray]:
-    """Columns of text cut out of lines of equal length: as a matrix of characters, which takes no loop over lines."""
+    """Columns of text of lines of equal length, cut from a matrix of characters without a loop over lines."""
     matrix = np.array([line[:width].ljust(width) for line in lines], dtype=f"U{width}")
     characters = matrix.view("U1").reshape(len(lines), width)
     return {
@@ -139,23 +140,23 @@ def _columns(lines: list[str], layout: dict[str, tuple[int, int]], width: int) -
 
 
 def species_column(path, words, numbers) -> np.ndarray:
-    """Normalised species from their names or codes; each different one is looked at once."""
+    """Normalised species from their names or codes; each distinct name is parsed once."""
     names, first, which = np.unique(np.char.strip(np.asarray(words, dtype="U")), return_index=True, return_inverse=True)
     result = []
-    for name, place in zip(names, first, strict=True):
+    for name, row in zip(names, first, strict=True):
         try:
             result.append(normalise_species(str(name)))
         except ValueError as error:
-            raise LineListError(path, str(error), int(np.asarray(numbers)[place])) from None
+            raise LineListError(path, str(error), int(np.asarray(numbers)[row])) from None
     return np.array(result)[which]
 
 
 def _isotopologue_column(path, words, numbers) -> np.ndarray:
     names, first, which = np.unique(words, return_index=True, return_inverse=True)
     result = []
-    for name, place in zip(names, first, strict=True):
+    for name, row in zip(names, first, strict=True):
         number = _ISOTOPOLOGUES.get(name, int(name) if name.isascii() and name.isdigit() else None)
         if number is None:
-            raise LineListError(path, f"expected an isotopologue 0-9, A or B, got {str(name)!r}", int(numbers[place]))
+            raise LineListError(path, f"expected an isotopologue 0-9, A or B, got {str(name)!r}", int(numbers[row]))
         result.append(number)
     return np.array(result, dtype=np.int16)[which]

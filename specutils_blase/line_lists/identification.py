@@ -1,7 +1,7 @@
-r"""Which species made the lines of a ledger: cross-match with a line list by wavelength and predicted strength.
+r"""Species of the lines of a ledger: cross-match with a line list by wavelength and predicted strength.
 
-A ledger's line is rarely one transition: in its core lie many of a list, most of them too weak to matter. The question
-asked is therefore *which species contributes most to it*, and the answer is a probability for each:
+A ledger's line is rarely one transition: many of a list lie in its core, most of them negligible. The result is
+therefore the probability of each species to *contribute most* to the line:
 
 1. Every listed line k gives its predicted strength x_k to the ledger's lines i in whose core it lies,
    :math:`X_{is} = \sum_{k∈s} x_k\, q_{ik}^2 / \sum_j q_{jk}` with :math:`q_{ik} = \exp(-Δ_{ik}^2 / 2 s_i^2)`: the
@@ -12,11 +12,11 @@ asked is therefore *which species contributes most to it*, and the answer is a p
    With that error drawn from a Gumbel distribution for each species independently, the probability that species s is
    the strongest is *exactly* :math:`X_{is}^α / \sum_{s'} X_{is'}^α`, α = π/(√6 σ_ln).
 3. "None of these" competes as one more candidate: a line that is in no list and as strong as the one observed, with
-   odds `background`. How strong that is on the scale of predictions is learnt from the ledger itself, by a robust
-   straight line through ln X against ln(area/λ), which is a curve of growth.
+   odds `background`. Its strength on the scale of predictions follows from the ledger itself, by a robust straight
+   line through ln X against ln(area/λ), which is a curve of growth.
 
-A ledger line whose likeliest explanation is none of the list stays empty. Does not live here: line lists and predicted
-strengths (`line_lists`).
+A ledger line whose likeliest explanation is none of the list stays empty. Does not live here: reading of line lists
+(`reading`), predicted strengths (`chemistry.strengths`).
 """
 
 from __future__ import annotations
@@ -39,20 +39,22 @@ from ..spectra.reading import to_kms, to_number
 
 logger = logging.getLogger(__name__)
 
-REACH = 3.5
+CANDIDATE_REACH = 3.5
 """Offset, in units of s_i, beyond which a listed line is no candidate."""
 
-MAX_PAIRS = 2_000_000
+MOST_PAIRS = 2_000_000
 """Pairs of ledger and list lines that are held in memory at a time."""
 
-CALIBRATION_LINES = 1500
-"""Most lines through which the curve of growth is laid."""
+MOST_CALIBRATION_LINES = 1500
+"""Lines to which the curve of growth is fitted, at most."""
 
-RUNNERS_UP = 3
-"""How many other species are reported, and the probability from which on."""
-WORTH_MENTION = 0.01
+MOST_RUNNERS_UP = 3
+"""Other species that are reported for a line, at most."""
 
-DESCRIPTIONS = {
+LEAST_PROBABILITY = 0.01
+"""Probability from which on another species is reported."""
+
+SPECIES_DESCRIPTIONS = {
     "species": "Species that contributes most to the line, empty where not identified",
     "species_probability": "Probability that species is the strongest contributor; NaN where not identified",
     "species_runners_up": "Other species and their probabilities; what is left to 1 is for none of the list",
@@ -84,19 +86,19 @@ def identify(
     line_list : Table
         From `read_line_list`, or any table that it takes.
     component : str, optional
-        Identify only the rows of this component ("star", "telluric"); others keep the species they have.
+        Identify only the rows of this component ("star", "telluric"); the others keep their species.
     temperature, gas_pressure, abundances : optional
-        For the predicted strengths, `line_lists.predicted_strength`; by default those in the list's column.
+        Arguments of `line_lists.predicted_strength`; by default the list's column strength is taken.
     columns : dict, optional
-        For HITRAN's lines, molecules per cm² that make intensities of different molecules comparable, where they differ
-        from `line_lists.strengths.STANDARD_COLUMNS`.
+        For HITRAN's lines, molecules per cm² by which intensities of different molecules are compared, where they
+        differ from `chemistry.strengths.STANDARD_COLUMNS`.
     velocity : Quantity or float
-        Velocity [km/s] of the ledger's lines against the list: what remains of a shift that the ledger's rest frame
-        does not contain. Positive is redshift.
+        Velocity [km/s] of the ledger's lines against the list, beyond that of the ledger's rest frame. Positive is
+        redshift.
     systematic : Quantity or float
         Systematic error of wavelengths [km/s], added in quadrature to center_err.
     blend_shift : float
-        How far a blend's centre lies from its members, in units of its half width at half maximum (one sigma).
+        Distance of a blend's centre from its members, in units of its half width at half maximum (one sigma).
     strength_scatter : float
         Error of predicted strengths [dex] (one sigma).
     background : float
@@ -133,8 +135,8 @@ def identify(
     spread = np.sqrt(error**2 + (systematic / SPEED_OF_LIGHT * center) ** 2 + (0.5 * blend_shift * width) ** 2)
     sharpness = math.pi / (math.sqrt(6.0) * math.log(10.0) * strength_scatter)
     names, which = np.unique(species, return_inverse=True)
-    found = _contributions(center[rows], spread[rows], wavelength, which, strength, len(names))
-    result = _probabilities(found, observed[rows], len(rows), sharpness, background)
+    contributions = _contributions(center[rows], spread[rows], wavelength, which, strength, len(names))
+    result = _probabilities(contributions, observed[rows], len(rows), sharpness, background)
     return _annotated(ledger, rows, names, wavelength, *result)
 
 
@@ -188,22 +190,22 @@ def _list_lines(line_list, temperature, gas_pressure, abundances, columns) -> tu
 
 def _contributions(center, spread, wavelength, which, strength, n_species) -> tuple[np.ndarray, ...]:
     """Strength that every species gives to every line: line, species, X, and the strongest listed line of each."""
-    low = np.searchsorted(wavelength, center - REACH * spread)
-    count = np.searchsorted(wavelength, center + REACH * spread) - low
+    low = np.searchsorted(wavelength, center - CANDIDATE_REACH * spread)
+    count = np.searchsorted(wavelength, center + CANDIDATE_REACH * spread) - low
     claims = np.zeros(wavelength.size)
-    for line, place in _pairs(low, count):
-        offset = (wavelength[place] - center[line]) / spread[line]
-        claims += np.bincount(place, np.exp(-0.5 * offset**2), minlength=wavelength.size)
+    for line, listed in _pairs(low, count):
+        offset = (wavelength[listed] - center[line]) / spread[line]
+        claims += np.bincount(listed, np.exp(-0.5 * offset**2), minlength=wavelength.size)
     parts = []
-    for line, place in _pairs(low, count):
-        overlap = np.exp(-0.5 * ((wavelength[place] - center[line]) / spread[line]) ** 2)
-        share = strength[place] * overlap**2 / claims[place]
-        key = line * n_species + which[place]
+    for line, listed in _pairs(low, count):
+        overlap = np.exp(-0.5 * ((wavelength[listed] - center[line]) / spread[line]) ** 2)
+        share = strength[listed] * overlap**2 / claims[listed]
+        key = line * n_species + which[listed]
         order = np.lexsort((share, key))  # the strongest line of each key comes last
-        key, share, place = key[order], share[order], place[order]
+        key, share, listed = key[order], share[order], listed[order]
         last = np.flatnonzero(np.diff(key, append=-1) != 0)
         total = np.add.reduceat(share, np.concatenate([[0], last[:-1] + 1]))
-        parts.append((key[last] // n_species, key[last] % n_species, total, place[last]))
+        parts.append((key[last] // n_species, key[last] % n_species, total, listed[last]))
     if not parts:
         return np.zeros(0, int), np.zeros(0, int), np.zeros(0), np.zeros(0, int)
     return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
@@ -215,22 +217,22 @@ def _pairs(low, count):
     start = 0
     while start < len(count):
         before = ends[start - 1] if start else 0
-        stop = max(start + 1, int(np.searchsorted(ends, before + MAX_PAIRS, side="right")))
+        stop = max(start + 1, int(np.searchsorted(ends, before + MOST_PAIRS, side="right")))
         number = count[start:stop]
         if number.sum():
             line = np.repeat(np.arange(start, stop), number)
-            place = (
+            listed = (
                 np.arange(number.sum())
                 - np.repeat(np.cumsum(number) - number, number)
                 + np.repeat(low[start:stop], number)
             )
-            yield line, place
+            yield line, listed
         start = stop
 
 
-def _probabilities(found, observed, n_line, sharpness, background) -> tuple[np.ndarray, ...]:
+def _probabilities(contributions, observed, n_line, sharpness, background) -> tuple[np.ndarray, ...]:
     """Probabilities of the candidates, sorted by line and falling probability, and of "none" for every line."""
-    line, species, strength, place = found
+    line, species, strength, listed = contributions
     total = np.bincount(line, strength, minlength=n_line)
     expected = _expected_strength(np.log(observed), total)
     weight = sharpness * (np.log(strength) - expected[line])
@@ -241,25 +243,25 @@ def _probabilities(found, observed, n_line, sharpness, background) -> tuple[np.n
     norm = none + np.bincount(line, weight, minlength=n_line)
     probability, none = weight / norm[line], none / norm
     order = np.lexsort((-probability, line))
-    return line[order], species[order], probability[order], place[order], none
+    return line[order], species[order], probability[order], listed[order], none
 
 
 def _expected_strength(observed, total) -> np.ndarray:
     """ln X that lines as strong as those observed have in the list: a robust straight line, the curve of growth."""
-    known = np.flatnonzero(total > 0)
-    if not len(known):
+    explained = np.flatnonzero(total > 0)
+    if not len(explained):
         return observed
-    pick = known[np.linspace(0, len(known) - 1, min(len(known), CALIBRATION_LINES)).astype(int)]
+    pick = explained[np.linspace(0, len(explained) - 1, min(len(explained), MOST_CALIBRATION_LINES)).astype(int)]
     x, y = observed[pick], np.log(total[pick])
     if len(pick) < 10 or np.ptp(x) < 0.5:  # too few or too alike for a slope
         return observed + np.median(y - x)
     slope, intercept = siegelslopes(y, x)
-    slope = min(max(slope, 0.5), 5.0)  # saturation makes it steeper than 1; outside, chance has drawn it
+    slope = min(max(slope, 0.5), 5.0)  # saturation makes it steeper than 1; slopes outside are due to chance
     logger.info("curve of growth: ln X = %.2f ln(area/λ) %+.2f from %d lines", slope, intercept, len(pick))
     return np.median(y - slope * x) + slope * observed
 
 
-def _annotated(ledger, rows, names, wavelength, line, species, probability, place, none) -> QTable:
+def _annotated(ledger, rows, names, wavelength, line, species, probability, listed, none) -> QTable:
     """The copy of the ledger with its new columns."""
     n_line = len(rows)
     first = np.searchsorted(line, np.arange(n_line))
@@ -280,10 +282,10 @@ def _annotated(ledger, rows, names, wavelength, line, species, probability, plac
     chosen = rows[named]
     columns["species"][chosen] = names[species[best[named]]] if len(line) else ""
     columns["species_probability"][chosen] = probability[best[named]] if len(line) else np.nan
-    columns["species_wavelength"][chosen] = wavelength[place[best[named]]] if len(line) else np.nan
-    worth = np.flatnonzero(probability >= WORTH_MENTION)
+    columns["species_wavelength"][chosen] = wavelength[listed[best[named]]] if len(line) else np.nan
+    worth = np.flatnonzero(probability >= LEAST_PROBABILITY)
     text = [""] * n_line
-    left = np.full(n_line, RUNNERS_UP)
+    left = np.full(n_line, MOST_RUNNERS_UP)
     for k in worth:  # at most a few a line
         i = line[k]
         if (named[i] and k == best[i]) or not left[i]:
@@ -294,13 +296,13 @@ def _annotated(ledger, rows, names, wavelength, line, species, probability, plac
     columns["species_runners_up"] = columns["species_runners_up"].astype("U")
     for name, values in columns.items():
         result[name] = values * u.AA if name == "species_wavelength" else values
-        result[name].info.description = DESCRIPTIONS[name]
+        result[name].info.description = SPECIES_DESCRIPTIONS[name]
     logger.info("%d of %d lines identified", int(named.sum()), n_line)
     return result
 
 
 def _previous(ledger, name: str, default, dtype) -> np.ndarray:
-    """What an earlier identification of the other component left, or the default."""
+    """Column of an earlier identification of the other component, or the default."""
     if name not in ledger.colnames:
         return np.full(len(ledger), default, dtype=dtype)
     return np.array(getattr(ledger[name], "value", ledger[name]), dtype=dtype)

@@ -2,10 +2,10 @@ r"""From a line list to a ledger: opacities and widths of a homogeneous layer of
 
 Area a = (π e²/m_e c²) N_H λ X for lines with log gf, S N λ² for HITRAN's (N the column density); Gaussian
 σ² = (λ/c)² (kT/m + ξ²/2); Lorentzian γ = λ²Γ/4πc with Γ the sum of radiative, Stark and van der Waals full widths, or
-HITRAN's pressure broadening. One layer makes no stellar atmosphere: it is where a fit to data starts from (Cargile et
-al., FAL, do the same with a model's line list).
+HITRAN's pressure broadening. One layer is no stellar atmosphere, but a start for a fit to data (Cargile et al., FAL,
+do the same with a model's line list).
 
-Does not live here: the ledger itself (`ledger`), predicted strengths (`strengths`).
+Does not live here: the ledger itself (`ledger.table`), predicted strengths (`chemistry.strengths`).
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from ..chemistry.strengths import (
 from ..spectra.reading import to_kms, to_number, to_teff
 
 HYDROGEN_COLUMN = 1e24
-"""Nuclei of hydrogen [cm⁻²] above the continuum of a solar photosphere, where no column is given."""
+"""Default column of hydrogen nuclei [cm⁻²] above the continuum of a solar photosphere."""
 
 TELLURIC_PRESSURE = 5e4
-"""Pressure [Pa] at which the mean molecule of a well-mixed column of the Earth's atmosphere is."""
+"""Mean pressure [Pa] of the molecules of a well-mixed column of the Earth's atmosphere."""
 
 _C = const.c.si.value
 _BOHR = const.a0.si.value
 _HC_EV = (const.h * const.c).to_value(u.eV * u.AA)
-_RADIUS = (const.e.esu**2 / (const.m_e * const.c**2)).to_value(u.cm)  # classical radius of the electron
-_RYDBERG = 13.6057
+_ELECTRON_RADIUS_CM = (const.e.esu**2 / (const.m_e * const.c**2)).to_value(u.cm)  # classical radius of the electron
+_RYDBERG_EV = 13.6057
 
 
 def to_ledger(
@@ -56,7 +56,7 @@ def to_ledger(
     wavelength_range=None,
     weakest: float = 1e-3,
 ) -> QTable:
-    """A ledger from a line list, as `ledger.emulator_from_ledger` and `specutils_blase.fit` take it.
+    """A ledger from a line list, for `ledger.emulator_from_ledger` and `specutils_blase.fit`.
 
     Parameters
     ----------
@@ -69,13 +69,14 @@ def to_ledger(
     column : Quantity, float or dict, optional
         Column density, in cm⁻² where it is a bare number: of hydrogen nuclei, 10²⁴ cm⁻² by default; of each of HITRAN's
         molecules, a dict such as ``{"H2O": 1.7e22}`` (a millimetre of precipitable water has 3.3·10²¹), by default
-        `strengths.STANDARD_COLUMNS`. For lists with neither log gf nor intensity, what times strength is an area in Å.
+        `chemistry.strengths.STANDARD_COLUMNS`. For lists with neither log gf nor intensity, the factor from strength
+        to an area in Å.
     gas_pressure : Quantity or float, optional
         In Pa: 10⁴ Pa, for HITRAN 5·10⁴ Pa, by default.
     abundances : dict, optional
         See `predicted_strength`.
     component : str, optional
-        "star" or "telluric": by default what HITRAN's lines are, or are not.
+        "star" or "telluric": by default telluric for HITRAN's lines, star for others.
     wavelength_range : (Quantity, Quantity), optional
         Vacuum wavelengths (bare numbers: Å) outside which lines are left out.
     weakest : float
@@ -85,12 +86,12 @@ def to_ledger(
     -------
     QTable
         id, component, species, center, area, sigma, gamma, depth, and log_gf or strength for reference. Its meta has
-        flux_scale ("log"), medium, settings, and wavelength_range: what was asked for, or that of the list.
+        flux_scale ("log"), medium, settings, and wavelength_range: the one given, or that of the list.
 
     Raises
     ------
     ValueError
-        If the list lacks what it takes, or no line is left.
+        If the list lacks a column, or no line is left.
     """
     columns = set(line_list.colnames)
     if not {"wavelength", "species"} <= columns:
@@ -116,7 +117,7 @@ def to_ledger(
     elif {"log_gf", "excitation"} <= columns:
         strength = predicted_strength(line_list, temperature=kelvin, gas_pressure=pascal, abundances=abundances)
         density = HYDROGEN_COLUMN if column is None else to_number(column, u.cm**-2, "column", True)
-        area = math.pi * _RADIUS * density * center * strength.to_value(u.AA) * 1e-8
+        area = math.pi * _ELECTRON_RADIUS_CM * density * center * strength.to_value(u.AA) * 1e-8
         gas = Equilibrium(kelvin, pascal, abundances) if abundances else solar_gas(kelvin, pascal)
         gamma = _stellar_width(line_list, center, gas)
     elif "strength" in columns and column is not None:
@@ -176,7 +177,7 @@ def _telluric_area(line_list, center, kelvin, column) -> np.ndarray:
 
 
 def _pressure_width(line_list, center, kelvin, pascal) -> tuple[np.ndarray, np.ndarray]:
-    """Half width at half maximum [Å] and the centre shifted by pressure; the molecules are among much air."""
+    """Half width at half maximum [Å] in air, and the centre shifted by pressure."""
     atm = pascal / const.atm.si.value
     unit = u.cm**-1  # for 1 atm
     exponent = np.asarray(line_list["n_air"]) if "n_air" in line_list.colnames else 0.7
@@ -187,7 +188,7 @@ def _pressure_width(line_list, center, kelvin, pascal) -> tuple[np.ndarray, np.n
 
 
 def _stellar_width(line_list, center, gas: Equilibrium) -> np.ndarray:
-    """Half width at half maximum [Å] from the damping constants of the list, or from what replaces missing ones."""
+    """Half width at half maximum [Å] from the damping constants of the list, classical or Unsöld's where missing."""
     kelvin = gas.temperature
     missing = np.full(len(line_list), np.nan)
     rad, stark, waals = (
@@ -235,7 +236,7 @@ def _unsold(line_list, center, names, which) -> np.ndarray:
     lower = line_list["excitation"].to_value(u.eV)
     upper = lower + _HC_EV / center
     with np.errstate(invalid="ignore", divide="ignore"):
-        radii = 2.5 * (_RYDBERG * core) ** 2 * (1.0 / (limit - upper) ** 2 - 1.0 / (limit - lower) ** 2)
+        radii = 2.5 * (_RYDBERG_EV * core) ** 2 * (1.0 / (limit - upper) ** 2 - 1.0 / (limit - lower) ** 2)
         bound = (upper < limit) & (radii > 0) & np.isfinite(limit)
         value = 6.33 + 0.4 * np.log10(np.where(bound, radii, 1.0)) + 0.3 * 4.0 + math.log10(1e7 * K_B)
     return np.where(bound, value, -99.0)

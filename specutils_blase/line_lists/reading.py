@@ -1,4 +1,4 @@
-"""One way into every line-list format, and what all of them become.
+"""Reading of line lists of every format into one table.
 
 Does not live here: the formats (`vald`, `fixed_width`, `tables`), files and compression (`files`).
 """
@@ -20,20 +20,20 @@ from .vald import is_vald, read_vald
 
 logger = logging.getLogger(__name__)
 
-FORMATS = ("vald", "linemake", "hitran", "arve", "table")
-"""What `read_line_list` reads."""
+LIST_FORMATS = ("vald", "linemake", "hitran", "arve", "table")
+"""Formats of `read_line_list`."""
 
 USUAL_MEDIUM = {"linemake": "air"}
-"""Medium of formats that do not say it but have a custom: declaring another one is no contradiction."""
+"""Customary medium of formats that do not record it; another medium may be given."""
 
-AIR_LIMIT = 2000.0
-"""Wavelengths [Å] below it are in vacuum even in lists that are otherwise in air (VALD, Kurucz, MOOG)."""
+SHORTEST_AIR_WAVELENGTH = 2000.0
+"""Wavelength [Å] below which lists in air have vacuum wavelengths (VALD, Kurucz, MOOG)."""
 
-DESCRIPTIONS = {
+LIST_DESCRIPTIONS = {
     "wavelength": "Vacuum wavelength",
     "original_wavelength": "Wavelength or wavenumber as in the file, in the medium of meta['original_medium']",
     "species": "Species, normalised",
-    "strength": "Predicted strength at meta['strength_temperature']; see specutils_blase.line_lists.strengths",
+    "strength": "Predicted strength at meta['strength_temperature']; see specutils_blase.chemistry.strengths",
     "log_gf": "log10 of statistical weight times oscillator strength",
     "excitation": "Energy of the lower level",
     "intensity": "HITRAN's intensity at 296 K, isotopic abundance included, for one molecule",
@@ -57,22 +57,21 @@ def read_line_list(
     Parameters
     ----------
     source : path-like or Table
-        A file, which may be compressed (gzip, bzip2, xz, or a zip archive of one file); or a table that is read
-        already, with columns for wavelength and species (`tables.COLUMNS`). Nothing is ever downloaded.
+        A file, which may be compressed (gzip, bzip2, xz, or a zip archive of one file); or a table with columns for
+        wavelength and species (`tables.LIST_COLUMNS`). Nothing is ever downloaded.
     format : str, optional
         "vald" (extracts, short or long), "linemake" (MOOG), "hitran" (160-character records), "arve" (masks) or
         "table" (anything that astropy reads). By default it is recognised by its content.
     medium : "air" or "vacuum", optional
-        What the wavelengths of the file are. VALD's extracts, HITRAN and arve say so themselves, and linemake is taken
-        to be in air; for a table it must be given here, unless its ``meta["medium"]`` tells. Below 2000 Å lists in air
-        are in vacuum, by custom.
+        Medium of the file's wavelengths. VALD's extracts, HITRAN and arve record it; linemake is in air. A table needs
+        it here or in its ``meta["medium"]``. By custom, lists in air have vacuum wavelengths below 2000 Å.
     temperature, gas_pressure : Quantity or float, optional
         For the predicted strengths; see `predicted_strength`.
 
     Returns
     -------
     QTable
-        In order of wavelength: wavelength [Å, vacuum], species, strength, what else the format has, and
+        In order of wavelength: wavelength [Å, vacuum], species, strength, the other columns of the format, and
         original_wavelength. Its meta has source, format, medium ("vacuum"), original_medium, strength_temperature [K].
 
     Raises
@@ -82,36 +81,36 @@ def read_line_list(
     OSError
         If there is no such file, or it may not be read.
     """
-    if format is not None and format not in FORMATS:
-        raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
+    if format is not None and format not in LIST_FORMATS:
+        raise ValueError(f"format must be one of {', '.join(LIST_FORMATS)}, got {format!r}")
     if medium not in (None, "air", "vacuum"):
         raise ValueError(f"expected medium 'air' or 'vacuum', got {medium!r}")
     if isinstance(source, Table):
-        table, own = from_table(source)
+        table, stated_medium = from_table(source)
         source, format = source.meta.get("source", "a table"), "table"
     else:
-        table, own, format = _read_file(source, format)
-    table = _finished(table, own, medium, format, source)
-    known = "strength" not in table.colnames
-    if known and (
+        table, stated_medium, format = _read_file(source, format)
+    table = _finished(table, stated_medium, medium, format, source)
+    no_strength = "strength" not in table.colnames
+    if no_strength and (
         {"log_gf", "excitation"} <= set(table.colnames) or {"intensity", "lower_energy"} <= set(table.colnames)
     ):
         table["strength"] = predicted_strength(table, temperature=temperature, gas_pressure=gas_pressure)
         default = HITRAN_TEMPERATURE if "intensity" in table.colnames else STELLAR_TEMPERATURE
         kelvin = default if temperature is None else u.Quantity(temperature, u.K).value
         table.meta["strength_temperature"] = float(kelvin)
-    elif known and "intensity" in table.colnames:
+    elif no_strength and "intensity" in table.colnames:
         table["strength"] = table["intensity"]
-    elif known and "depth" in table.colnames:
-        # Of the same sense as opacity, as far as a depth tells.
+    elif no_strength and "depth" in table.colnames:
+        # An opacity, as far as a depth determines it.
         table["strength"] = -np.log1p(-np.clip(table["depth"], 0.0, 1.0 - 1e-4)) * u.dimensionless_unscaled
-    elif known:
+    elif no_strength:
         logger.warning("%s: neither log gf nor intensity nor depth: all lines count as equally strong", source)
         table["strength"] = np.ones(len(table)) * u.dimensionless_unscaled
     first = ["wavelength", "species", "strength"]
     table = table[[*first, *(name for name in table.colnames if name not in first)]]
     for name in table.colnames:
-        table[name].info.description = DESCRIPTIONS.get(name)
+        table[name].info.description = LIST_DESCRIPTIONS.get(name)
     logger.info("%s: %d lines of %d species", source, len(table), len(np.unique(table["species"])))
     return table
 
@@ -147,17 +146,19 @@ def _recognised(lines: list[str]) -> str:
     return "table"
 
 
-def _finished(table: QTable, own: str | None, medium: str | None, format: str, source) -> QTable:
+def _finished(table: QTable, stated_medium: str | None, medium: str | None, format: str, source) -> QTable:
     """Vacuum wavelengths, order and meta."""
-    if own and medium and own != medium:
-        raise LineListError(source, f"expected wavelengths in {medium}, as asked for, but the format says {own}")
-    medium = own or medium or USUAL_MEDIUM.get(format)
+    if stated_medium and medium and stated_medium != medium:
+        raise LineListError(
+            source, f"expected wavelengths in {medium}, as asked for, but the format says {stated_medium}"
+        )
+    medium = stated_medium or medium or USUAL_MEDIUM.get(format)
     if medium is None:
         raise LineListError(source, "a table does not tell its medium: give medium='air' or medium='vacuum'")
     original = table["original_wavelength"]
     try:
         wavelength = np.array(vacuum_wavelength(original).to_value(u.AA))
-        in_air = (wavelength >= AIR_LIMIT) & (medium == "air")
+        in_air = (wavelength >= SHORTEST_AIR_WAVELENGTH) & (medium == "air")
         if in_air.any():
             wavelength[in_air] = vacuum_wavelength(original[in_air], "air").to_value(u.AA)
     except ValueError as error:  # wavelengths that are none, or units

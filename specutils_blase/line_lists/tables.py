@@ -18,8 +18,8 @@ from ..chemistry.strengths import INTENSITY_UNIT
 from .files import LineListError, check_range, float_column
 from .fixed_width import species_column
 
-# Column → what tables call it, without regard to capitals; unit of a bare number.
-COLUMNS: dict[str, tuple[tuple[str, ...], u.UnitBase | None]] = {
+# Column → its names in tables, in any case, and the unit of a bare number.
+LIST_COLUMNS: dict[str, tuple[tuple[str, ...], u.UnitBase | None]] = {
     "original_wavelength": (("wavelength", "wave", "lambda", "wl", "wavelength_air", "wavenumber", "nu", "rest"), u.AA),
     "species": (("species", "spec", "element", "ion", "molecule"), None),
     "log_gf": (("log_gf", "loggf", "gflog"), None),
@@ -50,8 +50,8 @@ def is_arve(lines: list[str]) -> bool:
 def read_arve(path, lines: list[str]) -> tuple[QTable, str]:
     """A mask of arve (Al Moulla et al. 2022): lines of VALD in comma-separated columns, vacuum Å.
 
-    Their `wave` is where a template has the line's bottom, up to several Å off in blends; `wave_vald`, where present,
-    is the laboratory's and taken as the wavelength, and `wave` becomes the column `template_wavelength`.
+    Their `wave` is the bottom of the line in a template, up to several Å off in blends, and becomes the column
+    `template_wavelength`. `wave_vald`, where present, is that of the laboratory and taken as the wavelength.
 
     Returns
     -------
@@ -104,8 +104,8 @@ def read_arve(path, lines: list[str]) -> tuple[QTable, str]:
 def read_table(path, content: bytes, lines: list[str] | None) -> Table:
     """A table of a file, by astropy.
 
-    It gets the content and not the name, except of HDF5 and Parquet: what looks like an address it would download, and
-    of files that it fails to read it leaves some open.
+    astropy gets the content and not the name, except for HDF5 and Parquet. It would download from a name that looks
+    like an address, and leaves some unreadable files open.
 
     Parameters
     ----------
@@ -140,30 +140,30 @@ def _read_text(path, lines: list[str]) -> Table:
 
 
 def from_table(table: Table, source="the table") -> tuple[QTable, str | None]:
-    """A line list from any table with a wavelength and a species; see `COLUMNS` for the names that are understood.
+    """A line list from any table with a wavelength and a species, by the names of `LIST_COLUMNS`.
 
     Parameters
     ----------
     table : Table
-        Columns with units, or bare numbers in the unit of `COLUMNS`; other columns are kept as they are.
+        Columns with units, or bare numbers in the unit of `LIST_COLUMNS`; other columns are kept as they are.
     source : str
-        What messages call it.
+        Name of the table in messages.
 
     Returns
     -------
     table : QTable
     medium : str or None
-        What its meta says as "medium"; None where it does not.
+        The medium in its meta, or None.
     """
     if not len(table):
         raise LineListError(source, "expected lines, got a table without rows")
     if "original_wavelength" in table.colnames:  # written by us: its wavelength is vacuum already
         table = table.copy(copy_data=False)
         table.remove_column("original_wavelength")
-    given = {name.lower(): name for name in reversed(table.colnames)}
+    column_names = {name.lower(): name for name in reversed(table.colnames)}
     result, taken = QTable(), set()
-    for wanted, (spellings, unit) in COLUMNS.items():
-        name = next((given[spelling] for spelling in spellings if spelling in given), None)
+    for wanted, (spellings, unit) in LIST_COLUMNS.items():
+        name = next((column_names[spelling] for spelling in spellings if spelling in column_names), None)
         if name is None and wanted in ("original_wavelength", "species"):
             raise LineListError(
                 source, f"expected a column called {' or '.join(spellings)}, got {', '.join(table.colnames)}"
@@ -185,7 +185,7 @@ def _column(table: Table, name: str, wanted: str, unit, source):
     if wanted == "species":
         words = column.filled("") if isinstance(column, MaskedColumn) else column
         return species_column(source, [w.decode("latin-1") if isinstance(w, bytes) else str(w) for w in words], rows)
-    own = column.unit
+    column_unit = column.unit
     if getattr(column, "mask", None) is not None and np.any(column.mask):
         column = column.filled(np.nan) if np.asarray(column.mask).dtype == bool and column.dtype.kind == "f" else column
     try:
@@ -203,14 +203,18 @@ def _column(table: Table, name: str, wanted: str, unit, source):
             )
     if unit is None:
         return values
-    if own is None and wanted == "original_wavelength" and name.lower() in ("wavenumber", "nu"):
-        own = u.cm**-1
-    own = unit if own is None else own
-    if wanted == "original_wavelength" and not own.is_equivalent(u.AA, u.spectral()):
-        raise LineListError(source, f"expected the column {name} in a unit of wavelength or wavenumber, got {own}")
+    if column_unit is None and wanted == "original_wavelength" and name.lower() in ("wavenumber", "nu"):
+        column_unit = u.cm**-1
+    column_unit = unit if column_unit is None else column_unit
+    if wanted == "original_wavelength" and not column_unit.is_equivalent(u.AA, u.spectral()):
+        raise LineListError(
+            source, f"expected the column {name} in a unit of wavelength or wavenumber, got {column_unit}"
+        )
     if wanted == "strength":
-        return values * own  # any unit will do, as long as it is one for all
+        return values * column_unit  # any unit will do, as long as it is one for all
     try:
-        return (values * own) if wanted == "original_wavelength" else (values * own).to(unit, u.spectral())
+        return (
+            (values * column_unit) if wanted == "original_wavelength" else (values * column_unit).to(unit, u.spectral())
+        )
     except u.UnitConversionError:
-        raise LineListError(source, f"expected the column {name} in {unit} or convertible, got {own}") from None
+        raise LineListError(source, f"expected the column {name} in {unit} or convertible, got {column_unit}") from None

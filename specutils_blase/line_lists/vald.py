@@ -32,17 +32,17 @@ _LONG = ("species", "wavelength", "log_gf", "excitation", "j_lower", "upper_ener
 _LONG = (*_LONG, "lande_upper", "lande", *_DAMPING)
 _LONG_STELLAR = (*_LONG, "depth")
 
-# Species and wavelength; and what ends the data: the model's name and abundances, remarks, references.
+# Species and wavelength; and the end of the data: the model's name and abundances, remarks, references.
 _DATA = re.compile(r"\s*'[A-Za-z0-9]+ +\d+'\s*,\s*[-+.\d]")
 _END = re.compile(r"\s*(?:\*|References|'[^',]*'\s*,?\s*$|'[A-Z][a-z]?\s*:)")
 
-HEADER_SEARCH = 60
-"""Lines among which the header must be: before it stand a copy of the request, warnings, and the stellar summary."""
+HEADER_LINES = 60
+"""First lines of a file among which the header must be, after the request, warnings and the stellar summary."""
 
 
 def is_vald(lines: list[str]) -> bool:
     """Whether the header of an extract is among the first lines."""
-    return any(_HEADER.search(line) for line in lines[:HEADER_SEARCH])
+    return any(_HEADER.search(line) for line in lines[:HEADER_LINES])
 
 
 def read_vald(path, lines: list[str]) -> tuple[QTable, str]:
@@ -56,17 +56,17 @@ def read_vald(path, lines: list[str]) -> tuple[QTable, str]:
         exponent of Anstee & O'Mara; NaN where VALD has none), lande, and depth in stellar extracts. Its meta has
         `isotopic_scaling` where the file tells whether log gf contains the solar isotopic ratios.
     medium : str
-        What the header says.
+        Medium in the header.
     """
-    place = next((k for k, line in enumerate(lines[:HEADER_SEARCH]) if _HEADER.search(line)), None)
-    if place is None:
+    header_line = next((k for k, line in enumerate(lines[:HEADER_LINES]) if _HEADER.search(line)), None)
+    if header_line is None:
         raise LineListError(path, "expected a VALD extract, whose header names WL_air(A) or WL_vac(A), found none")
-    header = lines[place]
-    medium, wavelength_unit, energy_unit = _units(path, header, place + 1)
-    stellar = place > 0 and "depth" in (header + lines[place - 1])
+    header = lines[header_line]
+    medium, wavelength_unit, energy_unit = _units(path, header, header_line + 1)
+    stellar = header_line > 0 and "depth" in (header + lines[header_line - 1])
     long = "E_low" in header
     names = {(0, 0): _SHORT, (0, 1): _SHORT_STELLAR, (1, 0): _LONG, (1, 1): _LONG_STELLAR}[long, stellar]
-    rows, numbers, scaling = _rows(path, lines, place + 1, names, long)
+    rows, numbers, scaling = _rows(path, lines, header_line + 1, names, long)
     words = dict(zip(names, zip(*rows, strict=True), strict=True))
     values = {
         name: float_column(path, words[name], numbers, name.replace("_", " "))
