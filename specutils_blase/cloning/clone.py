@@ -1,8 +1,8 @@
 """Cloning: from a precomputed template spectrum to an optimised `LineEmulator`.
 
-Continuum → line finding → first guess → rounds. Does not live here: what of a template is data, and its continuum
-(`clone_continuum`), how lines are found (`line_finding`) and optimised (`cloning_rounds`), units and masks
-(`spectrum`), the fit to real data (`fitting`).
+Continuum → line finding → first guess → rounds. Does not live here: gaps and continuum of a template (`continuum`),
+line finding (`line_finding`), optimisation (`refinement`), units and masks (`spectra.reading`), the fit to data
+(`fitting`).
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from .continuum import gaps, template_continuum
 from .line_finding import find_lines, own_widths, share_out_areas
 from .refinement import (
     CLONE_PRIORS,
-    NOISE_PEAK,
-    SIGNIFICANT,
+    LEAST_PROMINENCE,
+    NOISE_PROMINENCE,
     Template,
     clone_at_once,
     clone_in_rounds,
@@ -42,7 +42,7 @@ from .refinement import (
 
 __all__ = [
     "CLONE_PRIORS",
-    "SIGNIFICANT",
+    "LEAST_PROMINENCE",
     "CloneResult",
     "NoLinesError",
     "clone",
@@ -74,17 +74,17 @@ class CloneResult:
     rms : float
         Root mean square of template minus clone, over all good pixels, continuum 1.
     history : list of dict
-        Cost of each iteration.
+        Iteration, cost and damping of each iteration.
     template : Spectrum
-        What was cloned, divided by its continuum.
+        The template, divided by its continuum.
     model_spectrum : Spectrum
         The clone on the template's wavelengths.
     success, message : bool, str
         Whether and why the iteration ended well.
     settings : dict
-        Everything that was asked for, and the template's provenance.
+        All options of `clone`, and the template's provenance.
     quality : Quality, optional
-        What speaks against the clone; see `clone_assessment`.
+        Assessment of the clone; see `quality.clones`.
     """
 
     emulator: LineEmulator
@@ -103,11 +103,11 @@ class CloneResult:
         lines += [] if self.quality is None else [f"  {line}" for line in self.quality.lines()]
         low, high = self.emulator.wavelength_range
         ended = f", {self.settings['ended']}" if self.settings.get("ended") else ""
-        told = f"  {len(self.ledger)} lines, {low:.2f}-{high:.2f} Å, RMS {100 * self.rms:.3g} %{ended}"
-        return "\n".join([*lines, told])
+        summary = f"  {len(self.ledger)} lines, {low:.2f}-{high:.2f} Å, RMS {100 * self.rms:.3g} %{ended}"
+        return "\n".join([*lines, summary])
 
     def assessed(self, quality: Quality) -> CloneResult:
-        """The clone with its quality, which its ledger tells too."""
+        """The clone with its quality, which is also written to its ledger."""
         self.quality = quality
         quality.write_into(self.ledger)
         return self
@@ -143,7 +143,7 @@ def clone(
     """Clone a template spectrum into tunable Voigt lines.
 
     Runs of zeros, or of one value near zero, to which the flux steps down are gaps, not black lines: see
-    ``settings["gaps"]``. Noise of the template is measured, and no line is added for it. What does not end well warns.
+    ``settings["gaps"]``. Noise of the template is measured, and no line is added for it.
 
     Parameters
     ----------
@@ -159,22 +159,21 @@ def clone(
     teff : Quantity or float, optional
         Temperature [K] of a black body to divide out before the polynomial.
     resolving_power : float, optional
-        Given, the template is itself at this finite resolution: it is cloned *through* that line spread and its
-        pixels, so that the intrinsic lines come out. By default it is taken to be fully resolved.
+        Resolving power of the template. Its intrinsic lines are then cloned *through* that line spread and its pixels.
+        By default the template is fully resolved.
     medium : "vacuum" or "air"
-        What the template's wavelengths are.
+        Medium of the template's wavelengths.
     region : (Quantity, Quantity), optional
-        Range of wavelengths (bare numbers: Å) to clone; everything by default. Lines just beside it, whose wings reach
-        into it, are cloned too and have the flag edge in the ledger.
+        Range of wavelengths (bare numbers: vacuum Å) to clone; everything by default. Lines within 60 km/s of it,
+        whose wings reach into it, are cloned too and have the flag edge in the ledger.
     free : tuple of str
         Line parameters to optimise, among "ln_area", "ln_sigma", "ln_gamma", "rv_offset".
     emission : bool
         Also look for emission lines.
     in_rounds : bool
-        Every few iterations, look for lines in the residual, add those that count, and optimise all again, until the
-        residual is as small as it should be, or nothing improves any more. A line counts if it stands out of the
-        residual's root mean square and of the template's noise. False: only the lines found at first, until these
-        converge, or improve no more.
+        Every few iterations, add the significant lines of the residual and optimise all lines again, until the residual
+        reaches its target or improves no more. A line is significant if its prominence exceeds that of the residual's
+        root mean square and of the template's noise. False: optimise only the lines found at first.
     rms_target : float, optional
         Root mean square of the residual to reach, in units of the continuum. By default 0.003, or the noise of the
         template where that is more.
@@ -186,9 +185,9 @@ def clone(
     Returns
     -------
     CloneResult
-        Its `settings` tell how good it is: "rounds" (lines, RMS, noise, iterations of each), "ended", why there were no
-        more, "noise" of the template, "worst": wavelength and residual of the worst resolution elements, "gaps": (low,
-        high) of what was no data.
+        Its `settings` have "rounds" (lines, RMS, noise, iterations of each), "ended" (why there were no more), "noise"
+        of the template, "worst" (wavelength [Å] and residual of the worst resolution elements) and "gaps" ((low, high)
+        [Å] of pixels without data).
 
     Warns
     -----
@@ -198,14 +197,15 @@ def clone(
     Raises
     ------
     ValueError
-        For input that cannot be cloned; the message says what was expected.
+        For options out of range, or a template that cannot be cloned; the message says what was expected. A template
+        without lines raises `NoLinesError`, one of them.
     """
     _check_options(free, prominence, rms_target, in_rounds)
     power = None if resolving_power is None else to_resolving_power(resolving_power)
     data, frame = read_spectrum(template, medium=medium)
     pixels, gap_ranges = _template_pixels(data, region, continuum, teff, power)
     noise = pixels.noise_in(pixels.flux)
-    least = max(prominence, NOISE_PEAK * noise) if in_rounds else prominence
+    least = max(prominence, NOISE_PROMINENCE * noise) if in_rounds else prominence
     emulator = _first_lines(pixels, least, noise, flux_scale, emission)
     options = {"free": free, "max_iterations": max_iterations, "progress": progress}
     if in_rounds:
@@ -325,7 +325,23 @@ def _first_lines(template: Template, least: float, noise: float, flux_scale, emi
 
 
 def clone_ledger(emulator: LineEmulator, start_area: Tensor, settings: dict, component: str = "star") -> QTable:
-    """Ledger of a clone, all of whose lines were free; `start_area` is ln area of each at its first guess."""
+    """Ledger of a clone, all of whose lines were free.
+
+    Parameters
+    ----------
+    emulator : LineEmulator
+    start_area : Tensor, (n_line,)
+        ln area [ln Å] of each line at its first guess.
+    settings : dict
+        Kept in the ledger's meta.
+    component : str
+        "star" or "telluric".
+
+    Returns
+    -------
+    QTable
+        One row a line; see `specutils_blase.ledger.columns.COLUMNS`.
+    """
     ledger = build_ledger(
         {component: (emulator, held_errors(emulator))},
         wavelength_range={component: [emulator.wavelength_range]},

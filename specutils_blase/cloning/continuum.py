@@ -1,6 +1,6 @@
-"""What of a template is data, and its continuum: before any line is looked for.
+"""Gaps and continuum of a template.
 
-Does not live here: units and masks (`spectrum`), lines (`line_finding`).
+Does not live here: units and masks (`spectra.reading`), lines (`line_finding`).
 """
 
 from __future__ import annotations
@@ -9,32 +9,32 @@ import astropy.units as u
 import numpy as np
 from astropy.modeling.models import BlackBody
 
+from ..physics.scatter import robust_sigma
 from ..spectra.quantities import is_whole
 from ..spectra.reading import to_teff
 
 SHORTEST_GAP = 3
-"""Pixels of zero flux in a row that may be a gap."""
+"""Fewest adjacent pixels of zero flux that may be a gap."""
 
-LOW = 0.01
-"""Flux in units of the upper envelope up to which a run of one and the same value may be a gap as well."""
+GAP_FLUX = 0.01
+"""Largest flux, in units of the upper envelope, of a run of equal values that may be a gap."""
 
 GAP_STEP = 0.1
-"""Flux beside a gap, in units of the upper envelope, from which on the way down to zero is a step.
+"""Least flux beside a gap, in units of the upper envelope.
 
-A line that is black falls smoothly: its last pixel before an exact zero is nearly black itself.
+The flux of a black line falls smoothly: its last pixel before an exact zero is nearly black itself.
 """
 
 
 def gaps(flux: np.ndarray, good: np.ndarray) -> list[tuple[int, int]]:
-    """Runs of zeros, or of one value near zero, that are no data: between two detectors, or orders that do not meet.
+    """Runs of zeros, or of one value near zero, without data: between detectors, or between orders that do not meet.
 
-    A run is a gap if the flux steps down to it on either side. Where a saturated band really goes to zero, the flux
-    falls smoothly on both.
+    A run is a gap if the flux steps down to it on either side. Beside a saturated band, the flux falls smoothly.
 
     Parameters
     ----------
     flux, good : ndarray, (n,)
-        In order of wavelength, and whether a pixel counts.
+        Flux in order of wavelength, and whether a pixel counts.
 
     Returns
     -------
@@ -47,15 +47,15 @@ def gaps(flux: np.ndarray, good: np.ndarray) -> list[tuple[int, int]]:
     if not zero.any() or zero.all():
         return []
     top = float(np.quantile(flux[good & (flux != 0.0)], 0.9)) if bool((good & (flux != 0.0)).any()) else 0.0
-    zero &= np.abs(flux) <= LOW * top
+    zero &= np.abs(flux) <= GAP_FLUX * top
     step = GAP_STEP * top
     bounds = np.flatnonzero(np.diff(np.concatenate([[False], zero, [False]]).astype(np.int8)))
-    found = []
+    runs = []
     for first, after in bounds.reshape(-1, 2).tolist():
         beside = [k for k in (first - 1, after) if 0 <= k < flux.size and good[k]]
         if after - first >= SHORTEST_GAP and any(flux[k] > step for k in beside):
-            found.append((first, after))
-    return found
+            runs.append((first, after))
+    return runs
 
 
 def template_continuum(wavelength, flux, good, continuum, teff) -> np.ndarray:
@@ -69,6 +69,11 @@ def template_continuum(wavelength, flux, good, continuum, teff) -> np.ndarray:
         "none": the template is normalised already. A number: degree of the polynomial.
     teff : Quantity or float, optional
         Temperature [K] of the black body.
+
+    Returns
+    -------
+    ndarray, (n,)
+        In the unit of the flux.
 
     Raises
     ------
@@ -100,7 +105,8 @@ def template_continuum(wavelength, flux, good, continuum, teff) -> np.ndarray:
         coefficient = np.linalg.lstsq(basis, ratio[use], rcond=None)[0]
         fitted = np.polynomial.legendre.legval(x, coefficient)
         residual = ratio / fitted - 1.0
-        scatter = 1.4826 * np.median(np.abs(residual[use & (residual > 0)])) if (use & (residual > 0)).any() else 0.0
+        above = residual[use & (residual > 0)]  # lines lie below: only these tell the noise
+        scatter = robust_sigma(above) if above.size else 0.0
         kept = good & (ratio > 0) & (residual > -max(scatter, 1e-3)) & (residual < 4.0 * max(scatter, 1e-3))
         if kept.sum() < 10 * (continuum + 1) or np.array_equal(kept, use):
             break

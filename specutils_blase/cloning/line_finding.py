@@ -1,6 +1,6 @@
 """Lines in a spectrum or in a residual, and first guesses of their widths and strengths.
 
-Does not live here: their optimisation (`cloning`).
+Does not live here: their optimisation (`refinement`).
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ import numpy as np
 import torch
 from scipy.signal import find_peaks, peak_widths
 
+from ..physics.parabola import vertex_offset
 from ..physics.saturation import SaturationLaw
 from ..physics.voigt import voigt
 
 PEAK_OF_EQUAL_WIDTHS = 0.2087
 """σ V(0) of a Voigt profile with σ = γ, whose full width at half maximum is 3.6 σ."""
 
-FULL = 0.97
-"""Depth from which on a dip in exp(-τ) tells the width of the line's wings, and pixels only that τ is large."""
+FULL_DEPTH = 0.97
+"""Depth above which the width of a dip in exp(-τ) is that of the line's wings, and τ is unknown in its pixels."""
 
 
 def find_lines(wavelength, flux, prominence: float, *, resolving_power: float | None = None) -> dict[str, np.ndarray]:
@@ -39,35 +40,34 @@ def find_lines(wavelength, flux, prominence: float, *, resolving_power: float | 
         center, sigma, gamma [Å], depth, fwhm of the dip [Å], full (False: see `own_widths`): one value a line, in order
         of wavelength.
     """
-    known = np.isfinite(flux)
-    depth = 1.0 - np.interp(wavelength, wavelength[known], flux[known])
-    peaks, found = find_peaks(depth, prominence=prominence)
-    peaks, keep = peaks[known[peaks]], known[peaks]
-    prominences = tuple(found[name][keep] for name in ("prominences", "left_bases", "right_bases"))
+    finite = np.isfinite(flux)
+    depth = 1.0 - np.interp(wavelength, wavelength[finite], flux[finite])
+    peaks, properties = find_peaks(depth, prominence=prominence)
+    peaks, keep = peaks[finite[peaks]], finite[peaks]
+    prominences = tuple(properties[name][keep] for name in ("prominences", "left_bases", "right_bases"))
     _, _, left, right = peak_widths(depth, peaks, rel_height=0.5, prominence_data=prominences)
     pixel = np.arange(wavelength.size)
     fwhm = np.interp(right, pixel, wavelength) - np.interp(left, pixel, wavelength)
     fwhm = np.maximum(fwhm, np.gradient(wavelength)[peaks])
-    # The vertex of the parabola through the three highest samples: a sixth of a pixel at worst, instead of half.
-    before, at, after = depth[peaks - 1], depth[peaks], depth[np.minimum(peaks + 1, depth.size - 1)]
-    bend = before - 2 * at + after
-    shift = np.where(bend < 0, 0.5 * (before - after) / np.where(bend < 0, bend, -1.0), 0.0).clip(-0.5, 0.5)
-    center = np.interp(peaks + shift, pixel, wavelength)
+    # The vertex is a sixth of a pixel off at worst, the highest sample half a pixel.
+    peak = depth[peaks]
+    offset = vertex_offset(depth[peaks - 1], peak, depth[np.minimum(peaks + 1, depth.size - 1)])
+    center = np.interp(peaks + offset, pixel, wavelength)
     if resolving_power is not None:
         spread = center / resolving_power
         fwhm = np.sqrt(np.maximum(fwhm**2 - spread**2, (0.35 * spread) ** 2))
     full = np.zeros(center.size, dtype=bool)
-    return {"center": center, "sigma": fwhm / 3.6, "gamma": fwhm / 3.6, "depth": at, "fwhm": fwhm, "full": full}
+    return {"center": center, "sigma": fwhm / 3.6, "gamma": fwhm / 3.6, "depth": peak, "fwhm": fwhm, "full": full}
 
 
 def own_widths(lines: dict[str, np.ndarray], law: SaturationLaw) -> dict[str, np.ndarray]:
-    r"""Widths of the lines themselves where exp(-τ) has filled their dips, which are much wider.
+    r"""Intrinsic widths of saturated lines, whose dips in exp(-τ) are much wider than the lines.
 
-    Such lines get the widths that are usual among the others; their areas then follow from where their wings are half
-    deep, :math:`aγ/π(w/2)^2 = \ln 2`. Taken for widths of the lines, those of the dips start the clone of a saturated
-    water band at an RMS of 37 % and end it at 2.7 %; with these it starts at 10 % and ends at 1.0 %.
+    Such lines get the median width of the others. Their areas then follow from the width w of their dips,
+    :math:`aγ/π(w/2)^2 = \ln 2`. With the widths of the dips instead, the clone of a saturated water band starts at an
+    RMS of 37 % and ends at 2.7 %; with these it starts at 10 % and ends at 1.0 %.
     """
-    full = lines["depth"] > FULL
+    full = lines["depth"] > FULL_DEPTH
     if law.name != "log" or not full.any() or full.all():
         return lines
     usual = float(np.median(lines["sigma"][~full]))
@@ -82,12 +82,12 @@ def share_out_areas(wavelength, flux, lines, sign, law: SaturationLaw, n_iterati
     template at finite resolution are shared out with their intrinsic widths, which is good enough for a first guess.
     Where no light is left, only the wings count.
     """
-    known = np.isfinite(flux)
-    depth = 1.0 - np.where(known, flux, 1.0)
+    counted = np.isfinite(flux)
+    depth = 1.0 - np.where(counted, flux, 1.0)
     tau = law.line_depth(torch.as_tensor(depth).clamp(min=0.0), torch.as_tensor(wavelength))
     full = lines["full"]
     if full.any():
-        known = known & (depth < FULL)
+        counted = counted & (depth < FULL_DEPTH)
     center, width = lines["center"], lines["sigma"]
     area = width * np.abs(lines["depth"]) / PEAK_OF_EQUAL_WIDTHS
     area = np.where(full, math.pi * math.log(2.0) * (0.5 * lines["fwhm"]) ** 2 / width, area)
@@ -101,7 +101,7 @@ def share_out_areas(wavelength, flux, lines, sign, law: SaturationLaw, n_iterati
     line, node = torch.as_tensor(line), torch.as_tensor(node)
     x = torch.as_tensor(wavelength)[node] - torch.as_tensor(center)[line]
     profile = voigt(x, torch.as_tensor(width)[line], torch.as_tensor(width)[line])
-    spacing = torch.as_tensor(np.gradient(wavelength) * known)[node]
+    spacing = torch.as_tensor(np.gradient(wavelength) * counted)[node]
     target = torch.zeros(center.size, dtype=torch.float64).index_add(0, line, profile * spacing * tau[node])
     area = torch.as_tensor(area)
     for _ in range(n_iteration):

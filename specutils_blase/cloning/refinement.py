@@ -1,7 +1,7 @@
-"""Rounds of cloning: all lines are optimised together, the residual shows which are missing, and again.
+"""Rounds of cloning: optimisation of all lines together, and addition of the lines that the residual shows.
 
-Does not live here: what a template is and the result (`cloning`), how lines are found (`line_finding`), the solver
-(`least_squares`).
+Does not live here: the template and the result (`clone`), line finding (`line_finding`), the solver
+(`inference.minimize`).
 """
 
 from __future__ import annotations
@@ -30,45 +30,45 @@ from .line_finding import find_lines, share_out_areas
 logger = logging.getLogger(__name__)
 
 CLONE_PRIORS = LinePriors(ln_area=1.0, ln_sigma=0.7, ln_gamma=1.0, rv_offset=0.5)
-"""Priors of cloning: wide, because detection knows less of a line than a template does."""
+"""Priors of cloning: wide, since detection determines a line less well than a template does."""
 
-SIGNIFICANT = 1.5
-"""Prominence of a line in the residual, in units of its root mean square, from which on it is taken for a line."""
+LEAST_PROMINENCE = 1.5
+"""Least prominence of a line in the residual, in units of the residual's root mean square."""
 
-BROADEST_GUESS = 2.0
-"""Widest first guess for a line in the residual, in units of the median width of the lines that are there already."""
+BROADEST_FIRST_WIDTH = 2.0
+"""Widest first guess for a line in the residual, in units of the median width of the present lines."""
 
 ROUND_ITERATIONS = 5
-"""Iterations between two looks at the residual."""
+"""Iterations of a round, after which the residual is searched for lines."""
 
-TARGET_SCATTER = 0.002
-"""Residual, in units of the continuum, that counts as one sigma while cloning."""
+RESIDUAL_SIGMA = 0.002
+"""Noise of a template's pixel in the cost of a clone, in units of the continuum."""
 
-GOOD_RMS = 0.003
-"""Residual that is asked of a clone by default, in units of the continuum."""
+DEFAULT_RMS_TARGET = 0.003
+"""Default target of the residual's root mean square, in units of the continuum."""
 
-AT_THE_NOISE = 1.05
-"""Residual, in units of the template's noise, that no line can improve."""
+NOISE_REACHED = 1.05
+"""Residual in units of the template's noise below which no line can improve it."""
 
-NOISE_PEAK = 8.0
-"""Prominence, in units of the noise, that noise alone does not reach in a million pixels: ±4 σ on either side."""
+NOISE_PROMINENCE = 8.0
+"""Prominence in units of the noise that noise does not reach in a million pixels: 4 σ on either side."""
 
-ALIKE = 0.1
-"""Part of the residual that a round, or a stretch of iterations, must take off it to count as better."""
+LEAST_ROUND_GAIN = 0.1
+"""Relative decrease of the residual by a round, below which the round is poor."""
 
-PATIENCE = 2
-"""Rounds in a row that may be no better than the one before."""
+MOST_POOR_ROUNDS = 2
+"""Poor rounds in a row after which cloning ends."""
 
-STRETCH, LEAST_GAIN = 10, 0.02
-"""Iterations that together must take this part off the cost: 1 % off the residual."""
+GAIN_ITERATIONS, LEAST_COST_GAIN = 10, 0.02
+"""Iterations, and the relative decrease of the cost below which they end the fit: 1 % of the residual."""
 
-N_WORST, APART = 5, 10.0
-"""Resolution elements of the largest residuals that are told, and how many lie between two of them at least."""
+N_WORST, WORST_DISTANCE = 5, 10.0
+"""Number of the worst resolution elements in the settings, and their least distance in such elements."""
 
 
 @dataclass
 class Template:
-    """What is cloned.
+    """Pixels to clone.
 
     Parameters
     ----------
@@ -77,9 +77,9 @@ class Template:
     flux : ndarray, (n,)
         Continuum 1; NaN where a pixel does not count.
     inside : ndarray of bool, (n,)
-        Pixels of the region asked for: the residual is told of these.
+        Pixels of the region: the RMS is that of these.
     resolving_power : float or None
-        At which the template is blurred.
+        Resolving power of the template; None if it is fully resolved.
     """
 
     wavelength: Tensor
@@ -96,10 +96,10 @@ class Template:
 
 @dataclass
 class Progress:
-    """The lines as they are, and the way to them.
+    """Lines, their clone, and the rounds that led to them.
 
-    `rounds` are lines, RMS, noise and iterations of each round; `noise` is what of the residual is white noise; `ended`
-    says why there was no other round.
+    `rounds` has lines, RMS, noise and iterations of each round; `noise` is the white noise in the residual; `ended`
+    says why there was no further round.
     """
 
     emulator: LineEmulator
@@ -123,9 +123,10 @@ def clone_in_rounds(
     max_iterations: int,
     progress: bool,
 ) -> Progress:
-    """Optimise the lines; add what the residual shows; until the target is met, or nothing improves.
+    """Optimise the lines and add those of the residual, until the target is met or nothing improves.
 
-    Without a target it is `GOOD_RMS`, or the noise of the template where that is more. The best round counts.
+    The default target is `DEFAULT_RMS_TARGET`, or the noise of the template where that is larger. The best round is
+    the result.
     """
     start_area = emulator.ln_area.detach().clone()
     limit = template.noise_in(template.flux)
@@ -136,13 +137,13 @@ def clone_in_rounds(
         history += [entry | {"iteration": len(history) + k} for k, entry in enumerate(solution.history)]
         # Undersampled lines look like noise until they are cloned.
         noise = min(limit, template.noise_in(template.flux - flux))
-        target = max(GOOD_RMS, AT_THE_NOISE * noise) if rms_target is None else rms_target
+        target = max(DEFAULT_RMS_TARGET, NOISE_REACHED * noise) if rms_target is None else rms_target
         rounds.append({"lines": len(emulator), "rms": rms, "noise": noise, "iterations": len(solution.history) - 1})
         logger.info("round %d: %d lines, RMS %.3f %%", len(rounds), len(emulator), 100 * rms)
         before = math.inf if best is None else _beyond(best.rms, best.noise)
         if best is None or rms < best.rms:
             best = Progress(emulator, start_area, flux, rms, noise, rms <= target, "")
-        poor = poor + 1 if _beyond(rms, noise) > (1.0 - ALIKE) * before else 0
+        poor = poor + 1 if _beyond(rms, noise) > (1.0 - LEAST_ROUND_GAIN) * before else 0
         ended = _ended(rms, noise, target, rms_target, poor, n_left)
         if not ended:
             missing = _missing(template, emulator, flux, rms, noise, target)
@@ -182,7 +183,7 @@ def clone_model(emulator: LineEmulator, wavelength: Tensor, edges: Tensor, resol
 
 
 def worst_places(template: Template, emulator: LineEmulator, flux: np.ndarray) -> list[dict[str, float]]:
-    """The resolution elements of the largest mean residuals, no two within `APART` of each other.
+    """The resolution elements of the largest mean residuals, no two within `WORST_DISTANCE` of each other.
 
     Returns
     -------
@@ -191,63 +192,64 @@ def worst_places(template: Template, emulator: LineEmulator, flux: np.ndarray) -
         of a resolved template is the median full width of its lines.
     """
     wavelength = template.wavelength.numpy()
-    known = np.isfinite(template.flux) & template.inside
-    place, residual = wavelength[known], (template.flux - flux)[known]
+    counted = np.isfinite(template.flux) & template.inside
+    center, residual = wavelength[counted], (template.flux - flux)[counted]
     if template.resolving_power is None:
         width = float(voigt_fwhm(emulator.sigma.detach().double(), emulator.gamma.detach().double()).median())
     else:
-        width = float(np.median(place)) / template.resolving_power
+        width = float(np.median(center)) / template.resolving_power
     sums = np.concatenate([[0.0], np.cumsum(residual)])
-    low = np.searchsorted(place, place - 0.5 * width)
-    high = np.searchsorted(place, place + 0.5 * width, side="right")
+    low = np.searchsorted(center, center - 0.5 * width)
+    high = np.searchsorted(center, center + 0.5 * width, side="right")
     mean = (sums[high] - sums[low]) / (high - low)
-    size, found = np.abs(mean), []
-    for _ in range(min(N_WORST, place.size)):
+    size, elements = np.abs(mean), []
+    for _ in range(min(N_WORST, center.size)):
         worst = int(size.argmax())
         if size[worst] < 0.0:
             break
-        found.append({"wavelength": float(place[worst]), "residual": float(mean[worst])})
-        size[np.abs(place - place[worst]) < APART * width] = -1.0
-    return found
+        elements.append({"wavelength": float(center[worst]), "residual": float(mean[worst])})
+        size[np.abs(center - center[worst]) < WORST_DISTANCE * width] = -1.0
+    return elements
 
 
 def _beyond(rms: float, noise: float) -> float:
-    """What of a residual is no noise."""
+    """Root mean square of a residual beyond its noise."""
     return math.sqrt(max(rms**2 - noise**2, 0.0))
 
 
 def _ended(rms: float, noise: float, target: float, asked: float | None, poor: int, n_left: int) -> str:
     """Why the rounds end here, or nothing if they go on."""
     if rms <= target:
-        at_noise = asked is None and rms > GOOD_RMS
+        at_noise = asked is None and rms > DEFAULT_RMS_TARGET
         return f"the noise of the template, {100 * noise:.3g} %, reached" if at_noise else "target reached"
-    if rms <= AT_THE_NOISE * noise:
+    if rms <= NOISE_REACHED * noise:
         return f"what is left is the noise of the template, {100 * noise:.3g} %"
-    if poor >= PATIENCE:
-        return f"the last {PATIENCE} rounds took less than {100 * ALIKE:.0f} % off the residual"
+    if poor >= MOST_POOR_ROUNDS:
+        return f"the last {MOST_POOR_ROUNDS} rounds took less than {100 * LEAST_ROUND_GAIN:.0f} % off the residual"
     return "the limit on iterations was reached" if n_left <= 0 else ""
 
 
 def _missing(
     template: Template, emulator: LineEmulator, flux: np.ndarray, rms: float, noise: float, target: float
 ) -> dict[str, np.ndarray]:
-    """Lines that the residual shows: those worth adding."""
+    """Significant lines of the residual, as few as the target needs."""
     wavelength = template.wavelength.numpy()
     residual = 1.0 - (flux - template.flux)
     width = float((emulator.sigma.detach() + emulator.gamma.detach()).median())
-    needed = SIGNIFICANT * _beyond(rms, noise)
-    if NOISE_PEAK * noise > needed:
+    needed = LEAST_PROMINENCE * _beyond(rms, noise)
+    if NOISE_PROMINENCE * noise > needed:
         # Lines are wider than a pixel: through a filter of their shape they stand out of the noise.
         pixel = float(np.median(np.diff(wavelength)))
         reach = max(width / 2.0 / pixel, 0.5)
-        known = np.isfinite(residual)
-        residual = np.where(known, gaussian_filter1d(np.where(known, residual, 1.0), reach), np.nan)
+        finite = np.isfinite(residual)
+        residual = np.where(finite, gaussian_filter1d(np.where(finite, residual, 1.0), reach), np.nan)
         needed = max(
-            needed, NOISE_PEAK * template.noise_in(template.flux - flux) / math.sqrt(2.0 * math.sqrt(math.pi) * reach)
+            needed,
+            NOISE_PROMINENCE * template.noise_in(template.flux - flux) / math.sqrt(2.0 * math.sqrt(math.pi) * reach),
         )
     missing = find_lines(wavelength, residual, needed, resolving_power=template.resolving_power)
-    # A swell of the residual is no line: what starts no broader than lines are can still grow.
-    missing |= {name: np.minimum(missing[name], BROADEST_GUESS * width / 2.0) for name in ("sigma", "gamma")}
+    # Broad swells of the residual are no lines. A line that starts narrower can still grow.
+    missing |= {name: np.minimum(missing[name], BROADEST_FIRST_WIDTH * width / 2.0) for name in ("sigma", "gamma")}
     n_good = int(np.isfinite(template.flux).sum())
     return _worth_adding(missing, wavelength, n_good * (rms**2 - target**2))
 
@@ -268,7 +270,7 @@ def _worth_adding(lines: dict[str, np.ndarray], wavelength: np.ndarray, excess: 
 def _grown(
     template: Template, emulator: LineEmulator, start_area: Tensor, flux: np.ndarray, missing: dict[str, np.ndarray]
 ) -> tuple[LineEmulator, Tensor]:
-    """The lines and those that were missing; ln area of each at its own first guess."""
+    """The lines together with the missing ones; ln area of each at its own first guess."""
     # What a line must add to the opacity grows as the light that is left there falls.
     absorbed = 1.0 - (flux - template.flux) / np.maximum(flux, 0.1)
     sign = np.ones(len(missing["center"]))
@@ -282,30 +284,30 @@ def _grown(
 def _optimised(
     template: Template, emulator: LineEmulator, free: tuple[str, ...], max_iterations: int, progress: bool
 ) -> tuple[Solution, np.ndarray, float]:
-    """All lines optimised together; the solution, the clone's flux, and the RMS of the residual."""
+    """Solution with all lines optimised together, the clone's flux, and the RMS of the residual."""
     model = clone_model(emulator, template.wavelength, template.edges, template.resolving_power)
     (name,) = model.components
     parameters = ("star_law",) if name == "star" else ("telluric_law",)
     layout = FreeParameters(model, {name: tuple(free)}, {name: torch.arange(len(emulator))}, parameters)
-    known = np.isfinite(template.flux)
-    flux = torch.as_tensor(np.where(known, template.flux, 0.0))
-    weight = torch.where(torch.as_tensor(known), TARGET_SCATTER**-2, 0.0)
+    counted = np.isfinite(template.flux)
+    flux = torch.as_tensor(np.where(counted, template.flux, 0.0))
+    weight = torch.where(torch.as_tensor(counted), RESIDUAL_SIGMA**-2, 0.0)
     problem = AnchoredProblem(layout, flux, weight, {name: CLONE_PRIORS})
-    n_good = int(known.sum())
+    n_good = int(counted.sum())
     with tqdm(total=max_iterations, desc="clone", unit="it", disable=not progress, leave=False, delay=2.0) as bar:
 
         def report(entry: dict[str, float]) -> None:
             bar.update()
-            bar.set_postfix_str(f"RMS {100 * TARGET_SCATTER * math.sqrt(entry['cost'] / n_good):.3f} %")
+            bar.set_postfix_str(f"RMS {100 * RESIDUAL_SIGMA * math.sqrt(entry['cost'] / n_good):.3f} %")
 
         solution = minimize(
             problem,
             max_iterations=max_iterations,
             absolute_tolerance=3e-4 * n_good,
-            least_gain=(STRETCH, LEAST_GAIN),
+            least_gain=(GAIN_ITERATIONS, LEAST_COST_GAIN),
             callback=report,
         )
     with torch.no_grad():
-        found = model().numpy()
-    rms = float(np.sqrt(np.nanmean((template.flux - found)[template.inside] ** 2)))
-    return solution, found, rms
+        model_flux = model().numpy()
+    rms = float(np.sqrt(np.nanmean((template.flux - model_flux)[template.inside] ** 2)))
+    return solution, model_flux, rms

@@ -1,8 +1,9 @@
 """Clones that know their species: one template a molecule, cloned apart and merged into one list of lines.
 
-A telluric spectrum is the product of those of its molecules, and so is the flux of the laws "log" and "linear". Does
-not live here: the cloning of one template (`cloning`), how much there is of each molecule on a given night
-(`telluric_scaling`).
+A telluric spectrum is the product of those of its molecules, and so is the flux of the laws "log" and "linear".
+
+Does not live here: the cloning of one template (`clone`), the amount of each molecule at an observation
+(`fitting.start.tellurics`).
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def clone_species(
     component: str = "telluric",
     **options,
 ) -> CloneResult:
-    r"""Clone one template a species, and merge the lines into one emulator that knows the species of each.
+    r"""Clone one template a species, and merge the lines into one emulator with the species of each line.
 
     The template of the result is the product :math:`\prod_s T_s` of the templates that have lines, each divided by its
     own continuum, and its RMS that of this product minus the merged clone. Species whose lines are all weaker than the
@@ -47,14 +48,13 @@ def clone_species(
     Parameters
     ----------
     templates : mapping of str to Spectrum
-        Species to the spectrum that it alone makes, all on one spectral axis; such as
-        `specutils_blase.templates.psg_hk_species`.
+        Species to its spectrum alone, all on one spectral axis, such as `specutils_blase.templates.psg_hk_species`.
     flux_scale : "log" or "linear"
         One law for all.
     resolving_power : float, optional
-        See `clone`; by default what the templates' meta says as "resolving_power".
+        See `clone`; by default "resolving_power" in the templates' meta.
     component : "telluric" or "star"
-        What the ledger calls the lines.
+        Component of the lines in the ledger.
     **options
         The others of `clone`, for every species: region, prominence, medium, rms_target, max_iterations, progress, …
 
@@ -62,6 +62,11 @@ def clone_species(
     -------
     CloneResult
         ``settings["species"]`` has lines, RMS, success and message of each species.
+
+    Warns
+    -----
+    BlaseQualityWarning
+        Where the clone of a species is poor.
 
     Raises
     ------
