@@ -21,7 +21,7 @@ from ..ledger.table import emulator_from_ledger, ledger_meta
 from ..model.emulator import LineEmulator
 from ..physics.grids import SPEED_OF_LIGHT
 from ..physics.voigt import voigt_fwhm
-from ..results.fit_result import SEMI_EMPIRICAL, FitResult
+from ..results.fit_result import TEMPLATE_SOURCE, FitResult
 from ..spectra.provenance import PIXELS_KEPT, of_lines, of_template, pixel_digests
 from .observation import ObservedOrder
 from .shared_changes.telluric_species import by_place
@@ -112,7 +112,7 @@ def from_fit(given: Mapping[str, object], orders: Sequence[ObservedOrder]) -> di
             known = component.settings.get("data", [])
         elif isinstance(component, CloneResult | Spectrum):
             meta = (component.template if isinstance(component, CloneResult) else component).meta or {}
-            if meta.get("source") != SEMI_EMPIRICAL:
+            if meta.get("source") != TEMPLATE_SOURCE:
                 continue
             known = meta.get("data", [])
         elif isinstance(component, Table):

@@ -249,11 +249,11 @@ class Draws:
             raise ValueError(f"name must be one of {', '.join(SPECTRA)}, got {name!r}")
         state = replace(self.result, model=deepcopy(self.result.model))
         free = replace(self.free, model=state.model)
-        found = []
+        spectra = []
         for vector in self.vectors:
             free.write(vector)
-            found.append(getattr(state, name))
-        return found
+            spectra.append(getattr(replace(state), name))  # a new result: one keeps the spectra of its model
+        return spectra
 
 
 WIDENED = ("correlated_residuals", "part_scatter", "order_scatter")

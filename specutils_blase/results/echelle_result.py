@@ -1,6 +1,6 @@
-"""`EchelleFitResult`: what a fit of many orders returns.
+"""`EchelleFitResult`: the outcome of a fit of many orders.
 
-Does not live here: the result of one order and what its spectra mean (`result`), the fit (`fitting`).
+Does not live here: the result of one order and the meaning of its spectra (`fit_result`), the fit (`fitting`).
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from specutils import Spectrum, SpectrumList
 from ..model.echelle import EchelleModel
 from ..spectra.data import SpectralData
 from ..spectra.reading import SpectrumFrame, spectrum_on
-from .fit_result import SEMI_EMPIRICAL, FitResult, model_spectra
+from .fit_result import TEMPLATE_SOURCE, FitResult, model_spectra
 
 
 @dataclass(eq=False, repr=False)
 class EchelleFitResult(FitResult):
-    """Outcome of `fit` of a list of orders: one star, one sky; every spectrum is a `~specutils.SpectrumList`.
+    """Outcome of `fit` of a list of orders, with one star and one atmosphere.
 
-    The lists have the orders that were fitted, in the order in which they were given; ``orders`` tells which, and why
-    others were not. ``result.order(k)`` is the k-th of them as a `FitResult` of its own.
+    Its spectra are `~specutils.SpectrumList`. The lists have the orders that were fitted, as in the input; ``orders`` tells which, and why others were not.
+    ``result.order(k)`` is the k-th of them as a `FitResult` of its own.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ class EchelleFitResult(FitResult):
     data : list of SpectralData
     frame : list of SpectrumFrame
     orders : QTable
-        One row an order that was given; see `outcome.ORDER_COLUMNS`.
+        One row an order that was given; see `fitting.assembly.ORDER_COLUMNS`.
     """
 
     model: EchelleModel
@@ -62,7 +62,22 @@ class EchelleFitResult(FitResult):
         return "\n".join(lines)
 
     def order(self, k: int) -> FitResult:
-        """The k-th fitted order alone: its spectra, its parameters beside the shared ones, and the lines it saw."""
+        """The k-th fitted order alone: its spectra, its own and the shared parameters, and the lines in its range.
+
+        Parameters
+        ----------
+        k : int
+            Position among the fitted orders; negative from the end.
+
+        Returns
+        -------
+        FitResult
+
+        Raises
+        ------
+        IndexError
+            If there is no such order.
+        """
         if not -len(self) <= k < len(self):
             raise IndexError(f"order {k} of a fit of {len(self)} orders")
         k %= len(self)
@@ -70,9 +85,9 @@ class EchelleFitResult(FitResult):
         mine = [order in ("", row["order"]) for order in self.parameters["order"]]
         parameters = self.parameters[mine]
         parameters.remove_column("order")
-        kept = [here for here, is_free in zip(mine, self.parameters["free"], strict=True) if is_free]
+        kept = [belongs for belongs, is_free in zip(mine, self.parameters["free"], strict=True) if is_free]
         ledger = self.ledger[[str(row["order"]) in orders.split(",") for orders in self.ledger["orders"]]]
-        return FitResult(
+        result = FitResult(
             model=self.model.orders[k],
             data=self.data[k],
             frame=self.frame[k],
@@ -94,10 +109,18 @@ class EchelleFitResult(FitResult):
             orders=QTable(row),
             quality=self.quality,
         )
+        result._evaluated = self._evaluated.setdefault(k, {})  # shared: spectra of an order are computed once
+        return result
 
     def evaluate(self) -> list[dict[str, torch.Tensor]]:
         """Model spectra of each order on its pixels; see `FitResult.evaluate`."""
-        return [model_spectra(order) for order in self.model.orders]
+        spectra = []
+        for k, order in enumerate(self.model.orders):
+            evaluated = self._evaluated.setdefault(k, {})
+            if not evaluated:
+                evaluated.update(model_spectra(order))
+            spectra.append({name: values.clone() for name, values in evaluated.items()})
+        return spectra
 
     @property
     def rms(self) -> float:
@@ -145,7 +168,7 @@ class EchelleFitResult(FitResult):
             for order in self.model.orders:
                 flux, wavelength = order.stages().star, order.doppler(order.sampling.wavelength)
                 pieces.append((wavelength, flux))
-        # Grids of neighbouring orders overlap: each gives way in the middle of what they have in common.
+        # Grids of neighbouring orders overlap: one hands over to the next in the middle of the overlap.
         pieces.sort(key=lambda piece: float(piece[0][0]))
         kept, low = [], 0.0
         for k, (wavelength, flux) in enumerate(pieces):
@@ -156,17 +179,19 @@ class EchelleFitResult(FitResult):
             kept.append((wavelength[inside], flux[inside]))
             low = max(low, high)
         wavelength, flux = (torch.cat(parts) for parts in zip(*kept, strict=True))
-        meta = {"source": SEMI_EMPIRICAL, "data": self.settings.get("data", [])}
+        meta = {"source": TEMPLATE_SOURCE, "data": self.settings.get("data", [])}
         return spectrum_on(wavelength, flux, meta=meta)
 
     def plot(self, order: int | None = None, **options):
-        """Quick look at all orders, or at the k-th; see `plotting.plot_orders` and `plotting.plot_fit`."""
+        """Quick look at all orders, or at the k-th; see `plotting.echelle.plot_orders`, `plotting.order.plot_fit`."""
         from ..plotting.echelle import plot_orders
 
         return plot_orders(self, **options) if order is None else self.order(order).plot(**options)
 
 
-def _lines_of(ledger: QTable, found: QTable) -> QTable:
+def _lines_of(ledger: QTable, found_lines: QTable) -> QTable:
     """The lines found that a part of the ledger has."""
     kept = set(zip(ledger["component"].tolist(), ledger["id"].tolist(), strict=True))
-    return found[[line in kept for line in zip(found["added_to"].tolist(), found["id"].tolist(), strict=True)]]
+    return found_lines[
+        [line in kept for line in zip(found_lines["added_to"].tolist(), found_lines["id"].tolist(), strict=True)]
+    ]

@@ -1,4 +1,4 @@
-"""`FitResult`: what a fit returns, and the spectra that follow from it.
+"""`FitResult`: the outcome of a fit of one order, and the spectra that follow from it.
 
 Does not live here: the fit (`fitting`), files (`asdf`), drawing (`plotting`).
 """
@@ -6,7 +6,6 @@ Does not live here: the fit (`fitting`), files (`asdf`), drawing (`plotting`).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -23,10 +22,10 @@ from ..spectra.data import SpectralData
 from ..spectra.reading import SpectrumFrame, spectrum_on
 from ..spectra.registry import writer
 
-OPAQUE = 0.02
-"""Transmission below which a telluric correction is masked: what remains is noise over nothing."""
+LEAST_TRANSMISSION = 0.02
+"""Transmission below which a telluric correction is masked, as noise would dominate it."""
 
-SPECTRA = (
+SPECTRUM_NAMES = (
     "data",
     "model_spectrum",
     "star_spectrum",
@@ -34,11 +33,10 @@ SPECTRA = (
     "telluric_corrected",
     "star_template",
 )
-"""What `FitResult.to_spectrum_list` can hold: the data as fitted, and attributes of the result."""
+"""Names of spectra for `FitResult.to_spectrum_list`: the data as fitted, and attributes of the result."""
 
-
-SEMI_EMPIRICAL = "specutils_blase semi-empirical template"
-"""What a template that comes from a fit calls itself, as "source" of its meta."""
+TEMPLATE_SOURCE = "specutils_blase semi-empirical template"
+"""Source in the meta of a template that comes from a fit."""
 
 
 @dataclass(eq=False)
@@ -52,35 +50,36 @@ class FitResult:
     data : SpectralData
         The data as fitted.
     frame : SpectrumFrame
-        The way back to the data's own axis and unit.
+        The data's own axis, order and unit.
     parameters : QTable
-        name, value, error, unit, free: the parameters that touch the whole order.
+        name, value, error, unit, free: the parameters that concern the whole order.
     ledger : QTable
-        One row a line; see `ledger.COLUMNS`.
+        One row a line; see `ledger.columns.COLUMNS`.
     covariance : ndarray
         Covariance of the free rows of `parameters`, in their order.
     line_covariance : dict of ndarray
-        Component to (n_line, 4, 4): covariance of ln area, ln σ, ln γ, rv_offset of each line, over all else.
+        Component to (n_line, 4, 4): covariance of ln area, ln σ, ln γ [Å] and rv_offset [km/s] of each line, marginal
+        over all else.
     reduced_chi2 : float
-        χ² per degree of freedom; parameters held by their prior do not count as used up.
+        χ² per degree of freedom, in which parameters held by their priors do not count.
     noise_scale : float
         Factor on the errors: 1, or the residual scatter where the data bring no uncertainty.
     success, message : bool, str
-        Whether the iteration converged, and how it ended; what its answer is worth is told by `quality`.
+        Whether the iteration converged, and how it ended; `quality` assesses the answer.
     history : list of dict
         Iteration, cost, damping.
     settings : dict
-        Everything asked for.
+        All options of `fit`.
     orders : QTable, optional
-        One row an order; see `outcome.ORDER_COLUMNS`.
+        One row an order; see `fitting.assembly.ORDER_COLUMNS`.
     curvature : Curvature, optional
-        What draws, the steps of `rv_photon_limit` and `missing_lines` need beside the model.
+        Weights and prior precisions, for draws, the steps of `rv_photon_limit` and `missing_lines`.
     found : QTable, optional
         Lines that the fit found and added, where it was asked to.
     rejected : QTable, optional
-        One row a pixel that was left out because no spectrum can show it; see `rejection.COLUMNS`.
+        One row a pixel that was left out because no spectrum can show it; see `fitting.residuals.rejection`.
     quality : Quality, optional
-        What speaks against the result; see `assessment`.
+        Assessment of the result; see `quality.assessment`.
     """
 
     model: ForwardModel
@@ -101,6 +100,7 @@ class FitResult:
     found: QTable | None = None
     rejected: QTable | None = None
     quality: Quality | None = None
+    _evaluated: dict = field(default_factory=dict, init=False, repr=False)
 
     def __repr__(self) -> str:
         lines = [f"FitResult: {self.message}", *self._quality_lines()]
@@ -117,7 +117,7 @@ class FitResult:
         return [] if self.quality is None else [f"  {line}" for line in self.quality.lines()]
 
     def assessed(self, quality: Quality) -> FitResult:
-        """The result with its quality, which its tables tell too, first of all that is in their meta."""
+        """The result with its quality, which also comes first in the meta of its tables."""
         self.quality = quality
         quality.write_into(self.parameters, self.ledger, self.orders)
         return self
@@ -137,18 +137,17 @@ class FitResult:
 
     @property
     def rv_photon_limit(self) -> RVPhotonLimit | None:
-        """Smallest errors that the velocity can have, and what the sky and the freedom of the lines take away."""
+        """Smallest possible errors of the velocity, and what tellurics and the freedom of the lines add to them."""
         return rv_photon_limit(self)
 
     @property
     def missing_lines(self) -> QTable:
-        """Lines that no template has, with the probability that each is noise; see `missing_lines.table.COLUMNS`.
+        """Lines that no template has, with the probability that each is noise; see `missing_lines.table`.
 
-        Those that the fit found and added where it was asked to (``fit(..., missing_lines=0.1)``); otherwise what is
-        significant in its residuals, with 0.1 false ones to be expected, searched for now. That is a hint, not what
-        the search would find: in a fit without it the other lines have moved to do the work of what is missing, under
-        Student's t by as much as it takes, so that some features are gone from the residuals and others are beside
-        their places, or look like the other component's.
+        A fit with ``missing_lines=0.1`` has the lines that it found and added. Otherwise the residuals are searched
+        now, with an expected number of 0.1 false lines. That is a hint only. In a fit without the search other lines
+        have moved to replace the missing ones. Some features are then gone from the residuals; others are displaced,
+        or look like lines of the other component.
 
         Raises
         ------
@@ -167,7 +166,7 @@ class FitResult:
         n_draw : int
             Number of draws.
         seed : int
-            Of the random numbers.
+            Seed of the random numbers.
 
         Returns
         -------
@@ -185,11 +184,10 @@ class FitResult:
     def line_means(self, progress: bool = True) -> QTable:
         """Posterior means of ln area, ln sigma, ln gamma and rv_offset of every line, beside the ledger's values.
 
-        Lines of a ledger stand at the summit of the posterior. Where that leans to one side, as it does towards small
-        γ where a profile no longer changes, the mean is beside it: `posterior_means` has the equation, which is first
-        order in how much the curvature changes over an error. What is far from any Gaussian, as two lines that share
-        one feature, or lines of a poor template, would move by more; it is stopped at one error, where neither value
-        is to be trusted.
+        Lines of a ledger are at the posterior mode. Where the posterior is skewed, as towards small γ, the mean
+        differs from the mode. `posterior.line_means` has the equation, of first order in the change of the curvature
+        over an error. Shifts are limited to one error. Two lines that share one feature, or lines of a poor template,
+        reach this limit; then neither value is reliable.
 
         Takes two evaluations of the model with its gradient for each of a few hundred directions: seconds for an
         order, minutes for an échelle.
@@ -214,8 +212,18 @@ class FitResult:
         return line_means(self, progress)
 
     def evaluate(self) -> dict[str, torch.Tensor]:
-        """Model spectra on the data pixels: model, continuum, star and telluric (both with continuum 1)."""
-        return model_spectra(self.model)
+        """Model spectra on the data pixels.
+
+        They are computed once and kept: a result whose model has been changed needs ``dataclasses.replace(result)``.
+
+        Returns
+        -------
+        dict of Tensor, (n_pixel,)
+            "model" and "continuum" in the data's flux unit; "star" and "telluric", where present, with continuum 1.
+        """
+        if not self._evaluated:
+            self._evaluated.update(model_spectra(self.model))
+        return {name: values.clone() for name, values in self._evaluated.items()}
 
     @property
     def rms(self) -> float:
@@ -251,13 +259,13 @@ class FitResult:
     def telluric_corrected(self) -> Spectrum:
         """Data × (model without telluric lines) / (model), with the noise scaled likewise.
 
-        Star and sky are multiplied before the line spread, so dividing by the smeared transmission alone would be
-        wrong wherever both have lines. Pixels with almost no light left are masked.
+        Star and tellurics are multiplied before the line spread. Division by the broadened transmission alone would
+        be wrong wherever both have lines. Pixels with less than 2 % transmission are masked.
         """
         parts = self.evaluate()
         clean = parts["star"] * parts["continuum"] if "star" in parts else parts["continuum"]
         ratio = parts["model"] / clean
-        opaque = ~(ratio > OPAQUE)
+        opaque = ~(ratio > LEAST_TRANSMISSION)
         ratio = torch.where(opaque, torch.ones_like(ratio), ratio)
         sigma = self.data.sigma / ratio if self.data.noise_known else None
         corrected = torch.where(self.data.good, self.data.flux / ratio, torch.nan)
@@ -271,10 +279,10 @@ class FitResult:
         with torch.no_grad():
             flux = self.model.stages().star
             wavelength = self.model.doppler(self.model.sampling.wavelength)
-        meta = {"source": SEMI_EMPIRICAL, "data": self.settings.get("data", [])}
+        meta = {"source": TEMPLATE_SOURCE, "data": self.settings.get("data", [])}
         return spectrum_on(wavelength, flux, meta=meta)
 
-    def to_spectrum_list(self, names=SPECTRA) -> SpectrumList:
+    def to_spectrum_list(self, names=SPECTRUM_NAMES) -> SpectrumList:
         """The spectra of the fit as one list, for programs that take such, jdaviz among them.
 
         Parameters
@@ -286,12 +294,11 @@ class FitResult:
         Returns
         -------
         SpectrumList
-            In the order of the names, under each name in the order of the échelle's orders. Every spectrum says what it
-            is in ``meta["name"]`` and of which order in ``meta["order"]``. What the fit does not have, such as a star
-            where none was fitted, is left out. All are on the axes and in the unit of the data, transmissions without
-            unit, but for the template: one for all orders, at rest, in vacuum Å, continuum 1. ``spectrum.write(path,
-            format="tabular-fits")`` writes each; to read fluxes without unit, specutils must be told their columns
-            (``column_mapping``).
+            In the order of the names, and for each name in that of the orders. ``meta["name"]`` and ``meta["order"]``
+            identify each spectrum. Spectra that the fit does not have, such as a star where none was fitted, are left
+            out. All are on the axes and in the unit of the data, transmissions without unit. The template is one
+            spectrum for all orders, at rest, in vacuum Å, with continuum 1. ``spectrum.write(path,
+            format="tabular-fits")`` writes each; to read fluxes without unit, specutils needs ``column_mapping``.
 
         Raises
         ------
@@ -299,13 +306,13 @@ class FitResult:
             For a name that is none of these.
         """
         names = (names,) if isinstance(names, str) else tuple(names)
-        unknown = [name for name in names if name not in SPECTRA]
+        unknown = [name for name in names if name not in SPECTRUM_NAMES]
         if unknown:
-            raise ValueError(f"names must be among {', '.join(SPECTRA)}; got {', '.join(map(repr, unknown))}")
+            raise ValueError(f"names must be among {', '.join(SPECTRUM_NAMES)}; got {', '.join(map(repr, unknown))}")
         return SpectrumList([spectrum for name in names for spectrum in self._named(name)])
 
     def _named(self, name: str) -> list[Spectrum]:
-        """The spectrum of that name, if there is one, and its name in its meta."""
+        """The spectrum of that name as a list, with the name in its meta; empty without one."""
         if name == "data":
             sigma = self.data.sigma if self.data.noise_known else None
             spectrum = self.frame.spectrum(self.data.flux, uncertainty=sigma, mask=~self.data.good)
@@ -329,32 +336,10 @@ class FitResult:
         writer()(self, path, overwrite=overwrite, compression=compression)
 
 
-def model_spectra(model: ForwardModel) -> dict[str, torch.Tensor]:
-    """Spectra of the model of one order on its pixels; see `FitResult.evaluate`.
-
-    Kept until a parameter of the model changes: printing, drawing and writing a result ask for the same spectra.
-    """
-    tensors = _tensors(model)
-    tracked = not any(tensor.is_inference() for tensor in tensors)
-    state = tuple((tensor.data_ptr(), tensor._version, tensor.dtype) for tensor in tensors) if tracked else None
-    known = _KNOWN.get(model)
-    if known is None or state is None or known[0] != state:
-        known = _KNOWN[model] = (state, _model_spectra(model))
-    return {name: values.clone() for name, values in known[1].items()}
-
-
-_KNOWN: WeakKeyDictionary = WeakKeyDictionary()
-
-
-def _tensors(model: ForwardModel) -> list[torch.Tensor]:
-    """All that a model's spectra depend on, the lines included that it sees through views."""
-    owners = [getattr(emulator, "parent", emulator) for emulator in model.components.values()]
-    return [tensor for module in (model, *owners) for tensor in (*module.parameters(), *module.buffers())]
-
-
 @torch.no_grad()
-def _model_spectra(model: ForwardModel) -> dict[str, torch.Tensor]:
-    stages = model.stages()  # all from one sum over the lines, which is what takes the time
+def model_spectra(model: ForwardModel) -> dict[str, torch.Tensor]:
+    """Spectra of the model of one order on its pixels; see `FitResult.evaluate`."""
+    stages = model.stages()  # all from one sum over the lines, which takes nearly all of the time
     result = {"model": stages.flux, "continuum": model.continuum.value()}
     for name, flux in (("star", stages.rotated), ("telluric", stages.sky)):
         if flux is not None:
