@@ -1,7 +1,7 @@
-"""What a file claims, looked at before anything is built from it.
+"""Checks of a file before anything is built from it.
 
-Only bytes and YAML nodes are seen here: no array is made, no tag is followed, nothing is merged. What passes may still
-be wrong, and asdf, the schemas or the converters say so; but it costs no more memory than a file of its size should.
+Only bytes and YAML nodes are read here: no array is made, no tag is followed, nothing is merged. A file that passes may
+still be wrong, and asdf, the schemas or the converters then raise. It cannot cost more memory than its size justifies.
 
 Does not live here: reading and writing (`files`).
 """
@@ -19,61 +19,70 @@ from yaml.constructor import SafeConstructor
 
 from .integration import ROOT, get_extensions
 
-MAGIC = b"#ASDF"
+ASDF_MAGIC = b"#ASDF"
 BLOCK_MAGIC = b"\xd3BLK"
 INDEX_MAGIC = b"#ASDF BLOCK INDEX"
 
-KEY = "result"
-"""Where in the tree of a file our object is."""
+RESULT_KEY = "result"
+"""Key of our object in the tree of a file."""
 
-SEAL = "sha256"
-"""Where in the tree the SHA-256 of the whole file is, computed with zeros in its own place.
+DIGEST_KEY = "sha256"
+"""Key of the SHA-256 of the whole file, which is computed with zeros in its own place.
 
 asdf has checksums of arrays, none of its text: a flipped bit there would be another velocity.
 """
 
-UNSEALED = "0" * 64
+ZERO_DIGEST = "0" * 64
 
-FREE_BYTES, MOST_PER_BYTE = 2**29, 100
-"""Memory that arrays may claim when unpacked: 512 MiB, or this many bytes for each of the file if that is more."""
+MOST_FREE_BYTES, MOST_PER_BYTE = 2**29, 100
+"""Memory that unpacked arrays may claim: 512 MiB, or this many times the size of the file if that is more."""
 
-FREE_NODES = 1_000_000
-"""Nodes that the tree may have with all aliases written out; more only if the text itself is as long."""
+MOST_FREE_NODES = 1_000_000
+"""Nodes that the tree may have with all aliases expanded; a longer text may have as many as it has bytes."""
 
-DEEPEST = 100
-"""Levels of the tree."""
+MOST_LEVELS = 100
+"""Levels of nesting that the tree may have."""
 
 _TREE_END = re.compile(rb"\r?\n\.\.\.((\r?\n)|$)")  # as asdf searches it
-_SEALED = re.compile(rb"\n" + SEAL.encode() + rb": ['\"]?([0-9a-f]{64})\b")
+_SEALED = re.compile(rb"\n" + DIGEST_KEY.encode() + rb": ['\"]?([0-9a-f]{64})\b")
 _BLOCK_HEADER = struct.Struct(">4sHI4sQQQ16s")
 _STREAMED = 1
 
 
 def seal(content: bytes) -> bytes:
-    """The file with its own digest where zeros were.
+    """The file with its own digest in place of zeros.
 
     Parameters
     ----------
     content : bytes
-        A file whose tree has `UNSEALED` at `SEAL`.
+        A file whose tree has `ZERO_DIGEST` at `DIGEST_KEY`.
+
+    Returns
+    -------
+    bytes
     """
-    place = _SEALED.search(content)
-    return content[: place.start(1)] + hashlib.sha256(content).hexdigest().encode() + content[place.end(1) :]
+    seal_match = _SEALED.search(content)
+    return content[: seal_match.start(1)] + hashlib.sha256(content).hexdigest().encode() + content[seal_match.end(1) :]
 
 
 def checked(content: bytes) -> bytes:
-    """The part of a file that asdf needs, without the index of its blocks, if nothing speaks against it.
+    """The part of a file that asdf needs, without the index of its blocks, after all checks.
 
     Parameters
     ----------
     content : bytes
         The whole file.
 
+    Returns
+    -------
+    bytes
+
     Raises
     ------
     ValueError
         If the file is cut short, changed since it was written, claims more memory than its size justifies, refers to
-        other files, holds Python objects, or nothing or something too new of ours; `yaml.YAMLError` if it is not YAML.
+        other files, holds Python objects, or none of our objects, or one of a newer version; `yaml.YAMLError` if it is
+        not YAML.
     """
     begin = content.find(b"%YAML")
     end = _TREE_END.search(content, max(begin, 0))
@@ -85,7 +94,7 @@ def checked(content: bytes) -> bytes:
     nodes = _check_size(root, end.end() - begin)
     _check_tags(root, nodes)
     claimed = max(unpacked, sum(_claim(node) for node in nodes if _is_array(node)))
-    if claimed > max(FREE_BYTES, MOST_PER_BYTE * len(content)):
+    if claimed > max(MOST_FREE_BYTES, MOST_PER_BYTE * len(content)):
         raise ValueError(
             f"its arrays claim {claimed:.3g} bytes in a file of {len(content)}: they are not what it holds"
         )
@@ -93,39 +102,39 @@ def checked(content: bytes) -> bytes:
 
 
 def _blocks(content: bytes, start: int) -> tuple[int, int]:
-    """Bytes that all blocks claim when unpacked, and where the last of them ends."""
-    unpacked, at = 0, content.find(BLOCK_MAGIC, start)
-    if at < 0:
-        at = start
-    while content[at : at + 4] == BLOCK_MAGIC:
-        if at + _BLOCK_HEADER.size > len(content):
+    """Bytes that all blocks claim when unpacked, and the end of the last block."""
+    unpacked, position = 0, content.find(BLOCK_MAGIC, start)
+    if position < 0:
+        position = start
+    while content[position : position + 4] == BLOCK_MAGIC:
+        if position + _BLOCK_HEADER.size > len(content):
             raise ValueError("its last array has no whole header: the file is cut short")
-        _, header_size, flags, _, allocated, used, size, _ = _BLOCK_HEADER.unpack_from(content, at)
-        after = at + 6 + header_size + allocated
+        _, header_size, flags, _, allocated, used, size, _ = _BLOCK_HEADER.unpack_from(content, position)
+        after = position + 6 + header_size + allocated
         if flags & _STREAMED:
             raise ValueError("it ends in an array of unknown length, which specutils_blase never writes")
         if after > len(content) or used > allocated:
-            left = len(content) - at
+            left = len(content) - position
             raise ValueError(
                 f"one of its arrays claims {allocated} bytes of {left} that are left: the file is cut short"
             )
-        unpacked, at = unpacked + size, after
-    rest = content[at:]
+        unpacked, position = unpacked + size, after
+    rest = content[position:]
     if not (rest.startswith(INDEX_MAGIC) or INDEX_MAGIC.startswith(rest.rstrip(b"\0"))):
         raise ValueError(f"expected nothing after its arrays, got {rest[:8]!r}: the file is damaged")
-    return unpacked, at
+    return unpacked, position
 
 
 def _check_seal(content: bytes, begin: int, end: int) -> None:
-    """Files of others, or of ours that others wrote anew, need not have one."""
-    place = _SEALED.search(content, begin, end)
-    if place is None:
+    """Raise ValueError if the digest is wrong; files of others, or rewritten by others, need not have one."""
+    seal_match = _SEALED.search(content, begin, end)
+    if seal_match is None:
         return
-    original = content[: place.start(1)] + UNSEALED.encode() + content[place.end(1) :]
-    if hashlib.sha256(original).hexdigest() != place.group(1).decode():
+    original = content[: seal_match.start(1)] + ZERO_DIGEST.encode() + content[seal_match.end(1) :]
+    if hashlib.sha256(original).hexdigest() != seal_match.group(1).decode():
         raise ValueError(
             f"it is not what was written: its checksum differs, the file is damaged (if it was changed on purpose, "
-            f"remove the key {SEAL!r} from it)"
+            f"remove the key {DIGEST_KEY!r} from it)"
         )
 
 
@@ -138,8 +147,8 @@ def _compose(tree: bytes) -> yaml.Node | None:
     loader, depth = getattr(yaml, "CSafeLoader", yaml.SafeLoader), 0
     for event in yaml.parse(tree, Loader=loader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > DEEPEST:
-            raise ValueError(f"its tree is nested too deeply: more than {DEEPEST} levels")
+        if depth > MOST_LEVELS:
+            raise ValueError(f"its tree is nested too deeply: more than {MOST_LEVELS} levels")
     return yaml.compose(tree, Loader=loader)
 
 
@@ -152,9 +161,9 @@ def _children(node: yaml.Node) -> Iterator[yaml.Node]:
 
 
 def _check_size(root: yaml.Node | None, length: int) -> list[yaml.Node]:
-    """All nodes, each once; counted is each as often as aliases repeat it, which a few lines can make 10⁹ times.
+    """All nodes, each once, if their number with all aliases expanded is within `MOST_FREE_NODES`.
 
-    Iterative, because a hostile file nests deeper than Python recurses.
+    A few lines of aliases can stand for 10⁹ nodes. Iterative, because a hostile file nests deeper than Python recurses.
     """
     nodes: list[yaml.Node] = []
     size, path, todo = {}, set(), [] if root is None else [(root, False)]
@@ -170,17 +179,17 @@ def _check_size(root: yaml.Node | None, length: int) -> list[yaml.Node]:
             path.add(id(node))
             todo.append((node, True))
             todo.extend((child, False) for child in _children(node))
-    if nodes and size[id(root)] > max(FREE_NODES, length):
+    if nodes and size[id(root)] > max(MOST_FREE_NODES, length):
         raise ValueError(f"its tree has {size[id(root)]:.3g} nodes when aliases are written out: nothing that we write")
     return nodes
 
 
 def _check_tags(root: yaml.Node | None, nodes: list[yaml.Node]) -> None:
-    """Say what the file is if it is not one of ours."""
-    result = _fields(root).get(KEY)
+    """Raise ValueError if the file has no object of ours, or tags that are not for us."""
+    result = _fields(root).get(RESULT_KEY)
     if result is None or not result.tag.startswith(f"{ROOT}/"):
         raise ValueError(
-            f"it is an ASDF file, but no {KEY!r} of specutils_blase is in it: open it with asdf.open to see what is"
+            f"it is an ASDF file, but no {RESULT_KEY!r} of specutils_blase is in it: open it with asdf.open"
         )
     tags = {node.tag for node in nodes}
     python = sorted(tag for tag in tags if "python/" in tag)
@@ -192,8 +201,8 @@ def _check_tags(root: yaml.Node | None, nodes: list[yaml.Node]) -> None:
     outside = any(source is not None and source.tag.endswith(":str") for source in sources)
     if outside or any("$ref" in _fields(node) for node in nodes):
         raise ValueError("its arrays are in other files, which specutils_blase never writes and does not fetch")
-    known = {definition.tag_uri for extension in get_extensions() for definition in extension.tags}
-    unknown = sorted(tag for tag in tags if tag.startswith(f"{ROOT}/") and tag not in known)
+    known_tags = {definition.tag_uri for extension in get_extensions() for definition in extension.tags}
+    unknown = sorted(tag for tag in tags if tag.startswith(f"{ROOT}/") and tag not in known_tags)
     if unknown:
         names = ", ".join(tag.removeprefix(f"{ROOT}/tags/") for tag in unknown)
         raise ValueError(
@@ -214,13 +223,13 @@ def _is_array(node: yaml.Node) -> bool:
 
 
 def _claim(node: yaml.Node) -> int:
-    """Bytes of an array by its own words. Strides can make it larger than the block that it looks at."""
+    """Bytes of an array by its shape and type. With strides it can be larger than its block."""
     fields = _fields(node)
     return _count(fields.get("shape")) * _item_size(fields.get("datatype"))
 
 
 def _count(shape: yaml.Node | None) -> int:
-    """Elements of a shape; of a length "*" asdf decides by what there is."""
+    """Elements of a shape; a length "*", which asdf takes from the data, counts as one."""
     lengths = shape.value if isinstance(shape, yaml.SequenceNode) else []
     return math.prod(_integer(length) for length in lengths)
 

@@ -1,6 +1,6 @@
 """Reading and writing whole files: atomic, refusing to overwrite unasked, and clear about what is wrong with a file.
 
-Does not live here: what is in a file (`converters`, `records`, the schemas), what is looked at before it is read
+Does not live here: the content of a file (`converters`, `records`, the schemas), the checks before it is read
 (`checks`).
 """
 
@@ -18,13 +18,13 @@ import asdf
 from asdf.exceptions import AsdfConversionWarning, AsdfPackageVersionWarning
 from yaml import YAMLError
 
-from .checks import KEY, MAGIC, SEAL, UNSEALED, checked, seal
+from .checks import ASDF_MAGIC, DIGEST_KEY, RESULT_KEY, ZERO_DIGEST, checked, seal
 
 COMPRESSIONS = ("zlib", "bzp2", "lz4")
 """Compressions of arrays that every asdf reads; the last needs the package lz4."""
 
-LONGEST_REASON = 500
-"""Characters of somebody else's message that ours repeats: schemas print whole arrays."""
+MOST_REASON_CHARACTERS = 500
+"""Characters of another package's message that ours repeats at most: schemas print whole arrays."""
 
 
 def write(result, path, *, overwrite: bool = False, compression: str | None = None) -> None:
@@ -94,8 +94,8 @@ def read(path):
     Returns
     -------
     CloneResult, FitResult, EchelleFitResult, LineEmulator, ForwardModel or EchelleModel
-        Evaluates to the same spectrum as what was written, on the CPU. Its emulators can be fitted on, as ``star=`` or
-        ``telluric=`` of `specutils_blase.fit`.
+        On the CPU, with the same spectrum as the object that was written. `specutils_blase.fit` takes its emulators as
+        ``star=`` or ``telluric=``.
 
     Raises
     ------
@@ -106,8 +106,8 @@ def read(path):
         and the reason. No part of it is returned then.
     """
     with open(os.fspath(path), "rb") as stream:
-        start = stream.read(len(MAGIC))
-        if start != MAGIC:
+        start = stream.read(len(ASDF_MAGIC))
+        if start != ASDF_MAGIC:
             raise ValueError(f"cannot read {path}: expected an ASDF file, got one that starts with {start!r}")
         try:
             content = start + stream.read()
@@ -142,12 +142,10 @@ def _content(result, compression: str | None) -> bytes:
     stream = BytesIO()
     with asdf.config_context() as config:
         config.array_inline_threshold = None  # the user's own would put arrays into the text, rounded
-        file = asdf.AsdfFile({KEY: result, SEAL: UNSEALED})
+        file = asdf.AsdfFile({RESULT_KEY: result, DIGEST_KEY: ZERO_DIGEST})
         file.write_to(stream, all_array_storage="internal", all_array_compression=compression)
     content = seal(stream.getvalue())
-    checked(
-        content
-    )  # what a user's own meta brings may be nothing that `read` accepts: better no file than a closed one
+    checked(content)  # a user's meta may hold what `read` refuses: then no file is written
     return content
 
 
@@ -188,23 +186,23 @@ def _load(content: bytes):
         # A part that asdf leaves raw would be half an object; versions are in the tags, which were checked.
         warnings.simplefilter("error", AsdfConversionWarning)
         warnings.simplefilter("ignore", AsdfPackageVersionWarning)
-        # Not lazily: every checksum is then verified, of arrays that nobody asks for as well.
+        # Not lazily: the checksum of every array is then verified.
         with asdf.open(BytesIO(content), validate_checksums=True, lazy_load=False, memmap=False) as file:
-            result = file[KEY]
+            result = file[RESULT_KEY]
     if type(result) not in _nouns():
-        raise ValueError(f"its {KEY!r} is a {type(result).__name__}, nothing that specutils_blase writes")
+        raise ValueError(f"its {RESULT_KEY!r} is a {type(result).__name__}, nothing that specutils_blase writes")
     return result
 
 
 def _reason(error: Exception) -> str:
-    """Why, in one line."""
+    """Reason of an error in one line."""
     if isinstance(error, RecursionError):
         return "its tree is nested too deeply"
     text = str(error)
     if isinstance(error, asdf.ValidationError):
-        place = "/".join(map(str, error.absolute_path))
-        text = f"{place}: {error.message}" if place else error.message
+        path = "/".join(map(str, error.absolute_path))
+        text = f"{path}: {error.message}" if path else error.message
     text = " ".join(text.split()) or type(error).__name__
     if not isinstance(error, (ValueError, asdf.ValidationError, YAMLError, OSError, Warning)):
         text = f"its contents are not as specutils_blase writes them ({type(error).__name__}: {text})"
-    return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]} …"
+    return text if len(text) <= MOST_REASON_CHARACTERS else f"{text[:MOST_REASON_CHARACTERS]} …"

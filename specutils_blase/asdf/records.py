@@ -1,9 +1,11 @@
-"""What the nouns' trees share: arrays, tables, spectra, settings, when and by what they were written.
+"""Parts that the trees of the nouns share: arrays, tables, spectra, settings, time and versions of writing.
 
-Written are plain dictionaries of numbers, text, arrays and tables; read are owned arrays of native byte order, so that
-results live on after their file is closed. Spectra have a record of their own because specutils' converter loses meta,
-bin edges and velocities and mis-scales uncertainties. Does not live here: what a noun consists of (`converters`),
-where templates come from (`provenance`), the file itself (`files`).
+Trees are plain dictionaries of numbers, text, arrays and tables. Arrays are read as copies in native byte order, so
+that results outlive their file. Spectra have a record of their own because specutils' converter loses meta, bin edges
+and velocities and mis-scales uncertainties.
+
+Does not live here: the parts of a noun (`converters`), the provenance of templates (`spectra.provenance`), the file
+itself (`files`).
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from specutils.spectra.spectral_axis import SpectralAxis
 from ..spectra.data import SpectralData
 from ..spectra.reading import SpectrumFrame
 
-PACKAGES = ("specutils-blase", "torch", "numpy", "scipy", "astropy", "specutils", "muler", "asdf", "asdf-astropy")
+NOTED_PACKAGES = ("specutils-blase", "torch", "numpy", "scipy", "astropy", "specutils", "muler", "asdf", "asdf-astropy")
 """Packages whose versions are noted in every result."""
 
 UNCERTAINTIES = {
@@ -44,12 +46,12 @@ def array(values: Any) -> np.ndarray:
         return values.astype(str)
     if values.dtype.kind == "O":
         raise ValueError("expected an array of numbers or text, got one of objects, which no file of ours holds")
-    wide = values.dtype.kind == "f" and values.dtype.itemsize > 8  # longdouble: no file format has it
-    return np.array(values, dtype=np.float64 if wide else values.dtype, order="C")
+    is_longdouble = values.dtype.kind == "f" and values.dtype.itemsize > 8  # longdouble: no file format has it
+    return np.array(values, dtype=np.float64 if is_longdouble else values.dtype, order="C")
 
 
 def text(values: Any) -> np.ndarray:
-    """An array of text, with one byte a character instead of four where all of it is ASCII: species are."""
+    """An array of text, with one byte a character instead of four where all of it is ASCII, as species are."""
     values = np.array(values, dtype=np.str_)
     try:
         return np.char.encode(values, "ascii").astype(f"S{max(values.dtype.itemsize // 4, 1)}")
@@ -65,7 +67,7 @@ def load_array(node: Any, name: str, *, shape: tuple[int | None, ...] | None = N
     node : array_like
         From the file, perhaps not read yet.
     name : str
-        What messages call it.
+        Name of the array in messages.
     shape : tuple, optional
         Expected shape; None in it stands for any length.
     """
@@ -85,7 +87,7 @@ def tensor(node: Any, name: str, *, shape: tuple[int | None, ...] = (None,)) -> 
 
 
 def plain(value: Any) -> Any:
-    """Copy of settings or meta in terms that every file holds; what is none of them becomes its text."""
+    """Copy of settings or meta as types that every file holds; other objects as their text."""
     if isinstance(value, np.generic):
         value = value.item()
     if value is None or isinstance(value, (bool, int, float)):
@@ -118,34 +120,34 @@ def load_plain(value: Any) -> Any:
     return value
 
 
-def same(one: Any, other: Any) -> bool:
-    """Whether two plain values say the same, arrays by type, shape and value."""
-    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
-        return one.dtype == other.dtype and np.array_equal(one, other)
-    if type(one) is not type(other) or isinstance(one, (np.ndarray, u.Quantity)):
+def same(first: Any, second: Any) -> bool:
+    """Whether two plain values are equal, arrays by type, shape and value."""
+    if isinstance(first, np.ndarray) and isinstance(second, np.ndarray):
+        return first.dtype == second.dtype and np.array_equal(first, second)
+    if type(first) is not type(second) or isinstance(first, (np.ndarray, u.Quantity)):
         return False
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, list):
-        return len(one) == len(other) and all(map(same, one, other))
-    return one == other
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
+    if isinstance(first, list):
+        return len(first) == len(second) and all(map(same, first, second))
+    return first == second
 
 
 def share(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The records, with what they say alike as one object, which a file holds once: orders have one header."""
+    """The records, with equal parts as one object, which a file holds once: the orders of a file share a header."""
     for record in records[1:]:
         _share(records[0], record)
     return records
 
 
-def _share(one: dict[str, Any], other: dict[str, Any]) -> None:
-    for key in one.keys() & other.keys():
-        if not isinstance(one[key], (dict, list, np.ndarray)):
+def _share(first: dict[str, Any], second: dict[str, Any]) -> None:
+    for key in first.keys() & second.keys():
+        if not isinstance(first[key], (dict, list, np.ndarray)):
             continue
-        if same(one[key], other[key]):
-            other[key] = one[key]
-        elif isinstance(one[key], dict) and isinstance(other[key], dict):
-            _share(one[key], other[key])
+        if same(first[key], second[key]):
+            second[key] = first[key]
+        elif isinstance(first[key], dict) and isinstance(second[key], dict):
+            _share(first[key], second[key])
 
 
 def table_record(table: Table, name: str, columns: Sequence[str]) -> QTable:
@@ -155,9 +157,9 @@ def table_record(table: Table, name: str, columns: Sequence[str]) -> QTable:
     ----------
     table : Table
     name : str
-        What messages call it.
+        Name of the table in messages.
     columns : sequence of str
-        What it needs to have, or it would not be read again.
+        Columns that it must have, since `load_table` needs them.
     """
     _check_columns(table, name, columns)
     result = QTable(table, copy=True)
@@ -295,7 +297,7 @@ def load_data(record: Mapping[str, Any]) -> SpectralData:
 
 
 def frame_record(frame: SpectrumFrame) -> dict[str, Any]:
-    """The way back from the data as fitted to the axis of the spectrum that was read; its flux unit is the data's."""
+    """Axis, order, medium and meta of the spectrum that was read; its flux unit is the data's."""
     axis = axis_record(frame.axis)
     return {"spectral_axis": axis, "order": array(frame.order), "medium": frame.medium, "meta": plain(frame.meta)}
 
@@ -312,9 +314,9 @@ def load_frame(record: Mapping[str, Any], n_pixel: int, flux_unit: str) -> Spect
 
 
 def written() -> dict[str, Any]:
-    """When a result is written, and by which versions of what."""
+    """Time of writing, and versions of the packages."""
     versions = {"python": platform.python_version()}
-    for name in PACKAGES:
+    for name in NOTED_PACKAGES:
         try:
             versions[name] = version(name)
         except PackageNotFoundError:

@@ -1,7 +1,7 @@
 """Converters between the package's nouns and plain trees, one for each noun.
 
-What a tree holds is said by the schema of the same name in ``resources/schemas``. Numbers, tables and spectra inside it
-are written by `specutils_blase.asdf.records`.
+The schema of the same name in ``resources/schemas`` defines each tree. Numbers, tables and spectra inside it are
+written by `specutils_blase.asdf.records`.
 """
 
 from .clone_result import CloneResultConverter

@@ -1,4 +1,4 @@
-"""`EchelleModel` in a file: star and sky once, and for each order its instrument and which of the lines it sees."""
+"""`EchelleModel` in a file: star and tellurics once, and for each order its instrument and the lines that it sees."""
 
 from asdf.extension import Converter
 
@@ -32,7 +32,7 @@ class EchelleModelConverter(Converter):
 
 
 def _check_shared(model, order):
-    """That everything which is written once is one thing: else every order would be read with the first one's."""
+    """Raise ValueError if orders do not share the parts that are written once: all would be read with the first's."""
     from ...model.line_view import LineView
 
     same = order.components.keys() == model.components.keys() and all(
@@ -79,7 +79,7 @@ def _order(record, emulators, doppler, rotation):
 
 
 def _index(node, emulator):
-    """Places of an order's lines among all: ascending, each once."""
+    """Indices of an order's lines among all: ascending, each once."""
     from ..records import tensor
 
     index = tensor(node, "lines")

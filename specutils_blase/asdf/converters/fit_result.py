@@ -1,4 +1,4 @@
-"""`FitResult` and `EchelleFitResult` in a file: data, model, what the fit found, and the spectra that follow from it.
+"""`FitResult` and `EchelleFitResult` in a file: data, model, outcome of the fit, and the spectra of the model.
 
 The spectra are for readers without this package; results compute them anew from the model. A fit of many orders is
 written as that of one, with lists of data, frames and spectra.
@@ -6,11 +6,11 @@ written as that of one, with lists of data, frames and spectra.
 
 from asdf.extension import Converter
 
-PARAMETERS = ("name", "value", "error", "unit", "free")
-LEDGER = ("component", "id", "center", "free")
-ORDERS = ("index", "order", "good", "rms", "reduced_chi2", "jitter", "fitted", "reason")
-REJECTED = ("order", "index", "wavelength", "reason")
-MISSING = ("wavelength", "component", "id", "significance", "false_alarm_probability")
+PARAMETER_COLUMNS = ("name", "value", "error", "unit", "free")
+LEDGER_COLUMNS = ("component", "id", "center", "free")
+ORDER_COLUMNS = ("index", "order", "good", "rms", "reduced_chi2", "jitter", "fitted", "reason")
+REJECTED_COLUMNS = ("order", "index", "wavelength", "reason")
+MISSING_LINE_COLUMNS = ("wavelength", "component", "id", "significance", "false_alarm_probability")
 
 
 class FitResultConverter(Converter):
@@ -83,12 +83,12 @@ class EchelleFitResultConverter(Converter):
 
 
 def quality_of(obj, assess):
-    """The quality of a result, assessed now where nobody has yet."""
+    """The quality of a result, assessed now where it has none."""
     return assess(obj) if obj.quality is None else obj.quality
 
 
 def load_quality(node, result, assess):
-    """The result with its quality; files of version 1.0.0 have none, and what they hold is assessed now."""
+    """The result with its quality; results from files of version 1.0.0, which have none, are assessed now."""
     from ...quality.report import Quality, Reason
 
     if "quality" in node:
@@ -117,15 +117,15 @@ def _load_observed(data, frame, model):
 
 
 def _outcome_record(obj, more_parameters=(), more_ledger=()):
-    """What the fit found, of one order or of many."""
+    """Parameters, ledger, covariances, status and settings of a fit of one order or of many."""
     from ...quality.assessment import assess
     from ..records import array, plain, table_record, written
 
     settings = plain(obj.settings)
     words = {name: {"source": str(settings.get(name, ""))} for name in obj.model.components}
     record = {
-        "parameters": table_record(obj.parameters, "parameters", (*PARAMETERS, *more_parameters)),
-        "ledger": table_record(obj.ledger, "ledger", (*LEDGER, *more_ledger)),
+        "parameters": table_record(obj.parameters, "parameters", (*PARAMETER_COLUMNS, *more_parameters)),
+        "ledger": table_record(obj.ledger, "ledger", (*LEDGER_COLUMNS, *more_ledger)),
         "covariance": array(obj.covariance),
         "line_covariance": {name: array(values) for name, values in obj.line_covariance.items()},
         "reduced_chi2": float(obj.reduced_chi2),
@@ -139,19 +139,19 @@ def _outcome_record(obj, more_parameters=(), more_ledger=()):
         "written": written(),
     }
     if obj.orders is not None:
-        record["orders"] = table_record(obj.orders, "orders", ORDERS)
+        record["orders"] = table_record(obj.orders, "orders", ORDER_COLUMNS)
     if obj.rejected is not None:
-        record["rejected"] = table_record(obj.rejected, "rejected", REJECTED)
+        record["rejected"] = table_record(obj.rejected, "rejected", REJECTED_COLUMNS)
     if obj.found is not None:
-        record["missing_lines"] = table_record(obj.found, "missing_lines", MISSING)
+        record["missing_lines"] = table_record(obj.found, "missing_lines", MISSING_LINE_COLUMNS)
     if obj.curvature is not None:
         record["curvature"] = {
             "weight": [array(weight) for weight in obj.curvature.weight],
             "prior_precision": {name: array(values) for name, values in obj.curvature.prior_precision.items()},
         }
         if obj.curvature.mean_pull is not None:
-            pulls = obj.curvature.mean_pull
-            record["curvature"]["mean_pull"] = {name: array(values) for name, values in pulls.items()}
+            gradients = obj.curvature.mean_pull
+            record["curvature"]["mean_pull"] = {name: array(values) for name, values in gradients.items()}
     return record
 
 
@@ -165,11 +165,11 @@ def _load_outcome(node, model, more_parameters=(), more_ledger=()):
     if set(node["line_covariance"]) != set(n_line):
         came = ", ".join(node["line_covariance"])
         raise ValueError(f"expected line_covariance of {', '.join(n_line)}, got it of {came or 'nothing'}")
-    parameters = load_table(node["parameters"], "parameters", (*PARAMETERS, *more_parameters))
+    parameters = load_table(node["parameters"], "parameters", (*PARAMETER_COLUMNS, *more_parameters))
     n_free = int(np.sum(parameters["free"]))
     return {
         "parameters": parameters,
-        "ledger": load_table(node["ledger"], "ledger", (*LEDGER, *more_ledger)),
+        "ledger": load_table(node["ledger"], "ledger", (*LEDGER_COLUMNS, *more_ledger)),
         "covariance": load_array(node["covariance"], "covariance", shape=(n_free, n_free)),
         "line_covariance": {
             name: load_array(node["line_covariance"][name], "line_covariance", shape=(count, 4, 4))
@@ -181,10 +181,12 @@ def _load_outcome(node, model, more_parameters=(), more_ledger=()):
         "message": node["message"],
         "history": load_plain(node["history"]),
         "settings": load_plain(node["settings"]),
-        "orders": load_table(node["orders"], "orders", ORDERS) if "orders" in node else None,
+        "orders": load_table(node["orders"], "orders", ORDER_COLUMNS) if "orders" in node else None,
         "curvature": _load_curvature(node["curvature"], model) if "curvature" in node else None,
-        "rejected": load_table(node["rejected"], "rejected", REJECTED) if "rejected" in node else None,
-        "found": load_table(node["missing_lines"], "missing_lines", MISSING) if "missing_lines" in node else None,
+        "rejected": load_table(node["rejected"], "rejected", REJECTED_COLUMNS) if "rejected" in node else None,
+        "found": load_table(node["missing_lines"], "missing_lines", MISSING_LINE_COLUMNS)
+        if "missing_lines" in node
+        else None,
     }
 
 

@@ -1,4 +1,4 @@
-"""`ForwardModel` in a file: its grid, its emulators, and for each stage what its constructor needs.
+"""`ForwardModel` in a file: its grid, its emulators, and for each stage the arguments of its constructor.
 
 Kernels, overlap weights and polynomial bases are not stored: they follow from the grid, the pixel edges and the
 parameters. Windows kept by `ForwardModel.freeze_windows` are not stored either: a model that was read is thawed.
@@ -6,8 +6,8 @@ parameters. Windows kept by `ForwardModel.freeze_windows` are not stored either:
 
 from asdf.extension import Converter
 
-WIDEST = 10
-"""Widest line spread that is believed, in lengths of its grid."""
+WIDEST_SPREAD_GRIDS = 10
+"""Limit on the half width of a line spread, in lengths of its grid."""
 
 
 class ForwardModelConverter(Converter):
@@ -39,15 +39,15 @@ def emulators_from_record(node):
     """The emulators of a model, by the name of their component."""
     from ...model.emulator import LineEmulator
 
-    found = {name: node[name] for name in ("star", "telluric") if name in node}
-    for name, emulator in found.items():
+    emulators = {name: node[name] for name in ("star", "telluric") if name in node}
+    for name, emulator in emulators.items():
         if not isinstance(emulator, LineEmulator):
             raise ValueError(f"expected the {name} of a model as a line emulator, got other data")
-    return found
+    return emulators
 
 
 def motion_record(model):
-    """What motion does to the star: velocity, rotation and limb darkening, as far as the model has them."""
+    """Velocity, rotation and limb darkening of the star, as far as the model has them."""
     from ...model.extrinsic import DopplerShift, RotationalBroadening
 
     node = {}
@@ -62,7 +62,7 @@ def motion_record(model):
 
 
 def room_record(model):
-    """What the rotation kernel needs beside its parameters: the step of the grid, and how wide it may become."""
+    """Arguments of the rotation kernel beside its parameters: the step of the grid and the largest v sin i."""
     return {"step": model.rotation.step, "max_vsini": model.rotation.max_vsini}
 
 
@@ -91,7 +91,7 @@ def rotation_from_record(record, sampling):
 
 
 def instrument_record(model):
-    """What is an order's own: its grid, line spread, pixels and continuum, as far as the model has them."""
+    """Grid, line spread, pixels and continuum of an order, as far as the model has them."""
     from ...model.instrument import Continuum, LineSpreadFunction, PixelBinning
     from ...physics.grids import Sampling
     from ..records import array
@@ -130,7 +130,7 @@ def instrument_from_record(node):
 
 
 def _own(stage, kind):
-    """The stage, if absent or of the package's own kind: of another one nothing could be rebuilt."""
+    """The stage, if absent or of the package's own class; ValueError for another class, which no file can hold."""
     if stage is not None and type(stage) is not kind:
         raise ValueError(
             f"expected a {kind.__name__} in the forward model, got {type(stage).__module__}."
@@ -152,7 +152,7 @@ def _line_spread(record, grid):
     from ..records import tensor
 
     coefficients = tensor(record["ln_resolving_power"], "ln_resolving_power")
-    if record["n_half"] > WIDEST * len(grid):
+    if record["n_half"] > WIDEST_SPREAD_GRIDS * len(grid):
         raise ValueError(f"expected a line spread on {len(grid)} nodes, got one of {record['n_half']} to each side")
     line_spread = LineSpreadFunction([float(coefficients[0].exp()), *coefficients[1:].tolist()], grid)
     _overwrite(line_spread.ln_resolving_power, coefficients)

@@ -2,7 +2,7 @@
 
 from asdf.extension import Converter
 
-PARAMETERS = ("ln_area", "ln_sigma", "ln_gamma", "rv_offset")
+LINE_PARAMETERS = ("ln_area", "ln_sigma", "ln_gamma", "rv_offset")
 
 
 class LineEmulatorConverter(Converter):
@@ -15,7 +15,7 @@ class LineEmulatorConverter(Converter):
     def to_yaml_tree(self, obj, tag, ctx):
         from ..records import array, text
 
-        node = {name: array(getattr(obj, name)) for name in ("center", *PARAMETERS, "sign")}
+        node = {name: array(getattr(obj, name)) for name in ("center", *LINE_PARAMETERS, "sign")}
         node["law"] = law_record(obj.law)
         node["wavelength_range"] = [float(end) for end in obj.wavelength_range]
         species = getattr(obj, "species", None)
@@ -32,7 +32,7 @@ class LineEmulatorConverter(Converter):
 
         center = tensor(node["center"], "center").double()
         n_line = len(center)
-        values = {name: tensor(node[name], name, shape=(n_line,)) for name in PARAMETERS}
+        values = {name: tensor(node[name], name, shape=(n_line,)) for name in LINE_PARAMETERS}
         sign = tensor(node["sign"], "sign", shape=(n_line,))
         if not bool((center.diff() >= 0).all()):
             raise ValueError("the centres of a line emulator must ascend")
@@ -42,9 +42,9 @@ class LineEmulatorConverter(Converter):
             if not bool(value.isfinite().all()):
                 raise ValueError(f"{name} of a line emulator must be finite")
         # The parameters are set as they were: through the constructor, which takes logarithms, they would be rounded.
-        one = torch.ones_like(center)
+        ones = torch.ones_like(center)
         law = law_from_record(node["law"])
-        emulator = LineEmulator(center, one, one, one, sign=sign, law=law, wavelength_range=node["wavelength_range"])
+        emulator = LineEmulator(center, ones, ones, ones, sign=sign, law=law, wavelength_range=node["wavelength_range"])
         emulator.sign.copy_(sign)  # lines of equal centre may have changed places in the constructor
         for name, value in values.items():
             setattr(emulator, name, torch.nn.Parameter(value))
