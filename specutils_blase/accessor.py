@@ -28,8 +28,8 @@ def blase_clone(self, **options):
     Returns
     -------
     specutils_blase.CloneResult
-        The lines, how well they reproduce the spectrum, and a ledger with one row a line. Nothing is kept on the
-        spectrum itself.
+        The lines, the residual of the spectrum, and a ledger with one row a line. Nothing is kept on the spectrum
+        itself.
 
     See Also
     --------

@@ -1,9 +1,9 @@
-"""The demonstration: a simulated HPF order whose truth is known, fitted from templates that are not quite right.
+"""The demonstration: a simulated HPF order of known truth, fitted from templates with other lines.
 
-The star is the embedded LTE Arcturus, the atmosphere muler's TelFit. Both are cloned; then every line's strength,
-widths and centre are moved at random, by as much as the fit's priors expect of a real star and a real night, and the
-order is simulated from these lines by brute force (`simulate`, which shares no code with the model). The fit starts
-from the clones as they were and is told neither velocity. No network, no files.
+The star is the embedded LTE Arcturus, the atmosphere muler's TelFit. Both are cloned. Strength, widths and centre of
+every line are then changed at random, by the widths of the fit's priors. The order is simulated from these lines by
+brute force (`simulate`, which shares no code with the model). The fit starts from the unchanged clones, with neither
+velocity given. No network, no files.
 
 Does not live here: printing and files (`cli`).
 """
@@ -27,7 +27,7 @@ from .results.fit_result import FitResult
 FILES = {"fit": "demo.asdf", "ledger": "demo_ledger.ecsv", "plot": "demo.png"}
 
 ORDER = 24
-"""Stellar and telluric lines in about equal number, many of them on top of each other."""
+"""HPF order with stellar and telluric lines in about equal number, many of them blended with each other."""
 
 TRUTH = {"rv": -35.47, "vsini": 8.3}
 RESOLVING_POWER = 55_000.0
@@ -37,7 +37,7 @@ SCATTER = {f"scatter_{name}": getattr(LinePriors(), name) for name in ("ln_area"
 SEED = 1
 
 VELOCITY_MARGIN = 200.0
-"""km/s by which the star's clone exceeds the order at both ends."""
+"""Velocity [km/s] by which the star's clone exceeds the order at both ends."""
 
 WELL_MEASURED = 0.1
 """Largest error of ln(area) of a line that counts in the comparison with the truth."""
@@ -45,7 +45,7 @@ WELL_MEASURED = 0.1
 
 @dataclass(frozen=True)
 class Recovery:
-    """How well the strengths of one component's lines came back.
+    """Recovery of the line strengths of one component.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ class Recovery:
     before, after : float
         Scatter of ln(area) against the truth, of the clone and of the fit.
     correlation : float
-        Between the change that the fit made to ln(area) and the true one.
+        Correlation of the fitted change of ln(area) with the true one.
     mean_pull, pull_scatter : float
         Mean and standard deviation of (fit - truth) / error; 0 and 1 if the errors are right.
     """
@@ -69,16 +69,15 @@ class Recovery:
 
 @dataclass(eq=False)
 class Demonstration:
-    """What `run` returns.
+    """Data, clones and fit of the demonstration.
 
     Parameters
     ----------
     data : Spectrum
         The simulated order; its truth is in ``data.meta["truth"]``.
     star, sky : CloneResult
-        What the fit started from.
+        Clones of star and atmosphere from which the fit starts.
     fit : FitResult
-        What came out.
     seconds : dict
         Wall-clock time of each stage.
     """
@@ -97,10 +96,10 @@ class Demonstration:
         """Line strengths of "star" or "telluric" against the truth."""
         clone = {"star": self.star, "telluric": self.sky}[component]
         lines = self.fit.ledger[self.fit.ledger["component"] == component]
-        # The fit keeps the lines that the order can see, and moves them: they are known by where they started.
+        # The fit keeps the lines that the order can see, and moves them: their start identifies them.
         start = lines["center"].to_value(u.AA) / (1.0 + lines["rv_offset"].to_value(u.km / u.s) / SPEED_OF_LIGHT)
-        known = clone.emulator.shifted_center.detach().cpu().numpy()
-        row = np.abs(known[:, None] - start).argmin(axis=0)
+        cloned_centers = clone.emulator.shifted_center.detach().cpu().numpy()
+        row = np.abs(cloned_centers[:, None] - start).argmin(axis=0)
         true = np.log(self.data.meta["truth"][component]["area"].to_value(u.AA))[row]
         cloned = clone.emulator.ln_area.detach().double().cpu().numpy()[row]
         fitted = np.log(lines["area"].to_value(u.AA))
@@ -117,7 +116,7 @@ class Demonstration:
         )
 
     def report(self) -> str:
-        """What was done, and what was recovered against the truth, in a few lines of text."""
+        """Settings of the demonstration and recovery of the truth, in a few lines of text."""
         span = self.data.spectral_axis.to_value(u.AA)
         lines = [
             f"Simulated HPF order {ORDER}, {span[0]:.0f}-{span[-1]:.0f} Å, S/N {SNR:.0f}: "
@@ -137,10 +136,10 @@ class Demonstration:
             lines.append(f"{label:12}{TRUTH[name]:10.3f}{value:14.3f}{error:9.3f}{self.pull(name):+8.2f}")
         lines += ["", f"{'ln(area)':12}{'lines':>10}{'scatter: clone':>18}{'fit':>7}{'correlation':>14}{'pulls':>16}"]
         for component, label in (("star", "star"), ("telluric", "atmosphere")):
-            found = self.recovery(component)
+            recovery = self.recovery(component)
             lines.append(
-                f"{label:12}{found.n_line:10d}{found.before:18.3f}{found.after:7.3f}{found.correlation:14.3f}"
-                f"{found.mean_pull:+9.2f} ± {found.pull_scatter:.2f}"
+                f"{label:12}{recovery.n_line:10d}{recovery.before:18.3f}{recovery.after:7.3f}{recovery.correlation:14.3f}"
+                f"{recovery.mean_pull:+9.2f} ± {recovery.pull_scatter:.2f}"
             )
         lines.append(f"  (lines measured to {100 * WELL_MEASURED:.0f} % or better; pull = (fit - true) / error)")
         return "\n".join(lines)
@@ -153,6 +152,10 @@ def run(*, progress: bool = False) -> Demonstration:
     ----------
     progress : bool
         Show progress bars.
+
+    Returns
+    -------
+    Demonstration
     """
     seconds, start = {}, time.perf_counter()
 

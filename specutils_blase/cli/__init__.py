@@ -1,16 +1,16 @@
 """The command line.
 
-Does not live here: what it calls (`fitting`, `cloning`, `asdf`).
+Does not live here: the work of its commands (`fitting`, `cloning`, `asdf`).
 """
 
 from .._lazy import attach
 
 __all__ = [
+    "CLONE_MARGINS_KMS",
     "COMMANDS",
     "DOUBTFUL",
     "GOOD",
     "INTERRUPTED",
-    "MARGINS",
     "NOT_CONVERGED",
     "TERMINATED",
     "main",

@@ -1,6 +1,6 @@
 """The arguments of the command line.
 
-Does not live here: what the commands do (`cli`).
+Does not live here: the commands (`main`).
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ NAMED_TEMPLATES = {
     "psg_hk": {},
     "phoenix_10000K": {"continuum": 4, "teff": 10_000.0},
 }
-"""Embedded templates, and what cloning them needs beyond the defaults."""
+"""Embedded templates, and the options of their cloning."""
 
 BAD_INPUT = 2
-"""Exit code of a command that cannot use what it was given."""
+"""Exit code of a command whose arguments or files are unusable."""
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says in one line what was wrong with the arguments."""
+    """Parser whose errors are one line."""
 
     def error(self, message: str):
         self.exit(BAD_INPUT, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
@@ -106,7 +106,7 @@ def _of_fit(text: str) -> tuple[str, ...]:
 
 
 def in_options(message: str, args: argparse.Namespace) -> str:
-    """A message of the library, which names its own arguments, in the words of the command line.
+    """A message of the library, with options of the command line in place of the library's arguments.
 
     ``continuum="none"`` becomes ``--continuum none``, ``vsini must`` becomes ``--vsini must``: for the options that the
     command has. File names and other words stay.

@@ -5,8 +5,7 @@ first of these that applies: 2: bad input, with one line on stderr that says why
 interrupted or terminated; 1: the iteration did not converge; 3: the result is doubtful or bad, for the reasons
 printed; 0: good. With 1 and 3 files are written all the same. An order left out of a list changes no code.
 
-Does not live here: the arguments (`cli_arguments`), reading spectra from files (`adapters`), what the demonstration
-simulates (`demo`).
+Does not live here: the arguments (`arguments`), reading spectra from files (`adapters`), the demonstration (`demo`).
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ from pathlib import Path
 
 from .arguments import BAD_INPUT, NAMED_TEMPLATES, argument_parser, in_options
 
-MARGINS = {"star": 300.0, "telluric": 30.0}
-"""km/s by which a template's clone exceeds the data, where the template reaches so far."""
+CLONE_MARGINS_KMS = {"star": 300.0, "telluric": 30.0}
+"""Velocity by which the clone of a template exceeds the data at both ends, where the template reaches so far."""
 
 GOOD, NOT_CONVERGED, DOUBTFUL = 0, 1, 3
 """Exit codes of results; see the module."""
@@ -33,7 +32,7 @@ INTERRUPTED, TERMINATED = 130, 143
 
 
 class _Terminated(KeyboardInterrupt):
-    """SIGTERM has come: everything is left as on Ctrl-C."""
+    """SIGTERM, handled as Ctrl-C is."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -118,14 +117,16 @@ def run_fit(args) -> int:
     if args.star is None and args.telluric is None:
         raise ValueError("fit needs --star, --telluric, or both")
     _check_targets(args)
-    given = {name: each for name, each in (("star", args.star), ("telluric", args.telluric)) if each is not None}
-    _check_free(given, args)
-    for each in given.values():
-        _check_exists(each)
+    sources = {
+        name: source for name, source in (("star", args.star), ("telluric", args.telluric)) if source is not None
+    }
+    _check_free(sources, args)
+    for source in sources.values():
+        _check_exists(source)
     data = load_observation(args.files, orders=args.order, format=args.format, extension=args.extension)
     _check_data(data, args)
-    found = {name: _given_component(each, name) for name, each in given.items()}
-    components = {name: _cloned(found[name], each, name, data, args) for name, each in given.items()}
+    inputs = {name: _given_component(source, name) for name, source in sources.items()}
+    components = {name: _cloned(inputs[name], source, name, data, args) for name, source in sources.items()}
     options = {
         "rv": args.rv,
         "vsini": args.vsini,
@@ -158,7 +159,7 @@ def run_fit(args) -> int:
 
 
 def run_orders(args) -> int:
-    """List what the files of an observation hold."""
+    """List the orders in the files of an observation."""
     from ..adapters.files import load_orders
     from ..adapters.orders import order_lines
 
@@ -190,7 +191,7 @@ def _progress(args) -> bool:
 
 @contextmanager
 def _warnings_as_notes():
-    """A block whose warnings are one line each on stderr, but for those that the printed result repeats."""
+    """A block whose warnings are one line each on stderr, without those that the printed result repeats."""
     from astropy.utils.exceptions import AstropyUserWarning
 
     def show(message, *where, **more):
@@ -198,18 +199,18 @@ def _warnings_as_notes():
 
     with warnings.catch_warnings():
         warnings.showwarning = show
-        warnings.simplefilter("always", AstropyUserWarning)  # of the loaders: what the files do not tell
-        for said in (
+        warnings.simplefilter("always", AstropyUserWarning)  # of the loaders: missing entries of the files
+        for pattern in (
             "the fit did not converge", "order .* of the list is left out", "the result is (doubtful|bad): ",
             "the (star|telluric)'s lines come from a fit of",
         ):  # fmt: skip
-            warnings.filterwarnings("ignore", message=said)
+            warnings.filterwarnings("ignore", message=pattern)
         yield
 
 
 @contextmanager
 def _terminable():
-    """A block that SIGTERM ends as Ctrl-C does, so that no half of a file stays; only the main thread can do that."""
+    """A block that SIGTERM ends as Ctrl-C does, so that no part of a file stays; in the main thread only."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -242,13 +243,13 @@ def _threads(number: int):
         torch.set_num_threads(before)
 
 
-def _check_exists(given: str) -> None:
-    if given not in NAMED_TEMPLATES and not Path(given).exists():
-        raise FileNotFoundError(f"{given} is neither a file nor an embedded template ({', '.join(NAMED_TEMPLATES)})")
+def _check_exists(source: str) -> None:
+    if source not in NAMED_TEMPLATES and not Path(source).exists():
+        raise FileNotFoundError(f"{source} is neither a file nor an embedded template ({', '.join(NAMED_TEMPLATES)})")
 
 
-def _check_free(given: dict[str, str], args) -> None:
-    lines = [getattr(args, f"{name}_lines") for name in given]
+def _check_free(sources: dict[str, str], args) -> None:
+    lines = [getattr(args, f"{name}_lines") for name in sources]
     if args.free == () and all(kinds == () for kinds in lines):
         raise ValueError("nothing is free: name parameters in --free, or some of the lines' in --star-lines")
     if args.missing_lines is not None and not any(kinds is None or "ln_area" in kinds for kinds in lines):
@@ -256,7 +257,7 @@ def _check_free(given: dict[str, str], args) -> None:
 
 
 def _check_data(data, args) -> None:
-    """Before minutes of cloning: can any of the data be fitted, as far as they alone tell?"""
+    """Raise ValueError before minutes of cloning if the data cannot be fitted, whatever the templates."""
     from ..fitting.observation import read_order, read_orders
 
     reading = {
@@ -268,67 +269,66 @@ def _check_data(data, args) -> None:
     read_orders(data, **reading) if isinstance(data, list) else read_order(data, **reading)
 
 
-def _template(given: str, **choice):
-    """A template spectrum by name or from a file, and the options that cloning it needs."""
-    _check_exists(given)
-    if given in NAMED_TEMPLATES:
+def _template(source: str, **choice):
+    """A template spectrum by name or from a file, and the options of its cloning."""
+    _check_exists(source)
+    if source in NAMED_TEMPLATES:
         import specutils_blase as sb
 
-        spectrum = getattr(sb.templates, given)()
-        named = dict(NAMED_TEMPLATES[given])
+        spectrum = getattr(sb.templates, source)()
+        named = dict(NAMED_TEMPLATES[source])
         if spectrum.meta.get("resolving_power"):
             named["resolving_power"] = spectrum.meta["resolving_power"]
         return spectrum, named
     from ..adapters.files import load_spectrum
 
-    return load_spectrum(given, **choice), {}
+    return load_spectrum(source, **choice), {}
 
 
-def _given_component(given: str, name: str):
-    """What `fit` takes as its star or telluric: a clone, an emulator, a ledger; or a template that is to be cloned, and
-    the options of that."""
+def _given_component(source: str, name: str):
+    """Star or telluric for `fit`: a clone, an emulator, a ledger; or a template with the options of its cloning."""
     import specutils_blase as sb
 
-    path = Path(given)
-    if given not in NAMED_TEMPLATES and path.suffix.lower() == ".asdf":
-        found = sb.read(path)
-        model = found.model if isinstance(found, sb.FitResult) else found
+    path = Path(source)
+    if source not in NAMED_TEMPLATES and path.suffix.lower() == ".asdf":
+        result = sb.read(path)
+        model = result.model if isinstance(result, sb.FitResult) else result
         if hasattr(model, "components"):
             if name not in model.components:
                 raise ValueError(f"{path} holds a fit without a {name} component")
-            if model is found:
-                found = model.components[name]
-        return found
-    if given not in NAMED_TEMPLATES and path.suffix.lower() == ".ecsv":
+            if model is result:
+                result = model.components[name]
+        return result
+    if source not in NAMED_TEMPLATES and path.suffix.lower() == ".ecsv":
         ledger = _ledger(path, name)
         if ledger is not None:
             return ledger
-    return _template(given)
+    return _template(source)
 
 
-def _cloned(found, given: str, name: str, data, args):
-    """A component, cloned where it is a template: near the data, as far as the star may move."""
-    if not isinstance(found, tuple):
-        return found
+def _cloned(component_input, source: str, name: str, data, args):
+    """A component for `fit`; a template is cloned over the range of the data and the margin of its velocity."""
+    if not isinstance(component_input, tuple):
+        return component_input
     import specutils_blase as sb
 
     from ..physics.grids import SPEED_OF_LIGHT
     from ..spectra.reading import vacuum_wavelength
 
-    spectrum, options = found
+    spectrum, options = component_input
     if args.flux_scale is not None:
         options["flux_scale"] = args.flux_scale
     spectra = data if isinstance(data, list) else [data]
-    ends = [vacuum_wavelength(one.spectral_axis, args.medium).value[[0, -1]] for one in spectra]
-    margin = (MARGINS[name] + abs(args.rv or 0.0)) / SPEED_OF_LIGHT
+    ends = [vacuum_wavelength(order.spectral_axis, args.medium).value[[0, -1]] for order in spectra]
+    margin = (CLONE_MARGINS_KMS[name] + abs(args.rv or 0.0)) / SPEED_OF_LIGHT
     region = (min(map(min, ends)) * (1.0 - margin), max(map(max, ends)) * (1.0 + margin))
     clone = sb.clone(spectrum, region=region, progress=_progress(args), **options)
-    print(f"{name}: cloned {given}, {len(clone.ledger)} lines, RMS {100 * clone.rms:.2f} %")
+    print(f"{name}: cloned {source}, {len(clone.ledger)} lines, RMS {100 * clone.rms:.2f} %")
     return clone
 
 
 def _ledger(path: Path, name: str):
-    """A line ledger, its rows taken for this component whatever it was called when cloned; None for a spectrum."""
+    """A line ledger with its rows as those of this component, whatever its name in the file; None for a spectrum."""
     from astropy.table import QTable
 
     table = QTable.read(path, format="ascii.ecsv")
@@ -342,7 +342,7 @@ def _ledger(path: Path, name: str):
 
 
 def _check_targets(args) -> None:
-    """Before minutes of work: can the results be written at all?"""
+    """Raise before minutes of work if the results cannot be written."""
     targets = {name: Path(path) for name in ("out", "ledger", "plot") if (path := getattr(args, name)) is not None}
     for name, path in targets.items():
         suffixes = _suffixes(name)
@@ -360,7 +360,7 @@ def _check_targets(args) -> None:
 
 
 def _suffixes(target: str) -> tuple[str, ...]:
-    """What the name of a file to be written may end with."""
+    """Suffixes that the name of a file to be written may have."""
     if target != "plot":
         return {"out": (".asdf",), "ledger": (".ecsv",)}[target]
     from matplotlib.backend_bases import FigureCanvasBase
@@ -369,7 +369,7 @@ def _suffixes(target: str) -> tuple[str, ...]:
 
 
 def _write(result, out, ledger, plot, *, overwrite: bool, about: str | None = None) -> None:
-    """`about` goes into the picture, a PNG, and says what is seen."""
+    """Write the files asked for; `about` is the description inside the picture, a PNG."""
     if out is not None:
         result.write(out, overwrite=overwrite)
     if ledger is not None:
