@@ -1,4 +1,4 @@
-"""Figures of fits and clones, by what they offer, not by what they are.
+"""Figures of fits and clones, which are known by protocols and not by their classes.
 
 Does not live here: the results (`results`, `cloning`).
 """
@@ -7,11 +7,11 @@ from .._lazy import attach
 
 __all__ = [
     "COLOURS",
+    "COMPONENT_LABELS",
     "MOST_ROWS",
     "MOST_TICKS",
-    "NAMES",
     "PIXELS_PER_ROW",
-    "RESIDUAL_LIMIT",
+    "RESIDUAL_LIMIT_SIGMA",
     "TICK_COLOURS",
     "plot_clone",
     "plot_fit",

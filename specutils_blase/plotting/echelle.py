@@ -1,6 +1,6 @@
 """Quick look at a fit of many orders: one row an order.
 
-Does not live here: the plot of one order (`plotting`).
+Does not live here: the plot of one order (`order`).
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import numpy as np
 from .order import COLOURS
 from .panels import QuickLook
 
-HEIGHT = 1.4
-"""Inches of a row."""
+ROW_INCHES = 1.4
+"""Height of the row of an order."""
 
-MAGNIFIED, BELOW = 5.0, -0.15
-"""Factor on the residuals, and where their zero is drawn."""
+RESIDUAL_FACTOR, RESIDUAL_ZERO = 5.0, -0.15
+"""Factor on the residuals, and the ordinate of their zero."""
 
 
 def plot_orders(result, *, orders: Sequence[int] | None = None, figure: QuickLook | None = None) -> QuickLook:
@@ -36,23 +36,23 @@ def plot_orders(result, *, orders: Sequence[int] | None = None, figure: QuickLoo
         A matplotlib figure that notebooks show.
     """
     chosen = list(range(len(result))) if orders is None else list(orders)
-    figure = QuickLook(figsize=(11.0, 0.8 + HEIGHT * len(chosen))) if figure is None else figure
+    figure = QuickLook(figsize=(11.0, 0.8 + ROW_INCHES * len(chosen))) if figure is None else figure
     figure.set_layout_engine("constrained")
     panels = np.atleast_1d(figure.subplots(len(chosen), 1))
     fitted = result.orders[result.orders["fitted"]]
     for panel, k in zip(panels, chosen, strict=True):
-        one = result.order(k)
-        parts = {name: values.numpy() for name, values in one.evaluate().items()}
-        wavelength, good = one.data.wavelength.numpy(), one.data.good.numpy()
+        order_fit = result.order(k)
+        parts = {name: values.numpy() for name, values in order_fit.evaluate().items()}
+        wavelength, good = order_fit.data.wavelength.numpy(), order_fit.data.good.numpy()
         level = parts["continuum"]
-        flux = np.where(good, one.data.flux.numpy() / level, np.nan)
+        flux = np.where(good, order_fit.data.flux.numpy() / level, np.nan)
         model = parts["model"] / level
-        residual = BELOW + MAGNIFIED * np.where(good, flux - model, np.nan)
+        residual = RESIDUAL_ZERO + RESIDUAL_FACTOR * np.where(good, flux - model, np.nan)
         panel.plot(wavelength, flux, color=COLOURS["data"], lw=2.0)
         if "telluric" in parts:
             panel.plot(wavelength, parts["telluric"], color=COLOURS["telluric"], lw=0.7)
         panel.plot(wavelength, model, color=COLOURS["model"], lw=0.6)
-        panel.axhline(BELOW, color=COLOURS["continuum"], lw=0.4, zorder=0)
+        panel.axhline(RESIDUAL_ZERO, color=COLOURS["continuum"], lw=0.4, zorder=0)
         panel.plot(wavelength, residual, color="#b00020", lw=0.5)
         low, high = np.nanpercentile(flux, [0.5, 99.5]) if good.any() else (0.0, 1.0)
         panel.set_ylim(min(-0.35, low - 0.05), max(1.1, high + 0.05))
@@ -68,7 +68,7 @@ def plot_orders(result, *, orders: Sequence[int] | None = None, figure: QuickLoo
     quality = "" if result.quality is None else f"\nquality: {result.quality.headline}"
     figure.suptitle(
         f"{len(chosen)} of {len(result)} orders: data (grey), model (black), atmosphere (blue), "
-        f"residual × {MAGNIFIED:g} (red){quality}",
+        f"residual × {RESIDUAL_FACTOR:g} (red){quality}",
         fontsize=9,
     )
     return figure

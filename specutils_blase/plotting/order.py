@@ -4,7 +4,8 @@ Figures are made without `matplotlib.pyplot`: nothing is registered anywhere, no
 They show themselves in notebooks; scripts save them with ``figure.savefig(...)``. To have a window of pyplot's, pass
 one of its figures: ``fit.plot(figure=plt.figure()); plt.show()``.
 
-Does not live here: what is drawn (`result`, `cloning`), units of input (`spectrum`), panels and margins (`figures`).
+Does not live here: the results (`results.fit_result`, `cloning.clone`), units of input (`spectra.reading`), panels and
+margins (`panels`).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from .panels import crown, label_panels, legend_of, limits_around, make_panels, 
 
 
 class PlottableFit(Protocol):
-    """What a figure of a fit asks for; a `FitResult` has it."""
+    """Attributes of a fit that a figure needs; a `FitResult` has them."""
 
     data: object
     frame: object
@@ -42,7 +43,7 @@ class PlottableFit(Protocol):
 
 
 class PlottableClone(Protocol):
-    """What a figure of a clone asks for; a `CloneResult` has it."""
+    """Attributes of a clone that a figure needs; a `CloneResult` has them."""
 
     template: object
     emulator: object
@@ -58,17 +59,18 @@ COLOURS = {
     "continuum": "0.35",
     "missing": "0.88",
 }
-"""Of Okabe & Ito's (2008) kind: told apart by colour-blind readers, and in grey by their lightness."""
+"""Colours after Okabe & Ito (2008): distinct to colour-blind readers, and in grey by their lightness."""
 
-NAMES = {"star": "star", "telluric": "atmosphere"}
+COMPONENT_LABELS = {"star": "star", "telluric": "atmosphere"}
 TICK_COLOURS = {"star lines": COLOURS["star"], "atmosphere lines": COLOURS["telluric"], "lines": COLOURS["star"]}
 MOST_TICKS = 60
-"""In a row, of each component: beyond that nobody can tell one from the next."""
+"""Ticks of a component in a row, at most: more would merge."""
 
 PIXELS_PER_ROW = 700
 MOST_ROWS = 4
+"""Pixels in a row, and number of rows at most, by default."""
 
-RESIDUAL_LIMIT = 5.0
+RESIDUAL_LIMIT_SIGMA = 5.0
 """Residuals beyond this many sigma are drawn as triangles at the edge."""
 
 
@@ -115,7 +117,7 @@ def plot_fit(
     ranges = _rows(pixels.wavelength, region, rows, pixels.unit)
     figure, panels = make_panels(figure, len(ranges), (1.75, 0.85, 0.65))
     limits = _limits(pixels, ranges[0][0], ranges[-1][1])
-    ticks = {f"{NAMES[name]} lines": _ticks(result, name, tick_depth, pixels) for name in pixels.components}
+    ticks = {f"{COMPONENT_LABELS[name]} lines": _ticks(result, name, tick_depth, pixels) for name in pixels.components}
     for (low, high), (main, alone, residual) in zip(ranges, panels, strict=True):
         _draw_data(main, pixels)
         main.set_ylim(limits)
@@ -208,7 +210,7 @@ class _Pixels:
         self.good = data.good.cpu().numpy()
         self.flux = np.where(self.good, data.flux.cpu().numpy(), np.nan)
         self.model, self.continuum = parts["model"], parts["continuum"]
-        self.components = {name: parts[name] for name in NAMES if name in parts}
+        self.components = {name: parts[name] for name in COMPONENT_LABELS if name in parts}
         residual = self.flux - self.model
         if data.noise_known:
             self.sigma = np.where(self.good, data.sigma.cpu().numpy(), np.nan)
@@ -314,7 +316,7 @@ def _ticks(result: PlottableFit, name: str, tick_depth: float, pixels: _Pixels) 
 
 def _draw_components(panel, pixels: _Pixels) -> None:
     for name, values in pixels.components.items():
-        panel.plot(*pixels.line(values), color=COLOURS[name], lw=0.9, label=NAMES[name])
+        panel.plot(*pixels.line(values), color=COLOURS[name], lw=0.9, label=COMPONENT_LABELS[name])
     lowest = min(float(values.min()) for values in pixels.components.values())
     highest = max(float(values.max()) for values in pixels.components.values())
     panel.set_ylim(min(lowest, 0.9) - 0.08, max(highest + 0.03, 1.1))
@@ -326,15 +328,15 @@ def _draw_residuals(panel, pixels: _Pixels) -> None:
     panel.axhline(0.0, color=COLOURS["continuum"], lw=0.6)
     panel.plot(pixels.wavelength, pixels.residual, ".", ms=2.2, mew=0.0, color="0.25")
     for sign, marker in ((1, "^"), (-1, "v")):
-        beyond = sign * pixels.residual > RESIDUAL_LIMIT
-        edge = np.full(int(beyond.sum()), 0.93 * sign * RESIDUAL_LIMIT)
+        beyond = sign * pixels.residual > RESIDUAL_LIMIT_SIGMA
+        edge = np.full(int(beyond.sum()), 0.93 * sign * RESIDUAL_LIMIT_SIGMA)
         panel.plot(pixels.wavelength[beyond], edge, marker, ms=4.0, mew=0.0, color="#b00020")
-    panel.set_ylim(-RESIDUAL_LIMIT, RESIDUAL_LIMIT)
+    panel.set_ylim(-RESIDUAL_LIMIT_SIGMA, RESIDUAL_LIMIT_SIGMA)
     panel.set_yticks([-3, 0, 3])
 
 
 def _headline(result: PlottableFit) -> str:
-    """What the fit found, in one line."""
+    """Velocities, χ², RMS and quality of the fit in one line."""
     words = []
     header = result.frame.meta.get("header")
     target = header.get("OBJECT", "") if isinstance(header, dict) else ""

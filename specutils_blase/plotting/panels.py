@@ -1,6 +1,6 @@
 """Figures that show themselves, their panels, and labels that are never cut.
 
-Does not live here: what is drawn into the panels (`plotting`, `plotting_orders`).
+Does not live here: the content of the panels (`order`, `echelle`).
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
 PLAIN_POWERS = range(-2, 4)
-"""Powers of ten of a flux that is labelled as it is."""
+"""Powers of ten of a flux that need no factor in the label."""
 
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
-LABEL_GAP = 4.0
+LABEL_GAP_POINTS = 4.0
 """Least distance of a label from the edge of the figure, in points."""
 
 LONGEST_LABEL = 0.95
@@ -100,8 +100,8 @@ def label_panels(panels, labels: tuple[str, ...], axis_label: str) -> None:
 def legend_of(panel, order: tuple[str, ...]):
     """Handles and labels of a panel's legend in the given order."""
     handles, labels = panel.get_legend_handles_labels()
-    found = dict(zip(labels, handles, strict=True))
-    return [found[label] for label in order if label in found], [label for label in order if label in found]
+    handle_of = dict(zip(labels, handles, strict=True))
+    return [handle_of[label] for label in order if label in handle_of], [label for label in order if label in handle_of]
 
 
 def crown(figure: Figure, title: str, handles, labels) -> None:
@@ -128,7 +128,7 @@ def _make_room(figure: Figure) -> None:
         label.set_fontsize(label.get_fontsize() / max(1.0, longer))
     axes = [axis for panel in figure.axes for axis in (panel.xaxis, panel.yaxis)]
     boxes = [box for axis in axes if (box := axis.get_tightbbox()) is not None]  # None: it shows no labels
-    gap, width = LABEL_GAP * figure.dpi / 72.0, figure.bbox.width
+    gap, width = LABEL_GAP_POINTS * figure.dpi / 72.0, figure.bbox.width
     missing_left = max(0.0, gap - min(box.x0 for box in boxes))
     missing_right = max(0.0, gap + max(box.x1 for box in boxes) - width)
     margins = figure.subplotpars

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from specutils import Spectrum
 
 import specutils_blase as sb
-from specutils_blase.plotting.order import RESIDUAL_LIMIT, plot_clone, plot_fit
+from specutils_blase.plotting.order import RESIDUAL_LIMIT_SIGMA, plot_clone, plot_fit
 from specutils_blase.plotting.panels import label_panels, make_panels
 from specutils_blase.simulate import simulate
 from specutils_blase.spectra.reading import air_wavelength
@@ -89,7 +89,7 @@ def test_panels_and_content(fit):
         )
         bottom, top = main.get_ylim()
         assert bottom < fit.data.flux.min() and fit.data.flux.max() < top
-        assert residual.get_ylim() == (-RESIDUAL_LIMIT, RESIDUAL_LIMIT)
+        assert residual.get_ylim() == (-RESIDUAL_LIMIT_SIGMA, RESIDUAL_LIMIT_SIGMA)
     expected = (fit.data.flux - fit.evaluate()["model"]) / fit.data.sigma
     np.testing.assert_allclose(figure.axes[2].lines[1].get_ydata(), expected, rtol=1e-9)
 
@@ -157,7 +157,7 @@ def test_spikes_are_marked_at_the_edge_of_the_residuals():
         residual = plot_fit(fitted(spiked, jitter=False, robust=False), rows=1).axes[2]
     markers = next(artist for artist in residual.lines if artist.get_marker() == "^")
     np.testing.assert_allclose(markers.get_xdata(), PIXELS[40])
-    assert abs(markers.get_ydata()[0]) < RESIDUAL_LIMIT
+    assert abs(markers.get_ydata()[0]) < RESIDUAL_LIMIT_SIGMA
 
 
 @pytest.mark.parametrize("unit", [u.AA, u.nm, u.um])
