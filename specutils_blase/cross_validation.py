@@ -1,4 +1,4 @@
-"""Cross-validation over held-out pixels: which priors, or other settings, describe pixels best that no fit has seen.
+"""Cross-validation over held-out pixels: comparison of priors, or other settings, by pixels that no fit has seen.
 
 Does not live here: the fit (`fitting`).
 """
@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from .fitting.observation import ObservedOrder, read_order, read_orders
 from .fitting.pipeline import fit
+from .physics.scatter import robust_sigma
 from .spectra.quantities import is_whole
 
 CROSS_VALIDATION_COLUMNS = {
@@ -32,7 +33,7 @@ CROSS_VALIDATION_COLUMNS = {
     "fitted_rms": "The same over the pixels that were fitted",
     "ratio": "held_out_rms / fitted_rms",
     "held_out_chi2": "Mean of (residual / uncertainty)^2 over the pixels held out; NaN where the data bring none",
-    "held_out_typical": "Median |residual| / 0.6745 over them, in units of the uncertainty or else of the median flux",
+    "held_out_typical": "1.4826 median |residual| over them, in units of the uncertainty or else of the median flux",
     "best": "Whether these settings predict best, by held_out_typical",
     "behind_best": "held_out_typical less that of the best, over pixels that both predict",
     "behind_best_err": "Its error, of pairs: what makes pixels hard for both alike is not in it; NaN from one block",
@@ -84,7 +85,7 @@ def cross_validate(
     Returns
     -------
     QTable
-        One row a setting; see `cross_validation.CROSS_VALIDATION_COLUMNS`.
+        One row a setting, with the columns of `cross_validation.CROSS_VALIDATION_COLUMNS`.
 
     Raises
     ------
@@ -209,7 +210,7 @@ def _comparison(predicted: Mapping[str, tuple[int, _Prediction]], folds: int) ->
         name: (prediction.pixel, prediction.held_out / prediction.noise if noise_known else prediction.held_out)
         for name, (_, prediction) in predicted.items()
     }
-    typical = {name: _typical(values) for name, (_, values) in residuals.items()}
+    typical = {name: robust_sigma(values) for name, (_, values) in residuals.items()}
     best = min(typical, key=typical.get)
     rows = []
     for name, (converged, prediction) in predicted.items():
@@ -224,11 +225,6 @@ def _comparison(predicted: Mapping[str, tuple[int, _Prediction]], folds: int) ->
     for name, meaning in CROSS_VALIDATION_COLUMNS.items():
         table[name].info.description = meaning
     return table
-
-
-def _typical(values: np.ndarray) -> float:
-    """The standard deviation of a Gaussian of the same median |value|."""
-    return float(np.median(np.abs(values))) / 0.6745
 
 
 def _behind(best: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]) -> tuple[float, float]:
@@ -248,14 +244,14 @@ def _behind(best: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.nda
     if not pixel.size:
         return math.nan, math.nan
     values = np.stack([residuals[rows] for (_, residuals), rows in zip((best, other), chosen, strict=True)])
-    behind = _typical(values[1]) - _typical(values[0])
+    behind = robust_sigma(values[1]) - robust_sigma(values[0])
     blocks = np.split(np.arange(pixel.size), np.flatnonzero(np.diff(pixel // BLOCK_PIXELS)) + 1)
     if len(blocks) == 1:
         return behind, 0.0 if np.array_equal(*values) else math.nan
     rng, drawn = np.random.default_rng(0), []
     for _ in range(N_BOOTSTRAP):
         sample = np.concatenate([blocks[k] for k in rng.integers(len(blocks), size=len(blocks))])
-        drawn.append(_typical(values[1, sample]) - _typical(values[0, sample]))
+        drawn.append(robust_sigma(values[1, sample]) - robust_sigma(values[0, sample]))
     return behind, float(np.std(drawn, ddof=1))
 
 

@@ -97,19 +97,19 @@ def simulate(
     observing = {"snr": snr, "read_floor": read_floor, "continuum": continuum, "wavelength_drift": wavelength_drift}
     observing |= {"scattered_light": scattered_light, "uncertainty_factor": uncertainty_factor}
     if isinstance(wavelength, str):
-        power, known = instrument(wavelength)
-        centers = [order_wavelengths(wavelength, k) for k in (range(len(known)) if orders is None else orders)]
+        power, solutions = instrument(wavelength)
+        centers = [order_wavelengths(wavelength, k) for k in (range(len(solutions)) if orders is None else orders)]
         options = {"resolving_power": power, **options}
     elif orders is not None:
         raise ValueError(f"orders={orders!r} needs the name of an instrument for wavelength")
-    elif isinstance(wavelength, (list, tuple)) and wavelength and all(np.ndim(each) == 1 for each in wavelength):
+    elif isinstance(wavelength, (list, tuple)) and wavelength and all(np.ndim(item) == 1 for item in wavelength):
         centers = wavelength
     else:
         centers = None
     # The spline of a template is made once.
     star, telluric = (
-        component(given, name, options.get("resolving_power"))[0] if hasattr(given, "spectral_axis") else given
-        for given, name in ((star, "star"), (telluric, "telluric"))
+        component(source, name, options.get("resolving_power"))[0] if hasattr(source, "spectral_axis") else source
+        for source, name in ((star, "star"), (telluric, "telluric"))
     )
     if centers is None:
         return _observed(wavelength, star, telluric, edges, np.random.default_rng(seed), seed, observing, options)
@@ -118,8 +118,8 @@ def simulate(
     noise = [np.random.default_rng([seed, k]) for k in range(len(centers))]
     return SpectrumList(
         [
-            _observed(each, star, telluric, None, random, seed, observing, options)
-            for each, random in zip(centers, noise, strict=True)
+            _observed(item, star, telluric, None, random, seed, observing, options)
+            for item, random in zip(centers, noise, strict=True)
         ]
     )
 
@@ -182,7 +182,7 @@ def _observed(wavelength, star, telluric, edges, random, seed, observing, option
 
 
 def _of(component):
-    """What a component is, for the truth: its lines, or where a template is from."""
+    """A component in the truth: its lines, or the source of a template."""
     return component.source if isinstance(component, Template) else component
 
 

@@ -98,7 +98,7 @@ IGRINS_LEGENDRE = {
 }
 # fmt: on
 
-INSTRUMENTS = {
+INSTRUMENT_ORDERS = {
     "HPF": (55_000.0, HPF_LEGENDRE),
     "IGRINS H": (45_000.0, IGRINS_LEGENDRE["H"]),
     "IGRINS K": (45_000.0, IGRINS_LEGENDRE["K"]),
@@ -148,14 +148,14 @@ def igrins_wavelengths(band, order):
 
 
 def instrument(name):
-    """Resolving power, and Legendre coefficients of every order, of an instrument of `INSTRUMENTS`."""
-    if name not in INSTRUMENTS:
-        raise ValueError(f"instrument {name!r}: expected one of {', '.join(INSTRUMENTS)}, or wavelengths in Å")
-    return INSTRUMENTS[name]
+    """Resolving power, and Legendre coefficients of every order, of an instrument of `INSTRUMENT_ORDERS`."""
+    if name not in INSTRUMENT_ORDERS:
+        raise ValueError(f"instrument {name!r}: expected one of {', '.join(INSTRUMENT_ORDERS)}, or wavelengths in Å")
+    return INSTRUMENT_ORDERS[name]
 
 
 def order_wavelengths(name, order):
-    """Pixel centres [Å] of one order of an instrument of `INSTRUMENTS`."""
+    """Pixel centres [Å] of one order of an instrument of `INSTRUMENT_ORDERS`."""
     _, orders = instrument(name)
     if order not in range(len(orders)):
         raise ValueError(f"order={order!r}: {name} has orders 0 to {len(orders) - 1}")

@@ -6,10 +6,10 @@ and ``phoenix_10000K`` read the files that muler's wheel installs, without impor
 records
 
 =====================  ==============================================================================================
-``source``             where the numbers come from, in words
+``source``             source of the numbers, in words
 ``medium``             always ``"vacuum"``
 ``resolving_power``    λ/FWHM at which the template itself is broadened; ``None`` if it is not (intrinsic line shapes)
-``citation``           what to cite when the template is used
+``citation``           papers to cite when the template is used
 =====================  ==============================================================================================
 
 Reading and describing files lives here; cloning them does not.
