@@ -23,7 +23,7 @@ class EchelleFitResult(FitResult):
     """Outcome of `fit` of a list of orders, with one star and one atmosphere.
 
     Its spectra are `~specutils.SpectrumList`. The lists have the orders that were fitted, in the order of the input;
-    ``orders`` tells which, and why others were not. ``result.order(k)`` is the k-th of them as a `FitResult` of its own.
+    ``orders`` tells which, and why others were not. ``result.order(k)`` is the k-th of them as a `FitResult`.
 
     Parameters
     ----------
