@@ -1,11 +1,11 @@
-r"""How far the lines of a fit have moved from their template, all together and each for itself.
+r"""Changes of the lines of a fit against their template, their mean and their scatter.
 
-What the data alone say of a parameter of line j is :math:`u_j = x_j\,(d_j + p_j) / d_j` from its anchor, x being where
-the fit has it, d the data's information and p that of its prior; it scatters by the width s of the prior and by the
-noise, :math:`s^2 + 1/d_j`. The mean over lines, weighted by the inverse of that, is zero and its scatter one where the
-template is of this star.
+The data alone put a parameter of line j at :math:`u_j = x_j\,(d_j + p_j) / d_j` from its prior mean. Here x is its
+fitted change, d the information of the data and p that of the prior. u scatters by the width s of the prior and by the
+noise, :math:`s^2 + 1/d_j`. The mean over lines, with the inverse of that as weights, is zero and its scatter one where
+the template is of this star.
 
-Does not live here: from where on lines have moved too far (`assessment`).
+Does not live here: limits of the changes (`assessment`).
 """
 
 from __future__ import annotations
@@ -17,16 +17,18 @@ import torch
 from torch import Tensor
 
 from ..model.parameters import KINDS
+from ..physics.scatter import robust_sigma
 
-OUTLIER = 3.0
-"""Standard deviations from which on a line's weight in the mean falls (Huber 1964)."""
+HUBER_SIGMA = 3.0
+"""Standard deviations above which a line's weight in the mean falls (Huber 1964)."""
 
 REWEIGHTINGS = 10
+"""Iterations of the weights."""
 
 
 @dataclass(frozen=True)
 class LineMoves:
-    """Of one kind of parameter, over the lines of a component of which the data say as much as their priors.
+    """Changes of one kind of parameter over the lines whose data have more information than their priors.
 
     Parameters
     ----------
@@ -35,7 +37,7 @@ class LineMoves:
     mean, error : float
         Their common change against the template, and its 1-sigma error if lines scatter as their priors say.
     spread : float
-        Robust scatter about the mean in units of what priors and noise make of it; 1 is expected.
+        Robust scatter about the mean in units of that of priors and noise; 1 is expected.
     """
 
     n_line: int
@@ -46,41 +48,43 @@ class LineMoves:
 
 @torch.no_grad()
 def line_moves(
-    fitted: Tensor, anchored: Tensor, covariance: Tensor, prior_precision: Tensor, widths: dict[str, float]
+    fitted: Tensor, template_lines: Tensor, covariance: Tensor, prior_precision: Tensor, widths: dict[str, float]
 ) -> dict[str, LineMoves]:
-    """How the lines of a component have moved.
+    """Changes of the lines of a component.
 
     Parameters
     ----------
-    fitted, anchored : Tensor, (n_line, 4)
-        Parameters of the lines, as `LineEmulator.line_parameters`.
+    fitted, template_lines : Tensor, (n_line, 4)
+        Parameters of the lines in the fit and in the template, as `LineEmulator.line_parameters`.
     covariance : Tensor, (n_line, 4, 4)
-        Of each line over all else.
+        Covariance of each line, marginal over all else.
     prior_precision : Tensor, (n_line, 4)
-        Of the Gaussians that stand for the priors at the solution; zero for what was held.
+        Precision of the moment-matched Gaussians of the priors at the solution; zero for held parameters.
     widths : dict
         Kind to the width of its prior.
 
     Returns
     -------
     dict of LineMoves
-        By kind; without those that no line tells.
+        By kind; without kinds of which fewer than three lines are informed by the data.
     """
     variance = covariance.diagonal(dim1=1, dim2=2).double()
     result = {}
-    for place, kind in enumerate(KINDS):
-        own, total = prior_precision[:, place].double(), 1.0 / variance[:, place].clamp(min=1e-300)
-        data = total - own
-        told = (own > 0) & (data * widths[kind] ** 2 > 1.0)
-        if int(told.sum()) < 3:
+    for column, kind in enumerate(KINDS):
+        prior_information, total = prior_precision[:, column].double(), 1.0 / variance[:, column].clamp(min=1e-300)
+        data = total - prior_information
+        informed = (prior_information > 0) & (data * widths[kind] ** 2 > 1.0)
+        if int(informed.sum()) < 3:
             continue
-        moved = (fitted - anchored)[told, place].double() * (total / data)[told]
-        variances = widths[kind] ** 2 + 1.0 / data[told]
+        moved = (fitted - template_lines)[informed, column].double() * (total / data)[informed]
+        variances = widths[kind] ** 2 + 1.0 / data[informed]
         mean = moved.median()
         for _ in range(REWEIGHTINGS):
-            pull = (moved - mean).abs() / variances.sqrt()
-            weight = (OUTLIER / pull.clamp(min=1e-12)).clamp(max=1.0) / variances
+            deviation = (moved - mean).abs() / variances.sqrt()
+            weight = (HUBER_SIGMA / deviation.clamp(min=1e-12)).clamp(max=1.0) / variances
             mean = (weight * moved).sum() / weight.sum()
-        spread = 1.4826 * float(((moved - mean) / variances.sqrt()).abs().median())
-        result[kind] = LineMoves(int(told.sum()), float(mean), math.sqrt(1.0 / float((1.0 / variances).sum())), spread)
+        spread = robust_sigma((moved - mean) / variances.sqrt())
+        result[kind] = LineMoves(
+            int(informed.sum()), float(mean), math.sqrt(1.0 / float((1.0 / variances).sum())), spread
+        )
     return result

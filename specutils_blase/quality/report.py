@@ -1,6 +1,6 @@
-"""What a result says of itself: a status, and the reasons for it as data and in words.
+"""Quality of a result: a status, and the reasons for it as data and in words.
 
-Does not live here: what is looked at, and the limits (`assessment` for fits, `clone_assessment` for clones).
+Does not live here: measurements and limits (`assessment` for fits, `clones` for clones).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 STATUSES = ("good", "doubtful", "bad")
 """From the best to the worst."""
 
-MOST_TOLD = 3
-"""Names of reasons in a headline."""
+MOST_NAMES = 3
+"""Names of reasons in a headline, at most."""
 
 
 class BlaseQualityWarning(UserWarning):
@@ -23,18 +23,18 @@ class BlaseQualityWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Reason:
-    """One thing that was noticed.
+    """One finding about a result.
 
     Parameters
     ----------
     name : str
         Short and the same in every version, such as "chi2".
     status : {"good", "doubtful", "bad"}
-        What it makes of the result. "good" is a note: worth knowing, and no fault.
+        Status that it gives to the result. "good" is a note and no fault.
     text : str
-        One sentence for who reads the result.
+        One sentence for the reader of the result.
     value, limit : float, optional
-        What was measured, and from where on it counts; None where neither is a number.
+        Measured value and its limit; None where neither is a number.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Reason:
 
 @dataclass(frozen=True)
 class Quality:
-    """How far a result can be believed.
+    """Assessment of a result.
 
     Parameters
     ----------
@@ -74,7 +74,16 @@ class Quality:
 
     @classmethod
     def of(cls, reasons: Iterable[Reason]) -> Quality:
-        """The quality that follows from reasons: the worst of them decides."""
+        """The quality that follows from reasons: its status is the worst of theirs.
+
+        Parameters
+        ----------
+        reasons : iterable of Reason
+
+        Returns
+        -------
+        Quality
+        """
         ordered = sorted(reasons, key=lambda reason: -STATUSES.index(reason.status))
         return cls(ordered[0].status if ordered else "good", tuple(ordered))
 
@@ -83,22 +92,25 @@ class Quality:
 
     def lines(self) -> list[str]:
         """The status and each reason, a line each."""
-        return [f"quality: {self.status}", *(f"  {one.name} ({one.status}): {one.text}" for one in self.reasons)]
+        return [
+            f"quality: {self.status}",
+            *(f"  {reason.name} ({reason.status}): {reason.text}" for reason in self.reasons),
+        ]
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the reasons that speak against the result."""
-        return tuple(one.name for one in self.reasons if one.status != "good")
+        return tuple(reason.name for reason in self.reasons if reason.status != "good")
 
     def reason(self, name: str) -> Reason | None:
         """The reason of that name, if there is one."""
-        return next((one for one in self.reasons if one.name == name), None)
+        return next((reason for reason in self.reasons if reason.name == name), None)
 
     @property
     def headline(self) -> str:
         """The status and the names of the first reasons, in one line."""
-        told = [*self.names[:MOST_TOLD], *(["…"] if len(self.names) > MOST_TOLD else [])]
-        return self.status + (f" ({', '.join(told)})" if told else "")
+        shown = [*self.names[:MOST_NAMES], *(["…"] if len(self.names) > MOST_NAMES else [])]
+        return self.status + (f" ({', '.join(shown)})" if shown else "")
 
     def warn(self, *, but: tuple[str, ...] = (), stacklevel: int = 2) -> None:
         """Warn, unless the status is good.
@@ -106,20 +118,25 @@ class Quality:
         Parameters
         ----------
         but : tuple of str
-            Names of reasons that another warning has told already: where there are no others, there is none to give.
+            Names of reasons that another warning has told already. Without others, there is no warning.
         stacklevel : int
-            As of `warnings.warn`, counted from who calls this.
+            As of `warnings.warn`, counted from the caller.
+
+        Warns
+        -----
+        BlaseQualityWarning
+            With the texts of all reasons that are not notes.
         """
         if set(self.names) - set(but):
-            told = "; ".join(one.text for one in self.reasons if one.status != "good")
-            warnings.warn(f"the result is {self.status}: {told}", BlaseQualityWarning, stacklevel=stacklevel + 1)
+            texts = "; ".join(reason.text for reason in self.reasons if reason.status != "good")
+            warnings.warn(f"the result is {self.status}: {texts}", BlaseQualityWarning, stacklevel=stacklevel + 1)
 
     def record(self) -> dict:
-        """As plain data, for files and tables."""
-        return {"status": self.status, "reasons": [_plain(one) for one in self.reasons]}
+        """The quality as a dict of plain data, for files and tables."""
+        return {"status": self.status, "reasons": [_plain(reason) for reason in self.reasons]}
 
     def write_into(self, *tables) -> None:
-        """Put it into the meta of tables, before all else that is there; None among them is no table."""
+        """Put the quality first into the meta of tables; None among them is skipped."""
         for table in tables:
             if table is not None:
                 table.meta = {"quality": self.record(), **{k: v for k, v in table.meta.items() if k != "quality"}}
@@ -127,18 +144,33 @@ class Quality:
     @classmethod
     def from_record(cls, record: Mapping) -> Quality:
         """The inverse of `record`."""
-        return cls(record["status"], tuple(Reason(**dict(one)) for one in record["reasons"]))
+        return cls(record["status"], tuple(Reason(**dict(reason)) for reason in record["reasons"]))
 
 
 def _plain(reason: Reason) -> dict:
-    """Without what is not a number."""
+    """A reason as a dict, without the entries that are None."""
     return {name: value for name, value in vars(reason).items() if value is not None}
 
 
 def graded(
     name: str, text: str, value: float, limit: float, bad: float = math.inf, below: bool = False
 ) -> Iterator[Reason]:
-    """A reason where a value is beyond its limit: above it, or below it."""
+    """A reason if a value is beyond its limit.
+
+    Parameters
+    ----------
+    name, text : str
+        Of the reason.
+    value, limit, bad : float
+        Measured value, and its limits for "doubtful" and "bad".
+    below : bool
+        Values below the limits count, not those above.
+
+    Yields
+    ------
+    Reason
+        One, or none.
+    """
     beyond, worse = (value < limit, value < bad) if below else (value > limit, value > bad)
     if below and math.isinf(bad):
         worse = False

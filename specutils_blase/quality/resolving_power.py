@@ -1,10 +1,10 @@
-r"""What the lines of the sky say of a resolving power that is held, and what another would do to v sin i.
+r"""Resolving power by the telluric lines where it is held, and its effect on v sin i.
 
 With tangents T of the flux to ln R, and to ln R as it broadens the star alone, and the equations of a solution,
 A = JᵀWJ + P, the score of T beside all that is free is :math:`s = T^T W r - B^T A^{-1} g`, with :math:`B = J^T W T` and
 the gradient g of all else. Its information is :math:`Q = T^T W T - B^T A^{-1} B`. One step of Gauss and Newton is
 :math:`Q^{-1} s` with covariance :math:`Q^{-1}` (Rao's score test). The second tangent has no prior: lines of a template
-that are wider than the star's look like a resolving power told too low, so that only the sky is asked.
+that are wider than the star's look like too low a resolving power, so that only tellurics are used.
 
 Does not live here: the fit of R (`free=("resolving_power", ...)`), other assessments (`assessment`).
 """
@@ -22,25 +22,25 @@ from ..inference.linear.normal_equations import NormalEquations
 from ..inference.objective import AnchoredProblem
 from .report import Reason
 
-WANTED, WANTED_BY = 5.0, 0.25
-"""Standard deviations, and step of ln R, from which on another resolving power is asked for. The step goes too far
-where widths of lines have moved to make up for it: it says that R is off, not by how much.
+WANTED_SIGMA, WANTED_LN_R = 5.0, 0.25
+"""Standard deviations, and step of ln R, above which the resolving power is doubtful. The step is too large where
+widths of lines have moved to compensate: it shows that R is off, not by how much.
 
 The line spread of HPF is no Gaussian: 55,000 by its width at half maximum is up to 63,000 by its variance.
 """
 
-KNOWN_TO = 0.1
-"""Part to which a resolving power is known where nobody has measured it."""
+R_UNCERTAINTY = 0.1
+"""Relative uncertainty of a resolving power that has not been measured."""
 
 
 @dataclass(frozen=True)
 class WantedResolvingPower:
-    """What the data say of a resolving power that is held.
+    """Change of a held resolving power that the data ask for.
 
     Parameters
     ----------
     change, error : float
-        Of ln R, as the sky wants it; infinite error where there is no sky, or no star beside it.
+        Change of ln R by the tellurics, and its error, infinite without tellurics or without a star.
     vsini_change : float
         Change of v sin i [km/s] with ln R; zero where it is held.
     """
@@ -88,36 +88,40 @@ def wanted_resolving_power(
     return WantedResolvingPower(change, error, vsini)
 
 
-def resolving_power_reasons(found: WantedResolvingPower | None, power: float, result) -> list[Reason]:
-    """In words.
+def resolving_power_reasons(wanted: WantedResolvingPower | None, power: float, result) -> list[Reason]:
+    """Reasons that follow from the score of ln R.
 
     Parameters
     ----------
-    found : WantedResolvingPower or None
+    wanted : WantedResolvingPower or None
     power : float
-        The one that is held.
+        The held resolving power.
     result : FitResult
-        Of which v sin i and its error are asked for, where it is free.
+        For v sin i and its error.
+
+    Returns
+    -------
+    list of Reason
     """
-    if found is None:
+    if wanted is None:
         return []
-    pull, reasons = abs(found.change) / found.error, []
-    if pull > WANTED and abs(found.change) > WANTED_BY:
+    significance, reasons = abs(wanted.change) / wanted.error, []
+    if significance > WANTED_SIGMA and abs(wanted.change) > WANTED_LN_R:
         text = (
-            f"the sky's lines are {'narrower' if found.change > 0 else 'wider'} than a resolving power of {power:.0f} "
-            f"makes them ({pull:.1f} standard deviations): v sin i takes up the difference; fit it with "
+            f"the telluric lines are {'narrower' if wanted.change > 0 else 'wider'} than at a resolving power of "
+            f"{power:.0f} ({significance:.1f} standard deviations): v sin i takes up the difference; fit it with "
             'free=("rv", "vsini", "continuum", "resolving_power")'
         )
-        reasons.append(Reason("resolving_power", "doubtful", text, pull, WANTED))
-    if not found.vsini_change:
+        reasons.append(Reason("resolving_power", "doubtful", text, significance, WANTED_SIGMA))
+    if not wanted.vsini_change:
         return reasons
     # Near zero v sin i is an upper limit, and follows no straight line.
     vsini, vsini_error = result.value("vsini"), result.error("vsini")
-    moved = min(abs(KNOWN_TO * found.vsini_change), vsini)
+    moved = min(abs(R_UNCERTAINTY * wanted.vsini_change), vsini)
     if moved > vsini_error and vsini > 2.0 * vsini_error:
         text = (
-            f"a resolving power {100 * KNOWN_TO:.0f} % off moves the rotation velocity by {moved:.2g} km/s, further "
-            "than its error: it is known as well as that is"
+            f"a resolving power {100 * R_UNCERTAINTY:.0f} % off moves the rotation velocity by {moved:.2g} km/s, more "
+            "than its error: v sin i is known as well as the resolving power"
         )
         reasons.append(Reason("vsini_resolving_power", "good", text, moved, vsini_error))
     return reasons

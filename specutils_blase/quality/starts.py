@@ -1,6 +1,6 @@
-"""What speaks against the start of a fit: its velocity, and where its lines come from.
+"""Reasons against the start of a fit: its velocity, and the source of its lines.
 
-Does not live here: how starts are compared (`hypotheses`), the other reasons (`assessment`).
+Does not live here: the comparison of starts (`fitting.start.hypotheses`), the other reasons (`assessment`).
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from collections.abc import Iterator
 
 from .report import Reason, graded
 
-SECOND, SECOND_BAD = 25.0, 9.0
-"""Δχ² of the second solution of (rv, v sin i), or of no star, at 5 and at 3 standard deviations: among a thousand
-velocities chance reaches 15."""
+SECOND_DOUBTFUL, SECOND_BAD = 25.0, 9.0
+"""Least Δχ² of the second solution of (rv, v sin i), or of no star: 5 and 3 standard deviations. Chance reaches 15
+among a thousand velocities."""
 
 
 def start_reasons(start: dict | None) -> Iterator[Reason]:
-    """Where agreement ended, or came too close to another solution or to none.
+    """Reasons where the search ended at its edge, or another solution, or none, is nearly as good.
 
     Parameters
     ----------
@@ -28,24 +28,26 @@ def start_reasons(start: dict | None) -> Iterator[Reason]:
     if start.get("at_edge"):
         low, high = start.get("search", (math.nan, math.nan))
         text = (
-            f"the radial velocity was looked for between {low:.0f} and {high:.0f} km/s, and agreement still grew at "
+            f"the radial velocity was searched between {low:.0f} and {high:.0f} km/s, and agreement still grew at "
             "the end: the star may be beyond it; clone a wider region, or give rv="
         )
         yield Reason("rv_search", "bad", text, start.get("rv"))
     gap = start.get("delta_chi2")
     if gap is not None:
         other = start.get("second") or {}
-        at = f" at rv {other['rv']:.1f}, v sin i {other['vsini']:.1f} km/s" if {"rv", "vsini"} <= other.keys() else ""
-        text = f"a second solution{at} is worse by only {gap:.2g} in χ²: the answer may be that one"
-        yield from graded("second_solution", text, gap, SECOND, SECOND_BAD, below=True)
-    found = start.get("detection")
-    if found is not None:
-        text = f"where the star was looked for, its template lowers χ² by only {found:.2g}: it may be elsewhere"
-        yield from graded("start_detection", text, found, SECOND, SECOND_BAD, below=True)
+        place = (
+            f" at rv {other['rv']:.1f}, v sin i {other['vsini']:.1f} km/s" if {"rv", "vsini"} <= other.keys() else ""
+        )
+        text = f"a second solution{place} is worse by only {gap:.2g} in χ²: the answer may be that one"
+        yield from graded("second_solution", text, gap, SECOND_DOUBTFUL, SECOND_BAD, below=True)
+    gain = start.get("detection")
+    if gain is not None:
+        text = f"in the range of the search, the star's template lowers χ² by only {gain:.2g}: it may be elsewhere"
+        yield from graded("start_detection", text, gain, SECOND_DOUBTFUL, SECOND_BAD, below=True)
 
 
 def template_reasons(templates: dict[str, str] | None) -> Iterator[Reason]:
-    """Clones that are not good themselves.
+    """Reasons where the clone of a component is doubtful or bad.
 
     Parameters
     ----------
@@ -54,12 +56,12 @@ def template_reasons(templates: dict[str, str] | None) -> Iterator[Reason]:
     """
     for name, status in (templates or {}).items():
         if status != "good":
-            text = f"the {name}'s clone is {status} itself: see what its quality says"
+            text = f"the {name}'s clone is {status} itself: see its quality"
             yield Reason(f"{name}_clone", "doubtful" if status == "bad" else "good", text)
 
 
 def same_data_reasons(from_fit: dict[str, bool] | None) -> Iterator[Reason]:
-    """Whether lines stand where these data have put them.
+    """A reason where lines come from a fit of the same data.
 
     Parameters
     ----------

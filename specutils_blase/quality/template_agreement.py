@@ -1,14 +1,14 @@
-r"""How well a star's template agrees with the data of a fit, with its lines held as they are in the template.
+r"""Agreement of a star's template with the data of a fit, with the lines held as in the template.
 
-Thousands of free lines follow whatever the data show. The template does not: its lines at the fitted velocities say how
-strong the star is in the data, and whether it is somewhere else. For every order, with P the projection off the
-continuum, W the weights, y the data less the model without its star, and f what the template adds to that model,
+Thousands of free lines follow any data. The template does not: its lines at the fitted velocities give the strength of
+the star in the data, and show whether it is at another velocity. For every order, P is the projection off the continuum
+and W the weights. y is the data less the model without its star, f the template's contribution to that model. Then
 
 .. math:: α = \frac{f^T P W y}{f^T P W f}, \quad C^2 = \frac{(f^T P W y)^2}{f^T P W f \; y^T P W y},
 
-α being the strength that the data ask for, and C their correlation, also at other velocities.
+with the strength α of the template in the data, and their correlation C, also at other velocities.
 
-Does not live here: what is too little agreement (`assessment`).
+Does not live here: limits of the agreement (`assessment`).
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from ..model.echelle import EchelleModel, orders_of
 from ..model.order import ForwardModel
 from ..physics.grids import SPEED_OF_LIGHT
 
-FARTHEST = 1000.0
-"""km/s on either side of the fitted velocity within which the star is looked for."""
+SEARCH_KMS = 1000.0
+"""Velocities on either side of the fitted one over which the template is compared with the data."""
 
 LEAST_OVERLAP = 0.4
-"""Part of the pixels that a shifted template must still reach: with fewer, anything agrees."""
+"""Part of the pixels that a shifted template must cover: on fewer, anything agrees."""
 
 MOST_SHIFTS = 801
-"""Velocities that are tried: with 1,000 km/s on either side, one every 2.5 km/s."""
+"""Number of velocities: over ±1,000 km/s one every 2.5 km/s."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """What the template says, of all orders together.
+    """Agreement of template and data over all orders together.
 
     Parameters
     ----------
@@ -44,15 +44,15 @@ class Agreement:
         α and its error: 1 where the data have the template's lines, 0 where they have none of them, negative where they
         have them in emission.
     correlation : float
-        C at the fitted velocity with the noise that the data tell taken out of y, with the sign of α; at most 1.
+        C at the fitted velocity, corrected for the noise of y, with the sign of α; at most 1.
     elsewhere : float
         Shift [km/s] from the fitted velocity at which the template agrees best.
     gain : float
-        By how much ln L is higher there than at the fitted velocity, with L of Zucker (2003); 0 where it is not.
+        Gain of ln L there over the fitted velocity, with L of Zucker (2003); 0 where there is none.
     structure : float
-        RMS of what the fitted star adds to the model, in units of the continuum.
+        RMS of the fitted star's contribution to the model, in units of the continuum.
     misfit : float
-        RMS of what the model leaves, beyond the noise that the data tell, in units of `structure`.
+        RMS of the residual beyond the noise of the data, in units of `structure`.
     smearing : float
         RMS of the rotating template's structure over that of one at rest.
     """
@@ -69,7 +69,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class ObservedPixels:
-    """Of one order, (n,) each: data, 1-sigma noise, and the weights that the fit ended with."""
+    """Pixels of one order, (n,) each: data, 1-sigma noise, and the final weights of the fit."""
 
     flux: Tensor
     sigma: Tensor
@@ -83,33 +83,36 @@ def observed_pixels(data, curvature) -> list[ObservedPixels]:
     ----------
     data : sequence of SpectralData
     curvature : Curvature or None
-        Of the fit, for the weights that it ended with; without it those of the noise that the data tell.
+        With the final weights of the fit; without it the weights follow from the noise of the data.
+
+    Returns
+    -------
+    list of ObservedPixels
     """
     pixels = []
-    for k, one in enumerate(data):
-        own = torch.where(one.good, one.sigma.double() ** -2, 0.0)
-        weight = own if curvature is None else curvature.weight[k]
-        # Where the data tell no noise, it is what the weights were scaled to.
-        sigma = one.sigma.double() if one.noise_known else torch.where(weight > 0, weight, 1.0).rsqrt()
-        pixels.append(ObservedPixels(torch.where(weight > 0, one.flux.double(), 0.0), sigma, weight))
+    for k, order_data in enumerate(data):
+        data_weight = torch.where(order_data.good, order_data.sigma.double() ** -2, 0.0)
+        weight = data_weight if curvature is None else curvature.weight[k]
+        # Without noise in the data, the weights are scaled to the scatter of the residuals.
+        sigma = order_data.sigma.double() if order_data.noise_known else torch.where(weight > 0, weight, 1.0).rsqrt()
+        pixels.append(ObservedPixels(torch.where(weight > 0, order_data.flux.double(), 0.0), sigma, weight))
     return pixels
 
 
 @torch.no_grad()
 def template_agreement(
-    model: ForwardModel | EchelleModel, pixels: Sequence[ObservedPixels], anchored: Tensor | None
+    model: ForwardModel | EchelleModel, pixels: Sequence[ObservedPixels], template_lines: Tensor | None
 ) -> Agreement | None:
     """Compare the template with the data.
 
     Parameters
     ----------
     model : ForwardModel or EchelleModel
-        As fitted; it is left as it is.
+        As fitted; unchanged afterwards.
     pixels : sequence of ObservedPixels
         Of each order.
-    anchored : Tensor, (n_line, 4), optional
-        Where the template has the parameters of the star's lines, as `LineEmulator.line_parameters`; as fitted when
-        not given.
+    template_lines : Tensor, (n_line, 4), optional
+        Parameters of the star's lines in the template, as `LineEmulator.line_parameters`; by default as fitted.
 
     Returns
     -------
@@ -120,10 +123,10 @@ def template_agreement(
         return None
     fitted = [_star_part(order) for order in orders_of(model)]
     template = fitted
-    if anchored is not None:
+    if template_lines is not None:
         before = model.star.line_parameters().detach().clone()
         try:
-            model.star.set_line_parameters(anchored.to(before))
+            model.star.set_line_parameters(template_lines.to(before))
             template = [_star_part(order) for order in orders_of(model)]
         finally:
             model.star.set_line_parameters(before)
@@ -133,11 +136,11 @@ def template_agreement(
 
 
 def _star_part(order: ForwardModel) -> tuple[Tensor, Tensor, Tensor]:
-    """The model of an order without its star, and what the star adds to it, turning and at rest; continuum 1."""
+    """Model of an order without its star, and the star's contribution, rotating and at rest; continuum 1."""
     stages = order.stages()
-    sky = torch.ones_like(stages.product) if stages.sky is None else stages.sky
-    without = order.through_instrument(sky)
-    still = order.through_instrument(sky * stages.star)
+    telluric = torch.ones_like(stages.product) if stages.sky is None else stages.sky
+    without = order.through_instrument(telluric)
+    still = order.through_instrument(telluric * stages.star)
     return without, stages.binned - without, still - without
 
 
@@ -154,7 +157,7 @@ def _compare(model, pixels, fitted, template, smearing) -> Agreement | None:
         if not bool((weight > 0).any()):
             continue
         level, basis = _continuum(order, len(weight))
-        # What the continuum can do, everywhere where the model has light.
+        # Changes of the model by the continuum.
         design = (basis * (without + star)).T.double()
         project = _Projection(design, weight)
         seen, added = one.flux.double() - level * without, level * held
@@ -175,7 +178,7 @@ def _compare(model, pixels, fitted, template, smearing) -> Agreement | None:
     here = shifts.abs() <= _nearby(model)
     best = int(scores.argmax())
     gain = float(scores[best] - scores[here].max())
-    # The error of what the data scatter by, where that is more than the weights say.
+    # The error follows from the scatter of the data.
     freedom = max(sum(int((one.weight > 0).sum()) for one in pixels) - len(profiles), 1)
     scatter = max(total - overlap**2 / power, 0.0) / freedom
     return Agreement(
@@ -191,7 +194,7 @@ def _compare(model, pixels, fitted, template, smearing) -> Agreement | None:
 
 
 def _continuum(order: ForwardModel, n_pixel: int) -> tuple[Tensor, Tensor]:
-    """The continuum of an order, and the polynomials that it is made of."""
+    """The continuum of an order, and its polynomials."""
     if order.continuum is None:
         ones = torch.ones(n_pixel, dtype=torch.float64)
         return ones, ones.unsqueeze(0)
@@ -199,7 +202,7 @@ def _continuum(order: ForwardModel, n_pixel: int) -> tuple[Tensor, Tensor]:
 
 
 class _Projection:
-    """Weighted values less what a design can make of them."""
+    """Weighted values projected off the columns of a design."""
 
     def __init__(self, design: Tensor, weight: Tensor):
         self.root = weight.sqrt()
@@ -212,27 +215,27 @@ class _Projection:
 
 def _shifts(model) -> Tensor:
     """Velocities [km/s] from the fitted one, (n,)."""
-    return torch.linspace(-FARTHEST, FARTHEST, MOST_SHIFTS, dtype=torch.float64, device=model.star.center.device)
+    return torch.linspace(-SEARCH_KMS, SEARCH_KMS, MOST_SHIFTS, dtype=torch.float64, device=model.star.center.device)
 
 
 def _nearby(model) -> float:
-    """km/s within which the template is still at the fitted velocity: its own broadening."""
+    """Distance [km/s] of the fitted velocity within which the template still agrees, by its broadening."""
     spreads = [order.line_spread for order in orders_of(model) if order.line_spread is not None]
     resolution = max((SPEED_OF_LIGHT / math.exp(one.ln_resolving_power[0].item()) for one in spreads), default=5.0)
     turning = 0.0 if model.rotation is None else model.rotation.vsini.item()
-    return 2.0 * (resolution + turning) + 2.0 * FARTHEST / (MOST_SHIFTS - 1)
+    return 2.0 * (resolution + turning) + 2.0 * SEARCH_KMS / (MOST_SHIFTS - 1)
 
 
 def _log_likelihoods(order, design: Tensor, weight: Tensor, seen: Tensor, added: Tensor, shifts: Tensor) -> Tensor:
-    """Zucker's ln L of an order at shifts of what its template adds, (n_shift,); 0 where that is not a line in both."""
+    """Zucker's ln L of an order at shifts of the template's contribution, (n_shift,); 0 where they do not correlate."""
     ln_wavelength = order.pixels.edges.mean(1).double().log()
     scores = []
     products = (design.unsqueeze(2) * design.unsqueeze(1)).flatten(1)
     enough = LEAST_OVERLAP * int((weight > 0).sum())
     for part in shifts.split(128):
-        at = ln_wavelength - torch.log1p(part.unsqueeze(1) / SPEED_OF_LIGHT)
-        inside = (at >= ln_wavelength[0]) & (at <= ln_wavelength[-1])
-        moved = torch.where(inside, _interpolated(at, ln_wavelength, added), 0.0)
+        rest_position = ln_wavelength - torch.log1p(part.unsqueeze(1) / SPEED_OF_LIGHT)
+        inside = (rest_position >= ln_wavelength[0]) & (rest_position <= ln_wavelength[-1])
+        moved = torch.where(inside, _interpolated(rest_position, ln_wavelength, added), 0.0)
         w = weight * inside
         gram = (w @ products).view(-1, design.shape[1], design.shape[1])
         ridge = 1e-12 * gram.diagonal(dim1=1, dim2=2).mean(1).view(-1, 1, 1).clamp(min=1e-300)
@@ -240,17 +243,17 @@ def _log_likelihoods(order, design: Tensor, weight: Tensor, seen: Tensor, added:
         data, line = (w * seen) @ design, (w * moved) @ design
         solved = torch.linalg.solve(gram, torch.stack([data, line], dim=2))
         cross = (w * seen * moved).sum(1) - (line * solved[:, :, 0]).sum(1)
-        own = (w * moved.square()).sum(1) - (line * solved[:, :, 1]).sum(1)
+        power = (w * moved.square()).sum(1) - (line * solved[:, :, 1]).sum(1)
         total = (w * seen.square()).sum(1) - (data * solved[:, :, 0]).sum(1)
-        square = cross.clamp(min=0.0).square() / (own * total).clamp(min=1e-300)
+        square = cross.clamp(min=0.0).square() / (power * total).clamp(min=1e-300)
         n_pixel = (w > 0).sum(1)
         score = -0.5 * n_pixel * torch.log1p(-square.clamp(max=1.0 - 1e-12))
         scores.append(torch.where(n_pixel >= enough, score, 0.0))
     return torch.cat(scores)
 
 
-def _interpolated(at: Tensor, x: Tensor, values: Tensor) -> Tensor:
+def _interpolated(position: Tensor, x: Tensor, values: Tensor) -> Tensor:
     """Linear interpolation, (n_shift, n)."""
-    high = torch.searchsorted(x, at).clamp(1, len(x) - 1)
-    fraction = ((at - x[high - 1]) / (x[high] - x[high - 1])).clamp(0.0, 1.0)
+    high = torch.searchsorted(x, position).clamp(1, len(x) - 1)
+    fraction = ((position - x[high - 1]) / (x[high] - x[high - 1])).clamp(0.0, 1.0)
     return values[high - 1] + fraction * (values[high] - values[high - 1])

@@ -279,7 +279,7 @@ def test_the_worst_places_are_told():
     """Where a line is in emission, that absorption lines cannot imitate; the rest is good."""
     spectrum = template()
     flux = spectrum.flux.value + 0.05 * voigt_profile(WAVELENGTH - 8600.0, 0.05, 0.03)
-    with pytest.warns(sb.BlaseQualityWarning, match="the clone has not arrived"):
+    with pytest.warns(sb.BlaseQualityWarning, match="the clone has not converged"):
         result = clone(Spectrum(flux=flux * u.one, spectral_axis=WAVELENGTH * u.AA), progress=False)
     assert not result.success
     worst = result.settings["worst"]

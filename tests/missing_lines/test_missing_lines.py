@@ -68,7 +68,7 @@ def lacking():
 
 @pytest.fixture(scope="module")
 def without(lacking):
-    with pytest.warns(BlaseQualityWarning, match="of the star's lines went as far from their template"):
+    with pytest.warns(BlaseQualityWarning, match="of the star's lines are as far from their template"):
         return fitted(lacking)
 
 

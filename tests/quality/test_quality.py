@@ -20,7 +20,7 @@ from specutils_blase.physics.grids import Sampling
 from specutils_blase.quality import assessment
 from specutils_blase.quality.assessment import assess
 from specutils_blase.quality.line_moves import line_moves
-from specutils_blase.quality.report import MOST_TOLD, BlaseQualityWarning, Quality, Reason
+from specutils_blase.quality.report import MOST_NAMES, BlaseQualityWarning, Quality, Reason
 from specutils_blase.quality.template_agreement import ObservedPixels, template_agreement
 from specutils_blase.simulate import simulate
 
@@ -369,7 +369,7 @@ def test_strength_is_least_squares(healthy):
 
 def test_the_star_is_found_where_it_is():
     wrong = fitted(observed(), rv=RV + 150.0, free=("continuum",))
-    told = template_agreement(wrong.model, pixels_of(wrong), assessment._anchored_by_ledger(wrong)["star"])
+    told = template_agreement(wrong.model, pixels_of(wrong), assessment._template_by_ledger(wrong)["star"])
     assert told.gain > 50.0 and abs(told.elsewhere + 150.0) < 3.0
 
 
@@ -439,7 +439,7 @@ def test_the_worst_reason_decides():
     assert quality.status == "bad" and [one.name for one in quality.reasons] == ["c", "b", "a"]
     assert quality.names == ("c", "b") and quality.headline == "bad (c, b)"
     assert str(quality).splitlines()[0] == "quality: bad"
-    many = Quality.of([replace(bad, name=f"n{k}") for k in range(MOST_TOLD + 1)])
+    many = Quality.of([replace(bad, name=f"n{k}") for k in range(MOST_NAMES + 1)])
     assert many.headline.endswith("n2, …)")
 
 
