@@ -14,7 +14,6 @@ what must hold is in `test_validation.py`, on few seeds.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 import subprocess
@@ -23,6 +22,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+import record_files
+from record_files import key
 
 
 class Item(NamedTuple):
@@ -154,21 +155,18 @@ def single_thread() -> None:
 
 
 def collect(todo: list[tuple[str, dict]], path: Path | None, jobs: int) -> list[dict]:
-    """Records of all tasks, of which those in the file are not run."""
-    known = {}
-    if path is not None and path.exists():
-        for line in path.read_text().splitlines():
-            record = json.loads(line)
-            known[key(record["case"], record["arguments"])] = record
+    """Records of all tasks, of which those in the file are not run; each new one carries the commit."""
+    known = record_files.read(path) if path is not None and path.exists() else {}
     missing = [task for task in todo if key(*task) not in known]
     if not missing:
         return [known[key(*task)] for task in todo]
+    commit = record_files.commit()
     with multiprocessing.get_context("spawn").Pool(jobs, single_thread) as pool:
         for record in pool.imap_unordered(one, missing):
+            record |= {"commit": commit}
             known[key(record["case"], record["arguments"])] = record
             if path is not None:
-                with path.open("a") as stream:
-                    stream.write(json.dumps(record) + "\n")
+                record_files.append(path, record)
     return [known[key(*task)] for task in todo]
 
 
@@ -232,10 +230,6 @@ def run(item: str, given: argparse.Namespace) -> None:
         part = part if given.part is None else given.part
         records = collect(tasks(item, seeds, given.truth, part), given.records, given.jobs)
         print(getattr(tables, item)(records), flush=True)
-
-
-def key(name: str, arguments: dict) -> str:
-    return json.dumps([name, arguments], sort_keys=True)
 
 
 def by_default(name: str) -> str:
