@@ -3,12 +3,15 @@
     python tests/validation/run.py                              # everything, some hours
     python tests/validation/run.py calibration --seeds 30       # one item
     python tests/validation/run.py calibration --records FILE   # go on where an earlier run stopped
+    python tests/validation/run.py tables                       # docs/validation.md from the records that are kept
 
 `ITEMS` has the seeds and the part of the order of each item, as the document shows them; --seeds and --part override
 these for all items that are run. Real spectra and another star's template lie in the folder ../shared beside the
 repository: without it `star` is skipped, and `priors` measures only its simulation. Every fit is one line of JSON in
---records; what stands there is not run again, so that seeds add up over sessions. Tables are printed, never asserted:
-what must hold is in `test_validation.py`, on few seeds.
+--records, with the commit of the code; what stands there is not run again, so that seeds add up over sessions. Tables
+are printed, never asserted: what must hold is in `test_validation.py`, on few seeds.
+
+`tables` runs no fit. It writes the tables and figures of the document from `records/` and from --records.
 """
 
 from __future__ import annotations
@@ -16,7 +19,6 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -123,6 +125,10 @@ def tasks(item: str, seeds: range, truths: list[str], part: float) -> list[tuple
         import other_star
 
         return other_star.tasks()
+    if item == "bugs":
+        import planted_bugs
+
+        return planted_bugs.tasks()
     raise ValueError(item)
 
 
@@ -132,6 +138,7 @@ def one(task: tuple[str, dict]) -> dict:
     import cramer_rao
     import measured_priors
     import other_star
+    import planted_bugs
     import simulated_nights
     import starts
 
@@ -143,6 +150,7 @@ def one(task: tuple[str, dict]) -> dict:
         "fitted": starts,
         "assessed": assessed_fits,
         "another": other_star,
+        "bug": planted_bugs,
     } | dict.fromkeys(measured_priors.CASES, measured_priors)
     module = elsewhere.get(name, cases)
     return {"case": name, "arguments": arguments, "result": getattr(module, name)(**arguments)}
@@ -204,13 +212,6 @@ def measure_priors(seeds: range, path: Path | None, jobs: int) -> None:
         print(f"\n{tables.held_out(records)}", flush=True)
 
 
-def plant_bugs() -> None:
-    """Section 7, in a process of its own."""
-    command = [sys.executable, str(Path(__file__).resolve().with_name("planted_bugs.py"))]
-    if subprocess.run(command, check=False).returncode:
-        print("a bug was not caught, or could not be planted", flush=True)
-
-
 def run(item: str, given: argparse.Namespace) -> None:
     """Make the tables of one item."""
     import cases
@@ -222,14 +223,29 @@ def run(item: str, given: argparse.Namespace) -> None:
         sample(seeds, given.figure)
     elif item == "priors":
         measure_priors(seeds, given.records, given.jobs)
-    elif item == "bugs":
-        plant_bugs()
     elif item in ("star", "start", "another") and (reason := cases.reason_to_skip()):
         print(f"skipped: {reason}", flush=True)
     else:
         part = part if given.part is None else given.part
         records = collect(tasks(item, seeds, given.truth, part), given.records, given.jobs)
         print(getattr(tables, item)(records), flush=True)
+
+
+def write_document(records: Path | None) -> None:
+    """Tables and figures of the document, from the records beside this file and one file more."""
+    import claims
+    import document
+    import record_figures
+
+    paths = [*sorted(record_files.FOLDER.glob("*.jsonl")), *([records] if records else [])]
+    found = list(record_files.read(*paths).values())
+    text = document.DOCUMENT.read_text(encoding="utf-8")
+    document.DOCUMENT.write_text(document.written(text, found, {"claims": claims.summary}), encoding="utf-8")
+    for name in document.names(text):
+        some = found if name == "claims" else document.chosen(name, found)
+        print(f"{name}: {record_files.told(some) if some else 'no records, kept as it is'}")
+    for path in record_figures.draw(found, record_figures.FOLDER):
+        print(path.name)
 
 
 def by_default(name: str) -> str:
@@ -239,7 +255,9 @@ def by_default(name: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("item", nargs="*", help=f"among {', '.join(ITEMS)}; all by default")
+    parser.add_argument(
+        "item", nargs="*", help=f"among {', '.join(ITEMS)}; all by default. Or: tables, which writes the document"
+    )
     parser.add_argument("--seeds", type=int, help=f"number of truths and noises of each case: {by_default('seeds')}")
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument(
@@ -254,6 +272,9 @@ def main() -> None:
     parser.add_argument("--figure", type=Path, help="where to draw the comparison with the sampler")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     given = parser.parse_args()
+    if given.item == ["tables"]:
+        write_document(given.records)
+        return
     if unknown := set(given.item) - set(ITEMS):
         parser.error(f"no item {', '.join(sorted(unknown))}: choose among {', '.join(ITEMS)}")
     for item in given.item or ITEMS:

@@ -314,6 +314,19 @@ def held_out(records: list[dict]) -> str:
     return markdown(head, rows)
 
 
+def bugs(records: list[dict]) -> str:
+    """Section 7: the first test that fails with each bug, in the order of `planted_bugs.BUGS`."""
+    from planted_bugs import BUGS
+
+    found = {record["arguments"]["name"]: record["result"]["caught_by"] for record in records}
+    rows = [
+        [bug.what, f"`{bug.module}`", f"`{found[name]}`" if found[name] else "NOTHING"]
+        for name, bug in BUGS.items()
+        if name in found
+    ]
+    return markdown(["bug", "module", "caught by"], rows)
+
+
 def interval(count: int, total: int) -> str:
     """A part in per cent, with the 68 % interval of Clopper and Pearson."""
     from scipy.stats import beta
@@ -324,8 +337,16 @@ def interval(count: int, total: int) -> str:
 
 
 def start(records: list[dict]) -> str:
-    """Item 10: starts that are somewhere else, and whether they say so, by each of the arguments."""
-    from starts import is_astray, is_flagged, is_off
+    """Section 11: all tables of starts and of the fits that went on from them."""
+    refused = sum("refused" in record["result"] for record in records)
+    return "\n\n".join(
+        [starts(records), half_widths(records), ends(records), f"{refused} were refused.", good(records)]
+    )
+
+
+def starts(records: list[dict]) -> str:
+    """Starts that are somewhere else, and whether they say so, by each of the arguments."""
+    from starts import is_flagged, is_off
 
     head = ["starts", "number", "off [%]", "off and not flagged", "right and flagged [%]", "median time [s]"]
     rows = []
@@ -345,23 +366,33 @@ def start(records: list[dict]) -> str:
     begun = [record for record in records if "refused" not in record["result"]]
     for argument in ("instrument", "orders", "template", "sky"):
         for (value,), results in grouped(begun, argument).items():
-            row(f"{argument} {value}", results)
-    everything = [record["result"] for record in records if "refused" not in record["result"]]
+            if argument == "sky":
+                row("with tellurics" if value else "without tellurics", results)
+            else:
+                row(f"{argument} {value}", results)
+    everything = [record["result"] for record in begun]
     for low, high in ((1.0, 10.0), (10.0, 50.0), (50.0, 200.0)):
         if chosen := [result for result in everything if low <= result["vsini"] < high]:
             row(f"v sin i {low:.0f} to {high:.0f} km/s", chosen)
     row("all", everything)
-    near = [result for result in everything if is_astray(result)]
-    astray = f"Half a width off, or more: {len(near)}, of which {sum(not is_flagged(one) for one in near)} say nothing."
-    return f"{markdown(head, rows)}\n\n{astray}\n\n{to_the_end(records)}"
+    return markdown(head, rows)
 
 
-def to_the_end(records: list[dict]) -> str:
+def half_widths(records: list[dict]) -> str:
+    """A sentence: starts half a width off, and how many of them say nothing."""
+    from starts import is_astray, is_flagged
+
+    near = [record["result"] for record in records if "refused" not in record["result"]]
+    near = [result for result in near if is_astray(result)]
+    return f"Half a width off, or more: {len(near)}, of which {sum(not is_flagged(one) for one in near)} say nothing."
+
+
+def ends(records: list[dict]) -> str:
     """Of the starts that were fitted to the end: answers that are somewhere else, and what quality says of them."""
     from starts import is_off
 
-    results = [record["result"] for record in records if record["case"] == "fitted"]
-    fits = [result for result in results if "refused" not in result]
+    fits = [record["result"] for record in records if record["case"] == "fitted"]
+    fits = [result for result in fits if "refused" not in result]
 
     def pull(result: dict) -> float:
         return abs(result["fit_rv"] - result["rv"]) / result["fit_rv_err"]
@@ -378,11 +409,10 @@ def to_the_end(records: list[dict]) -> str:
         flagged = sum(fit["status"] != "good" for fit in chosen)
         told = interval(flagged, len(chosen)) if chosen else ""
         rows.append([name, f"{len(chosen)}", f"{flagged}", told, ", ".join(_reasons(chosen))])
-    table = markdown(["fits to the end", "number", "flagged", "flagged [%]", "reasons"], rows)
-    return f"{table}\n\n{len(results) - len(fits)} were refused.\n\n{_pulls_of_good(records)}"
+    return markdown(["fits to the end", "number", "flagged", "flagged [%]", "reasons"], rows)
 
 
-def _pulls_of_good(records: list[dict]) -> str:
+def good(records: list[dict]) -> str:
     """Pulls of fits to the end that call themselves good, template by template."""
     rows = []
     fitted = [one for one in records if one["case"] == "fitted" and one["result"].get("status") == "good"]
@@ -397,16 +427,19 @@ def _pulls_of_good(records: list[dict]) -> str:
 
 
 def another(records: list[dict]) -> str:
+    """Section 12: orders of a real star by the template of another, and their pulls."""
+    return f"{orders_of_another(records)}\n\n{pulls_of_another(records)}"
+
+
+def orders_of_another(records: list[dict]) -> str:
     """Orders of a real star by the template of another, against its published velocity."""
     from other_star import PUBLISHED
 
     head = ["orders", "rv [km/s]", "off by", "in errors", "strength", "width", "alike", "parts", "quality"]
-    rows, pulls = [], []
+    rows = []
     for record in records:
         fit, orders = record["result"], record["arguments"]["orders"]
         off = fit["rv"] - PUBLISHED
-        if len(orders) == 1:
-            pulls.append(off / fit["rv_err"])
         told = [f"{fit[name]:.2f}" for name in ("strength", "width")]
         told += [f"{fit['factors'][name]:.2f}" for name in ("correlated_residuals", "part_scatter")]
         quality = ", ".join([fit["status"], *(fit["reasons"][:3] if fit["status"] != "good" else [])])
@@ -421,10 +454,18 @@ def another(records: list[dict]) -> str:
                 quality,
             ]
         )
-    pulls = np.array(pulls)
+    return markdown(head, rows)
+
+
+def pulls_of_another(records: list[dict]) -> str:
+    """A sentence: pulls of single orders about the published velocity."""
+    from other_star import PUBLISHED
+
+    fits = [record["result"] for record in records if len(record["arguments"]["orders"]) == 1]
+    pulls = (column(fits, "rv") - PUBLISHED) / column(fits, "rv_err")
     summary = f"Pulls of {pulls.size} orders: mean {pulls.mean():+.2f}, s.d. about the published velocity "
     summary += f"{np.sqrt(np.mean(pulls**2)):.2f}, largest {np.abs(pulls).max():.1f}."
-    return f"{markdown(head, rows)}\n\n{summary}"
+    return summary
 
 
 def _reasons(fits: list[dict]) -> list[str]:
@@ -438,13 +479,42 @@ BEYOND, WITHIN = 5.0, 3.0
 
 
 def quality(records: list[dict]) -> str:
-    """Item 10: which fits were flagged, of those that are wrong and of those that are right."""
-    from assessed_fits import GOOD, WITHOUT_TRUTH
+    """Section 10: which fits were flagged, of those that are wrong and of those that are right."""
+    return "\n\n".join([flagged(records), kinds(records), missed(records)])
 
-    answered, rows = [], []
+
+def judged(records: list[dict]) -> list[dict]:
+    """Fits that gave an answer, beside their truth."""
+    return [
+        _judged(record["arguments"]["kind"], record["result"])
+        for record in records
+        if record["result"]["status"] != "refused"
+    ]
+
+
+def flagged(records: list[dict]) -> str:
+    """Which fits are flagged, by how far they are off."""
+    from assessed_fits import GOOD
+
+    fits = judged(records)
+    chosen = {
+        f"beyond {BEYOND:g} σ in rv or v sin i": [fit for fit in fits if fit["beyond"]],
+        "of these, beyond a resolution element": [fit for fit in fits if fit["beyond"] and fit["far"]],
+        f"good ones within {WITHIN:g} σ in both": [fit for fit in fits if fit["within"] and fit["kind"] in GOOD],
+        "good ones, all": [fit for fit in fits if fit["kind"] in GOOD],
+    }
+    rows = [
+        [name, str(len(some)), str(count := sum(fit["flagged"] for fit in some)), _interval(count, len(some))]
+        for name, some in chosen.items()
+    ]
+    return markdown(["fits", "number", "flagged", "95 % interval"], rows)
+
+
+def kinds(records: list[dict]) -> str:
+    """The same, fault by fault."""
+    rows = []
     for (kind,), results in grouped(records, "kind").items():
         fits = [_judged(kind, result) for result in results if result["status"] != "refused"]
-        answered += fits
         beyond = [fit for fit in fits if fit["beyond"]]
         rows.append(
             [
@@ -453,26 +523,19 @@ def quality(records: list[dict]) -> str:
                 ", ".join(_reasons(fits)),
             ]
         )  # fmt: skip
-    chosen = {
-        f"beyond {BEYOND:g} σ in rv or v sin i": [fit for fit in answered if fit["beyond"]],
-        "of these, beyond a resolution element": [fit for fit in answered if fit["beyond"] and fit["far"]],
-        f"good ones within {WITHIN:g} σ in both": [fit for fit in answered if fit["within"] and fit["kind"] in GOOD],
-        "good ones, all": [fit for fit in answered if fit["kind"] in GOOD],
-    }
-    summary = [
-        [name, str(len(fits)), str(count := sum(fit["flagged"] for fit in fits)), _interval(count, len(fits))]
-        for name, fits in chosen.items()
-    ]
-    head = ["kind", "fits", "refused", "flagged", "flagged of those beyond", "reasons"]
-    missed = [fit for fit in answered if fit["beyond"] and not fit["flagged"]]
-    told = "; ".join(", ".join([fit["kind"], *(_beside(fit, name) for name in ("rv", "vsini"))]) for fit in missed)
-    return "\n".join(
-        [
-            markdown(["fits", "number", "flagged", "95 % interval"], summary), "", markdown(head, rows), "",
-            f"Every answer counts as wrong where there is no star: {', '.join(WITHOUT_TRUTH)}.",
-            f"Wrong and not flagged: {told or 'none'}.",
-        ]
-    )  # fmt: skip
+    return markdown(["kind", "fits", "refused", "flagged", "flagged of those beyond", "reasons"], rows)
+
+
+def missed(records: list[dict]) -> str:
+    """Sentences: what counts as wrong everywhere, and what is wrong and not flagged."""
+    from assessed_fits import WITHOUT_TRUTH
+
+    fits = [fit for fit in judged(records) if fit["beyond"] and not fit["flagged"]]
+    told = "; ".join(", ".join([fit["kind"], *(_beside(fit, name) for name in ("rv", "vsini"))]) for fit in fits)
+    return (
+        f"Every answer counts as wrong where there is no star: {', '.join(WITHOUT_TRUTH)}.\n"
+        f"Wrong and not flagged: {told or 'none'}."
+    )
 
 
 def _judged(kind: str, result: dict) -> dict:

@@ -16,6 +16,7 @@ import pytest
 import torch
 from astropy.table import Table
 
+import specutils_blase
 from specutils_blase import simulate
 from specutils_blase.fitting.inputs import component_emulator
 from specutils_blase.inference.priors import LinePriors
@@ -24,15 +25,19 @@ from specutils_blase.physics.grids import SPEED_OF_LIGHT
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 import cases  # noqa: E402 - scripts, not a package
+import claims  # noqa: E402
 import cramer_rao  # noqa: E402
+import document  # noqa: E402
 import measured_priors  # noqa: E402
 import planted_bugs  # noqa: E402
 import prior_evidence  # noqa: E402
+import record_figures  # noqa: E402
+import record_files  # noqa: E402
 import sampler  # noqa: E402
 import tables  # noqa: E402
 
 # By its path: the benchmarks have a script of this name, too.
-ITEMS, tasks = map(runpy.run_path(str(HERE / "run.py")).get, ("ITEMS", "tasks"))
+ITEMS, tasks, collect = map(runpy.run_path(str(HERE / "run.py")).get, ("ITEMS", "tasks", "collect"))
 
 PART = 0.3
 SEEDS = range(3)
@@ -282,6 +287,139 @@ def test_the_defaults_are_those_of_the_document():
         str(k) for k in range(ITEMS["sampler"].seeds)
     }
     assert f"simulation, {ITEMS['priors'].seeds} seeds" in sections["8"]
+
+
+def gj699(order, off, commit):
+    """A record of `other_star`, made up."""
+    result = {"rv": -110.5 + off, "rv_err": 0.1, "strength": 1.5, "width": 2.0, "status": "good", "reasons": []}
+    result["factors"] = {"correlated_residuals": 1.25, "part_scatter": 1.0}
+    return {"case": "another", "arguments": {"orders": [order]}, "result": result, "commit": commit}
+
+
+PAGE = "before\n<!-- table: another -->\n| old |\n<!-- end -->\nbetween\n<!-- table: bound -->\nkept\n<!-- end -->\n"
+
+
+def test_tables_go_between_their_markers(tmp_path):
+    """Written, read, made into a table: the numbers, their commits, and nothing else of the page is changed."""
+    path = tmp_path / "another.jsonl"
+    for record in (gj699(5, 0.3, "aaaaaaa"), gj699(6, -0.2, "bbbbbbb+dirty"), gj699(5, 0.1, "bbbbbbb+dirty")):
+        record_files.append(path, record)
+    records = list(record_files.read(path).values())
+    assert [record["arguments"]["orders"] for record in records] == [[5], [6]]  # the later of the same counts
+    page = document.written(PAGE, records)
+    before, rest = page.split("<!-- table: another -->\n")
+    table, after = rest.split("<!-- end -->", 1)
+    assert before == "before\n" and after == PAGE.split("<!-- end -->", 1)[1]
+    assert "| 5 | -110.400 ± 0.100 | +0.10 | 1.0 | 1.50 | 2.00 | 1.25 | 1.00 | good |" in table
+    assert "| 6 | -110.700 ± 0.100 | -0.20 | 2.0 |" in table and "old" not in table
+    assert "s.d. about the published velocity 1.58, largest 2.0" in table
+    assert "*2 records of commit bbbbbbb+dirty.*" in table
+    assert document.written(page, records) == page
+    other = [gj699(5, 0.3, "aaaaaaa"), records[1]]
+    assert "2 records: 1 of commit aaaaaaa, 1 of commit bbbbbbb+dirty" in document.written(page, other)
+    assert document.written(page, []) == page  # of nothing known, nothing is changed
+
+
+@pytest.mark.parametrize(
+    ("page", "message"),
+    [
+        (PAGE.replace("bound", "bounds"), "no table bounds"),
+        (PAGE.replace("bound", "another"), "come twice: another"),
+        (PAGE.replace("<!-- end -->\nbetween", "between"), "needs one '<!-- end -->'"),
+        (PAGE.replace("<!-- table: another", " <!-- table: another"), "on a line of its own"),
+    ],
+)
+def test_markers_that_do_not_fit_are_told(page, message):
+    with pytest.raises(ValueError, match=message):
+        document.written(page, [])
+
+
+def kept():
+    """Records that are part of the repository."""
+    return list(record_files.read(*sorted(record_files.FOLDER.glob("*.jsonl"))).values())
+
+
+def test_tables_of_the_document_are_those_of_its_records():
+    """All that ``run.py tables`` would write stands in docs/validation.md already."""
+    text, records = document.DOCUMENT.read_text(encoding="utf-8"), kept()
+    assert document.written(text, records, {"claims": claims.summary}) == text
+    made = [name for name in document.names(text) if document.chosen(name, records)] if records else []
+    assert {"start", "start-ends", "start-good", "quality", "quality-kinds", "another"} <= set(made)
+    assert set(document.TABLES) == set(document.names(text)) - {"claims"}
+    assert {record.get("commit", "") for record in records}.isdisjoint({"", record_files.UNKNOWN})
+
+
+def test_every_claim_has_its_section_and_commit():
+    text = document.DOCUMENT.read_text(encoding="utf-8")
+    sections = set(re.findall(r"^## (\d+)\. ", text, re.MULTILINE))
+    assert {claim.section for claim in claims.CLAIMS} == sections
+    rows = claims.summary(kept()).splitlines()[2:]
+    assert len(rows) == len(claims.CLAIMS)
+    for row in rows:
+        assert re.search(r"\| [0-9a-f]{7}[^|]* \|$", row), row
+
+
+def test_figures_are_drawn_from_records(tmp_path):
+    drawn = record_figures.draw(kept(), tmp_path)
+    assert {path.stem for path in drawn} == set(record_figures.FIGURES)
+    text = document.DOCUMENT.read_text(encoding="utf-8")
+    for path in drawn:
+        assert path.stat().st_size > 5_000
+        assert f"(images/{path.name})" in text and (record_figures.FOLDER / path.name).exists()
+    assert record_figures.draw([], tmp_path) == []
+
+
+def test_records_carry_the_commit(tmp_path, monkeypatch):
+    """Of the checkout that the package is imported from: clean, changed, with a file more; else its version."""
+
+    def git(*arguments):
+        identity = ["-c", "user.name=nobody", "-c", "user.email=nobody@example.org"]
+        return subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True)
+
+    source = tmp_path / "specutils_blase" / "__init__.py"
+    source.parent.mkdir()
+    source.write_text("")
+    monkeypatch.setattr(specutils_blase, "__file__", str(source))
+    commit = record_files.commit.__wrapped__
+    git("init", "-q")
+    assert commit() == f"version {specutils_blase.__version__}"  # in a checkout, but not of it
+    git("add", "-A")
+    git("commit", "-qm", "first")
+    head = git("rev-parse", "HEAD").stdout[:7]
+    assert commit() == head
+    (tmp_path / "notes.md").write_text("of no concern")
+    assert commit() == head
+    (source.parent / "more.py").write_text("")
+    assert commit() == f"{head}+dirty"
+    git("add", "-A")
+    git("commit", "-qm", "second")
+    source.write_text("x = 1\n")
+    assert commit() == f"{git('rev-parse', 'HEAD').stdout[:7]}+dirty"
+
+
+def test_a_run_stamps_new_records_and_keeps_old_ones(tmp_path, monkeypatch):
+    class Pool:
+        def __init__(self, *arguments):
+            self.imap_unordered = map
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+    spawning = type("multiprocessing", (), {"get_context": lambda name: type("context", (), {"Pool": Pool})})
+    monkeypatch.setitem(collect.__globals__, "multiprocessing", spawning)
+    monkeypatch.setitem(
+        collect.__globals__, "one", lambda task: {"case": task[0], "arguments": task[1], "result": {"rv": 2.0}}
+    )
+    path = tmp_path / "records.jsonl"
+    old = {"case": "flaw", "arguments": {"seed": 0}, "result": {"rv": 1.0}, "commit": "0000000"}
+    record_files.append(path, old)
+    records = collect([("flaw", {"seed": seed}) for seed in (0, 1)], path, 1)
+    assert records == list(record_files.read(path).values())
+    assert records[0] == old
+    assert records[1]["commit"] == record_files.commit() and records[1]["result"] == {"rv": 2.0}
 
 
 def test_without_the_folder_beside_the_repository_it_goes_on(tmp_path):
