@@ -122,10 +122,11 @@ def test_settings_that_leave_out_an_order():
 @pytest.mark.filterwarnings("ignore:the result is doubtful:specutils_blase.BlaseQualityWarning")  # of priors too tight
 def test_the_example_of_the_documentation():
     """What it says of lines half a unit of ln area off: under heavy tails widths hardly matter to held-out pixels."""
-    text = (Path(__file__).resolve().parents[1] / "docs" / "validation.md").read_text(encoding="utf-8")
-    (example,) = re.findall(r"^```python\n(.*?)^```\s*$", text, re.MULTILINE | re.DOTALL)
+    page = Path(__file__).resolve().parents[1] / "docs" / "howto" / "new_instrument_priors.md"
+    blocks = re.findall(r"^```python\n(.*?)^```\s*$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    (example,) = (block for block in blocks if "cross_validate" in block)
     names = {"data": observed(), "star": STAR, "options": OPTIONS | {"folds": 1}}
-    exec(compile(example, "docs/validation.md", "exec"), names)
+    exec(compile(example, str(page), "exec"), names)
     table = names["table"]
     assert list(table["name"]) == ["0.1", "1", "3"] and list(table["converged"]) == [1, 1, 1]
     assert np.all(table["behind_best"] <= 2.0 * table["behind_best_err"])

@@ -20,6 +20,7 @@ from specutils_blase.cli import main as cli
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "tutorials"
 TUTORIALS = sorted(FOLDER.glob("*.md"))
+HOWTOS = sorted((ROOT / "docs" / "howto").glob("*.md"))
 README = ROOT / "README.md"
 CONF = ROOT / "docs" / "conf.py"
 CELL = re.compile(r"^```\{code-cell\}[^\n]*\n(.*?)^```\s*$", re.MULTILINE | re.DOTALL)
@@ -132,6 +133,29 @@ def test_documentation_stops_at_a_failing_cell():
 def test_cells_keep_their_lines():
     notebook = "# Title\n\n```{code-cell} ipython3\n:tags: [hide-input]\n\na = 1\n```\ntext\n```python\nnot run\n```\n"
     assert program(notebook).splitlines() == ["", "", "", "", "", "a = 1", "", "", "", "", ""]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", HOWTOS, ids=lambda path: path.stem)
+def test_howto_runs(path, tmp_path, monkeypatch, capsys):
+    """All examples of a page, one after the other, in less than a minute of one core; they assert what the text says.
+
+    Left out is what needs the reader's own data: `cross_validate`, which tests/test_cross_validation.py runs.
+    """
+    blocks = PYTHON.findall(path.read_text(encoding="utf-8"))
+    blocks = [block for block in blocks if "cross_validate" not in block]
+    assert sum(len(asserts(block)) for block in blocks) >= 5
+    monkeypatch.chdir(tmp_path)
+    names, start = {}, time.process_time()
+    for block in blocks:
+        exec(compile(block, str(path), "exec"), names)
+    assert time.process_time() - start < 60.0
+    assert capsys.readouterr().out.count("±") == 4
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_there_are_howtos():
+    assert HOWTOS
 
 
 def examples():
