@@ -185,7 +185,7 @@ def test_example_of_the_readme_with_many_orders(tmp_path, monkeypatch, capsys):
     _, example = examples()
     monkeypatch.chdir(tmp_path)
     nights.write_hpf_night("my_star.spectra.fits")
-    given = {"sb": sb, "star": nights.star_lines(), "sky": nights.sky_lines()}
+    given = {"sb": sb, "star": nights.star_lines(), "tellurics": nights.sky_lines()}
     exec(compile(example, str(README), "exec"), given)
     fit, printed = given["fit"], capsys.readouterr().out
     assert fit.success and list(fit.orders["order"]) == ["17", "18", "20"]
