@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..inference.minimize import Solution, minimize
-from ..inference.objective import AnchoredProblem
+from ..inference.objective import Objective
 from ..inference.priors import LinePriors
 from ..model.emulator import LineEmulator
 from ..model.order import ForwardModel
@@ -292,7 +292,7 @@ def _optimised(
     counted = np.isfinite(template.flux)
     flux = torch.as_tensor(np.where(counted, template.flux, 0.0))
     weight = torch.where(torch.as_tensor(counted), RESIDUAL_SIGMA**-2, 0.0)
-    problem = AnchoredProblem(layout, flux, weight, {name: CLONE_PRIORS})
+    objective = Objective(layout, flux, weight, {name: CLONE_PRIORS})
     n_good = int(counted.sum())
     with tqdm(total=max_iterations, desc="clone", unit="it", disable=not progress, leave=False, delay=2.0) as bar:
 
@@ -301,7 +301,7 @@ def _optimised(
             bar.set_postfix_str(f"RMS {100 * RESIDUAL_SIGMA * math.sqrt(entry['cost'] / n_good):.3f} %")
 
         solution = minimize(
-            problem,
+            objective,
             max_iterations=max_iterations,
             absolute_tolerance=3e-4 * n_good,
             least_gain=(GAIN_ITERATIONS, LEAST_COST_GAIN),

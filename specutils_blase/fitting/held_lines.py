@@ -65,8 +65,7 @@ def told_by_data(
     lines: dict[str, Tensor],
     orders: Sequence[ObservedOrder],
     weights: Sequence[Tensor],
-    rv: float,
-    vsini: float | None,
+    velocities: dict[str, tuple[float, float]],
 ) -> dict[str, Tensor]:
     r"""The lines that data can tell apart: those of the largest expected signal, `MOST_LINES_PER_PIXEL` at most.
 
@@ -84,8 +83,8 @@ def told_by_data(
         Component to those that could be free.
     orders, weights : sequence
         The data, and inverse variances in units of each order's median flux.
-    rv, vsini : float
-        At the start, km/s.
+    velocities : dict
+        Component to its radial velocity and v sin i at the start, km/s.
 
     Returns
     -------
@@ -97,8 +96,7 @@ def told_by_data(
     if sum(index.numel() for index in lines.values()) <= limit:
         return lines
     signals = {
-        name: _signal(components[name], orders, weights, *((rv, vsini or 0.0) if name == "star" else (0.0, 0.0)))[index]
-        for name, index in lines.items()
+        name: _signal(components[name], orders, weights, *velocities[name])[index] for name, index in lines.items()
     }
     least = torch.cat(tuple(signals.values())).sort(descending=True).values[limit]
     return {name: index[signals[name] > least] for name, index in lines.items()}

@@ -1,13 +1,14 @@
-"""The two components of a fit: from whatever the user gives to emulators that cover the data.
+"""The components of a fit: from whatever the user gives to emulators that cover the data.
 
-Does not live here: the fit (`fitting`), cloning itself (`cloning`).
+Does not live here: the fit (`fitting.pipeline`), cloning itself (`cloning`).
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import astropy.units as u
 import numpy as np
@@ -18,13 +19,17 @@ from torch import Tensor
 
 from ..cloning.clone import CloneResult, clone
 from ..ledger.table import emulator_from_ledger, ledger_meta
+from ..model.component import Component
 from ..model.emulator import LineEmulator
+from ..model.extrinsic import DopplerShift, RotationalBroadening
 from ..physics.grids import SPEED_OF_LIGHT
 from ..physics.voigt import voigt_fwhm
 from ..results.fit_result import TEMPLATE_SOURCE, FitResult
 from ..spectra.provenance import PIXELS_KEPT, of_lines, of_template, pixel_digests
-from .observation import ObservedOrder
-from .shared_changes.telluric_species import by_place
+from .held_lines import held_by_ledger
+from .observation import Observation, ObservedOrder
+from .options import FitOptions
+from .prior_means.telluric_species import by_place
 from .start.correlation import coverage
 from .start.cross_correlation import COVERED, FASTEST
 
@@ -38,15 +43,104 @@ BESIDE, BROADEST = 0.1, 1.0 / 3.0
 """Farthest free line outside the data, and full width at half maximum of the broadest, in units of their length."""
 
 
+@dataclass(frozen=True, eq=False)
+class Template:
+    """A component as a fit takes it.
+
+    Parameters
+    ----------
+    component : Component
+        Its lines, and how it moves at the start.
+    held : Tensor, (n_line,) bool
+        Lines that its ledger holds, in the order of their shifted centres.
+    told : dict
+        What a result's settings tell of it: "source", "provenance", and, where they are known, "quality" of a clone
+        and "from_fit", whether it comes from a fit of the same data.
+    """
+
+    component: Component
+    held: Tensor
+    told: dict
+
+    @property
+    def name(self) -> str:
+        """Of the component."""
+        return self.component.name
+
+    @property
+    def emulator(self) -> LineEmulator | None:
+        """Its lines."""
+        return self.component.emulator
+
+    @property
+    def moves(self) -> bool:
+        """Whether it moves against the observatory."""
+        return self.component.doppler is not None
+
+
+def templates_of(
+    observation: Observation, star, telluric, components: Sequence[Component], options: FitOptions
+) -> list[Template]:
+    """All components of a fit from whatever the user gives.
+
+    Parameters
+    ----------
+    observation : Observation
+    star, telluric : CloneResult, LineEmulator, ledger table, FitResult, template Spectrum or None
+    components : sequence of Component
+        Further ones.
+    options : FitOptions
+    """
+    own = set(data_of(observation.orders, None))
+    motion = DopplerShift(options.rv or 0.0), RotationalBroadening(0.0)
+    made = []
+    if star is not None:
+        moving = {"doppler": motion[0], "rotation": motion[1], "shines": True, "prefix": ""}
+        made.append(_template(star, Component("star", **moving), observation, options, own))
+    if telluric is not None:
+        made.append(_template(telluric, Component("telluric"), observation, options, own))
+    for component in components:
+        if not isinstance(component, Component):
+            raise TypeError(
+                f"components must be instances of specutils_blase.model.Component, got {type(component).__name__}: "
+                "give clones and templates as star= and telluric="
+            )
+        made.append(_template(component.emulator, component, observation, options, own))
+    names = [template.name for template in made]
+    if len(set(names)) < len(names):
+        raise ValueError(f"expected components of different names, got {', '.join(names)}")
+    return made
+
+
+def _template(given, component: Component, observation: Observation, options: FitOptions, own: set[str]) -> Template:
+    """A component with its lines made of what the user gives."""
+    if given is None:
+        return Template(component, torch.zeros(0, dtype=torch.bool), {"source": type(component).__name__})
+    name, moves = component.name, component.doppler is not None
+    emulator = component_emulator(
+        given,
+        name,
+        observation.span,
+        options.flux_scale,
+        observation.finest,
+        options.progress,
+        component.velocity,
+        moves=moves,
+    )
+    told = {"source": source_of(given), "provenance": provenance_of(given, emulator)}
+    if isinstance(given, CloneResult):
+        told["quality"] = given.quality.status
+    repeated = from_fit(given, name, own)
+    if repeated is not None:
+        told["from_fit"] = repeated
+    return Template(component.with_lines(emulator), held_by_ledger(given, name, emulator), told)
+
+
 def source_of(component) -> str:
+    """What a component was made of, in a word."""
     if isinstance(component, CloneResult):
         return str(component.settings.get("template", ""))
     return "" if component is None else type(component).__name__
-
-
-def qualities_of(given: Mapping[str, object]) -> dict[str, str]:
-    """Component to the status of its clone, for those that are clones."""
-    return {name: one.quality.status for name, one in given.items() if isinstance(one, CloneResult)}
 
 
 def provenance_of(component, emulator: LineEmulator) -> dict:
@@ -59,10 +153,12 @@ def provenance_of(component, emulator: LineEmulator) -> dict:
     return of_lines(emulator, str(meta.get("source") or type(component).__name__))
 
 
-def component_emulator(given, name, span, flux_scale, resolving_power, progress, rv: float = 0.0) -> LineEmulator:
-    """The component as an emulator whose parameters are its own."""
+def component_emulator(
+    given, name, span, flux_scale, resolving_power, progress, rv: float = 0.0, *, moves: bool = True
+) -> LineEmulator:
+    """The lines of a component as an emulator whose parameters are its own; `moves` against the observatory or not."""
     if isinstance(given, Spectrum):
-        given = _clone_template(given, name, span, flux_scale, resolving_power, progress, rv)
+        given = _clone_template(given, name, span, flux_scale, resolving_power, progress, rv if moves else None)
     if isinstance(given, CloneResult):
         given = given.emulator
     elif isinstance(given, FitResult):
@@ -74,19 +170,20 @@ def component_emulator(given, name, span, flux_scale, resolving_power, progress,
             f"{name} must be a CloneResult, a LineEmulator, a ledger table, a FitResult or a template Spectrum, "
             f"got {type(given).__name__}"
         )
-    return by_place(given) if name == "telluric" else given
+    return given if moves else by_place(given)
 
 
 def _fitted_lines(fit: FitResult, name: str) -> LineEmulator:
     """The lines of a component as a fit left them, at rest; they cover what its data do."""
     if name not in fit.model.components:
         raise ValueError(f"the fit given as {name} has no {name}, only {', '.join(fit.model.components)}")
-    emulator = fit.model.components[name].settled()
+    part = fit.model.parts[name]
+    emulator = part.emulator.settled()
     data = fit.data if isinstance(fit.data, list) else [fit.data]
-    ends = [float(part.wavelength[k]) for part in data for k in (0, -1)]
-    margin, rv = (VELOCITY_MARGIN, fit.model.doppler.rv.item()) if name == "star" else (1.0, 0.0)
+    ends = [float(order.wavelength[k]) for order in data for k in (0, -1)]
+    margin = 1.0 if part.doppler is None else VELOCITY_MARGIN
     low, high = emulator.wavelength_range
-    at_rest = 1.0 + rv / SPEED_OF_LIGHT
+    at_rest = 1.0 + part.velocity / SPEED_OF_LIGHT
     low = max(low, min(ends) * (1.0 - margin / SPEED_OF_LIGHT) / at_rest)
     high = min(high, max(ends) * (1.0 + margin / SPEED_OF_LIGHT) / at_rest)
     emulator.wavelength_range = (low, high)
@@ -100,47 +197,69 @@ def data_of(orders: Sequence[ObservedOrder], most: int | None = PIXELS_KEPT) -> 
     return [text for wavelength, flux in columns for text in pixel_digests(wavelength, flux, most)]
 
 
-def from_fit(given: Mapping[str, object], orders: Sequence[ObservedOrder]) -> dict[str, bool]:
-    """Which components come from a fit whose data were these, or are not known; and a warning for these.
+def from_fit(component, name: str, own: set[str]) -> bool | None:
+    """Whether a component comes from a fit whose data were these, or are not known, with a warning; None for others.
 
     The priors of such a component stand where these data have put them: they count twice, and errors come out too
     small.
+
+    Parameters
+    ----------
+    component : CloneResult, Spectrum, Table, FitResult or anything else
+    name : str
+    own : set of str
+        Digests of the data's pixels; see `data_of`.
     """
-    found, own = {}, set(data_of(orders, None)) if given else set()
-    for name, component in given.items():
-        if isinstance(component, FitResult):
-            known = component.settings.get("data", [])
-        elif isinstance(component, CloneResult | Spectrum):
-            meta = (component.template if isinstance(component, CloneResult) else component).meta or {}
-            if meta.get("source") != TEMPLATE_SOURCE:
-                continue
-            known = meta.get("data", [])
-        elif isinstance(component, Table):
-            settings = ledger_meta(component).get("settings", {})
-            if not (isinstance(settings, dict) and "start_rv" in settings):
-                continue
-            known = settings.get("data", [])
-        else:
-            continue
-        found[name] = not known or bool(own & set(known))
-        if found[name]:
-            whose = "the same data" if known else "data that it does not tell"
-            warnings.warn(
-                f"the {name}'s lines come from a fit of {whose}: where data count twice, errors are too small; fit "
-                "from the template instead",
-                RuntimeWarning,
-                stacklevel=4,
-            )
-    return found
+    if isinstance(component, FitResult):
+        known = component.settings.get("data", [])
+    elif isinstance(component, CloneResult | Spectrum):
+        meta = (component.template if isinstance(component, CloneResult) else component).meta or {}
+        if meta.get("source") != TEMPLATE_SOURCE:
+            return None
+        known = meta.get("data", [])
+    elif isinstance(component, Table):
+        settings = ledger_meta(component).get("settings", {})
+        if not (isinstance(settings, dict) and "start_rv" in settings):
+            return None
+        known = settings.get("data", [])
+    else:
+        return None
+    repeated = not known or bool(own & set(known))
+    if repeated:
+        whose = "the same data" if known else "data that it does not tell"
+        warnings.warn(
+            f"the {name}'s lines come from a fit of {whose}: where data count twice, errors are too small; fit "
+            "from the template instead",
+            RuntimeWarning,
+            stacklevel=5,
+        )
+    return repeated
 
 
-def not_covered(emulator: LineEmulator, name: str, span, rv: float | None) -> str:
-    """Why an emulator does not cover the data, or nothing if it does.
+def covered(observation: Observation, templates: Sequence[Template], options: FitOptions) -> Observation:
+    """The orders that all templates cover; a single one that they do not is an error."""
+    reasons = {}
+    for k, order in enumerate(observation.orders):
+        told = (not_covered(template, order.span, options.rv) for template in templates)
+        if reason := "; ".join(filter(None, told)):
+            reasons[k] = reason
+    if reasons and not observation.is_list:
+        raise ValueError(reasons[0])
+    if len(reasons) == len(observation.orders):
+        raise ValueError(f"no order is covered by the templates: {next(iter(reasons.values()))}")
+    return observation.without(reasons)
 
-    A star's lines have to cover `COVERED` of the data, at its velocity or, where that is to be found, at any that is
+
+def not_covered(template: Template, span, rv: float | None) -> str:
+    """Why the lines of a template do not cover the data, or nothing if they do.
+
+    Lines that move have to cover `COVERED` of the data, at its velocity or, where that is to be found, at any that is
     searched: pixels that they do not reach are left out.
     """
-    if name != "star":
+    emulator, name = template.emulator, template.name
+    if emulator is None:
+        return ""
+    if not template.moves:
         low, high = emulator.wavelength_range
         # A line list ends at its outermost lines: up to one typical gap short of what its template covered.
         slack = 2.0 * float(np.median(np.diff(emulator.center.cpu().numpy()))) if len(emulator) > 1 else 1.0
@@ -159,7 +278,7 @@ def not_covered(emulator: LineEmulator, name: str, span, rv: float | None) -> st
     first, last = emulator.wavelength_range
     where = "at some velocity" if rv is None else f"at a radial velocity of {rv:.0f} km/s"
     return (
-        f"the star template covers {first:.2f}-{last:.2f} Å, the data need {100 * COVERED:.0f} % of "
+        f"the {name} template covers {first:.2f}-{last:.2f} Å, the data need {100 * COVERED:.0f} % of "
         f"{span[0]:.2f}-{span[1]:.2f} Å {where}: extend the template or trim the data"
     )
 
@@ -172,9 +291,9 @@ def reached(emulator: LineEmulator, wavelength: Tensor, rv: float, margin: float
 
 
 def _clone_template(
-    template: Spectrum, name: str, span, flux_scale, resolving_power: float, progress: bool, rv: float
+    template: Spectrum, name: str, span, flux_scale, resolving_power: float, progress: bool, rv: float | None
 ) -> CloneResult:
-    margin = (3.0 * VELOCITY_MARGIN + (abs(rv) if name == "star" else 0.0)) / SPEED_OF_LIGHT + 10.0 / span[0]
+    margin = (3.0 * VELOCITY_MARGIN + abs(rv or 0.0)) / SPEED_OF_LIGHT + 10.0 / span[0]
     first = template.spectral_axis.to_value(u.AA, u.spectral())
     low, high = max(span[0] * (1 - margin), first.min()), min(span[1] * (1 + margin), first.max())
     if not low < high:
@@ -190,7 +309,7 @@ def _clone_template(
             f"{element:.3g} Å (R = {resolving_power:.0f}): give a finer template"
         )
     options = {} if flux_scale is None else {"flux_scale": flux_scale}
-    if name == "telluric" and template.meta.get("resolving_power"):
+    if rv is None and template.meta.get("resolving_power"):
         options["resolving_power"] = template.meta["resolving_power"]
     return clone(template, region=(low, high), progress=progress, **options)
 
@@ -205,9 +324,9 @@ def _opacity_inside(emulator: LineEmulator, span, rv: float) -> Tensor:
     return torch.where(distance < 2.0 * fwhm, torch.inf, wing)
 
 
-def lines_reaching(emulator: LineEmulator, name: str, span, rv: float) -> Tensor:
+def lines_reaching(emulator: LineEmulator, span, rv: float, moves: bool) -> Tensor:
     """Lines that the data can see at all, the velocity margin included."""
-    margin = (VELOCITY_MARGIN if name == "star" else 1.0) / SPEED_OF_LIGHT
+    margin = (VELOCITY_MARGIN if moves else 1.0) / SPEED_OF_LIGHT
     wide = span[0] * (1 - margin), span[1] * (1 + margin)
     return (_opacity_inside(emulator, wide, rv) > 1e-7).nonzero().squeeze(-1)
 

@@ -1,7 +1,7 @@
-"""The orders of an observation as a fit takes them: data, the way back, and what is known beside the flux.
+"""An observation as a fit takes it: orders with their data, noise, scale and what is known beside the flux.
 
-Does not live here: units and masks of one spectrum (`spectrum`), what muler objects and headers tell
-(`adapters.muler`).
+Does not live here: units and masks of one spectrum (`spectra.reading`), what muler objects and headers tell
+(`adapters.muler`), what a fit learns of the noise (`fitting.residuals.noise`).
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ import logging
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from specutils import Spectrum
 
+from ..inference.noise import Diagonal
+from ..physics.scatter import difference_scatter
 from ..spectra.data import SpectralData
 from ..spectra.reading import SpectrumFrame, read_spectrum, to_resolving_power
 
@@ -62,6 +64,17 @@ class ObservedOrder:
     rejected: torch.Tensor | None = None
 
     @property
+    def flux(self) -> torch.Tensor:
+        """Flux in units of the scale, (n,)."""
+        return self.data.flux.double() / self.scale
+
+    @property
+    def sigma(self) -> torch.Tensor:
+        """Noise in units of the scale, (n,): that of the data, or the scatter of neighbouring pixels."""
+        known = self.data.noise_known
+        return self.data.sigma.double() / self.scale if known else scatter(self.flux, self.data.good)
+
+    @property
     def span(self) -> tuple[float, float]:
         """First and last wavelength, vacuum Å."""
         return float(self.data.wavelength[0]), float(self.data.wavelength[-1])
@@ -73,6 +86,68 @@ class ObservedOrder:
         return float(counting[0]), float(counting[-1])
 
 
+def scatter(flux: torch.Tensor, good: torch.Tensor) -> torch.Tensor:
+    """Noise from differences of every other pixel (DER_SNR, Stoehr et al. 2008), the same for every pixel."""
+    noise = difference_scatter(flux[good], stride=2)
+    return torch.full_like(flux, 0.01 if math.isnan(noise) else max(noise, 1e-4))
+
+
+@dataclass(frozen=True, eq=False)
+class Observation:
+    """What was observed: the orders that can be fitted, and why others cannot.
+
+    Parameters
+    ----------
+    orders : tuple of ObservedOrder
+    is_list : bool
+        Whether they came as a list: one of a list may be left out, and spectra of the result are lists.
+    excluded : dict
+        Position in the list to name and reason of what is left out.
+    """
+
+    orders: tuple[ObservedOrder, ...]
+    is_list: bool
+    excluded: dict[int, tuple[str, str]] = field(default_factory=dict)
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """First and last wavelength of all orders, vacuum Å."""
+        return min(order.span[0] for order in self.orders), max(order.span[1] for order in self.orders)
+
+    @property
+    def finest(self) -> float:
+        """Highest resolving power of all orders."""
+        return max(order.resolving_power for order in self.orders)
+
+    def without(self, reasons: dict[int, str]) -> Observation:
+        """Without some of the orders, by their places among these, for reasons."""
+        gone = {self.orders[k].index: (self.orders[k].name, reason) for k, reason in reasons.items()}
+        kept = tuple(order for k, order in enumerate(self.orders) if k not in reasons)
+        return replace(self, orders=kept, excluded=self.excluded | gone)
+
+
+def observe(data: Spectrum | Sequence[Spectrum], *, noise=None, **options) -> Observation:
+    """The observation in what a user holds.
+
+    Parameters
+    ----------
+    data : Spectrum or sequence of Spectrum
+    noise : Diagonal or sequence of Diagonal, optional
+        One, or one an order, of the pixels as the spectrum has them.
+    **options
+        As of `read_order`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If nothing can be fitted; the message says why.
+    """
+    if isinstance(data, (list, tuple)):
+        orders, excluded = read_orders(data, noise=noise, **options)
+        return Observation(tuple(orders), True, excluded)
+    return Observation((read_order(data, noise=noise, **options),), False)
+
+
 def read_order(
     spectrum: Spectrum,
     *,
@@ -82,6 +157,7 @@ def read_order(
     index: int = 0,
     n_parameter: int = 0,
     trim: bool = False,
+    noise: Diagonal | None = None,
 ) -> ObservedOrder:
     """One order from what the user holds.
 
@@ -99,6 +175,8 @@ def read_order(
         Number of parameters, each of which needs `PIXELS_PER_PARAMETER` good pixels.
     trim : bool
         Drop the edges that muler calls noisy.
+    noise : Diagonal, optional
+        Of the pixels as the spectrum has them, in its unit of flux, in place of its uncertainties.
 
     Raises
     ------
@@ -108,6 +186,8 @@ def read_order(
     from ..adapters.muler import describe_order, good_pixels
 
     data, frame = read_spectrum(spectrum, medium=medium)
+    if noise is not None:
+        data = _with_noise(data, noise, frame)
     info = describe_order(spectrum, barycentric_velocity=barycentric_velocity)
     if trim:
         data = data.select(torch.as_tensor(good_pixels(spectrum)[frame.order]))
@@ -145,6 +225,24 @@ def read_order(
     )
 
 
+def _with_noise(data: SpectralData, noise: Diagonal, frame: SpectrumFrame) -> SpectralData:
+    """The data with the noise that a user gives."""
+    if not isinstance(noise, Diagonal):
+        raise TypeError(
+            "noise must be a Diagonal, independent from pixel to pixel, such as Diagonal.of_sigma(sigma): a fit has no "
+            f"equations for other noise yet; got {noise!r}"
+        )
+    if noise.weight.shape != data.flux.shape:
+        raise ValueError(
+            f"noise is of {tuple(noise.weight.shape)} pixels and the spectrum has {tuple(data.flux.shape)}: give one "
+            "value a pixel, for a list of spectra one Diagonal each"
+        )
+    weight = noise.weight.double()[torch.as_tensor(np.ascontiguousarray(frame.order))]
+    counts = data.good & (weight > 0.0)
+    sigma = torch.where(counts, weight, 1.0) ** -0.5
+    return replace(data, sigma=sigma.to(data.sigma.dtype), good=counts, noise_known=True)
+
+
 def _without_absurd_noise(data: SpectralData) -> SpectralData:
     """Without pixels that claim to be thousands of times as precise as the others: one would be all that counts."""
     if not data.noise_known or not data.n_good:
@@ -163,7 +261,7 @@ def _without_absurd_noise(data: SpectralData) -> SpectralData:
 
 
 def read_orders(
-    spectra: Sequence[Spectrum], *, resolving_power=None, **options
+    spectra: Sequence[Spectrum], *, resolving_power=None, noise=None, **options
 ) -> tuple[list[ObservedOrder], dict[int, tuple[str, str]]]:
     """All orders that can be fitted, and of those that cannot name and reason, by their position.
 
@@ -172,6 +270,8 @@ def read_orders(
     spectra : sequence of Spectrum
     resolving_power : float or sequence of float, optional
         One for all, or one an order.
+    noise : sequence of Diagonal, optional
+        One an order.
     **options
         As of `read_order`.
 
@@ -189,10 +289,13 @@ def read_orders(
         powers = list(resolving_power)
     else:
         powers = [resolving_power] * n_order
+    noises = [None] * n_order if noise is None else noise
+    if not isinstance(noises, (list, tuple)) or len(noises) != n_order:
+        raise ValueError(f"expected one noise for each of {n_order} orders, got {noise!r}")
     names, orders, excluded = order_names(spectra), [], {}
-    for index, (spectrum, power) in enumerate(zip(spectra, powers, strict=True)):
+    for index, (spectrum, power, own) in enumerate(zip(spectra, powers, noises, strict=True)):
         try:
-            order = read_order(spectrum, resolving_power=power, index=index, trim=True, **options)
+            order = read_order(spectrum, resolving_power=power, index=index, trim=True, noise=own, **options)
             orders.append(replace(order, name=names[index]))
         except (ValueError, TypeError) as reason:
             excluded[index] = names[index], str(reason)
@@ -212,9 +315,3 @@ def order_names(spectra: Sequence[Spectrum]) -> list[str]:
     numbers = [order_number(spectrum) for spectrum in spectra]
     names = [str(index if number is None else number) for index, number in enumerate(numbers)]
     return [f"{name}#{index}" if names.count(name) > 1 else name for index, name in enumerate(names)]
-
-
-def warn_excluded(excluded: dict[int, tuple[str, str]]) -> None:
-    """Tell the user which orders take no part in a fit, and why."""
-    for index, (_, reason) in sorted(excluded.items()):
-        warnings.warn(f"order {index} of the list is left out: {reason}", RuntimeWarning, stacklevel=4)

@@ -1,14 +1,13 @@
 """Minimisation on structured normal equations: Levenberg-Marquardt, with a quasi-Newton end.
 
 Does not live here: the equations and their factor (`normal_equations`), the end of the way (`quasi_newton`), what the
-residuals are (`problem`).
+residuals are (`objective`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -16,10 +15,11 @@ from torch import Tensor
 
 from .lbfgs import State, quasi_newton, remaining_decrease
 from .linear.normal_equations import NormalEquations
+from .solution import Solution, Status
 
 
-class Problem(Protocol):
-    """What `minimize` needs to know of a problem."""
+class Minimizable(Protocol):
+    """What `minimize` needs to know of an objective."""
 
     n_datum: int
     """Number of data that count."""
@@ -36,7 +36,7 @@ class Problem(Protocol):
     def evaluate(self, vector: Tensor) -> tuple[Tensor, Tensor]:
         """Terms of the cost at a parameter vector: one a datum, one a parameter."""
 
-    def value_and_pull(self, vector: Tensor) -> tuple[float, Tensor]:
+    def value_and_gradient(self, vector: Tensor) -> tuple[float, Tensor]:
         """Cost at a parameter vector, and minus half its exact gradient."""
 
     def linearize(self, vector: Tensor, precise: bool = False) -> NormalEquations:
@@ -48,23 +48,8 @@ class Problem(Protocol):
     def shorten(self, step: Tensor, longest: float) -> Tensor:
         """A step with no parameter beyond `longest` times its limit; parameters that belong together are cut alike."""
 
-    def pinned(self, vector: Tensor, pull: Tensor) -> Tensor:
-        """Which parameters stand at a bound that `pull` would take them across."""
-
-
-@dataclass
-class Solution:
-    """Outcome of `minimize`: failure is data, not an exception.
-
-    `normal` are the undamped normal equations at the solution, from which covariances follow.
-    """
-
-    vector: Tensor
-    cost: float
-    success: bool
-    message: str
-    normal: NormalEquations
-    history: list[dict[str, float]] = field(default_factory=list)
+    def pinned(self, vector: Tensor, gradient: Tensor) -> Tensor:
+        """Which parameters stand at a bound that `gradient` would take them across."""
 
 
 RELATIVE_TOLERANCE = 1e-4
@@ -76,19 +61,12 @@ MOST_REJECTIONS = 25
 """Steps rejected in a row after which the iteration gives up."""
 
 HELD_BACK, PATIENCE = 0.25, 3
-"""Promise of a damped step, relative to the undamped one's, below which damping is in the way; iterations of it."""
-
-MESSAGES = {
-    "converged": "converged",
-    "stalled": "stopped: no step decreases the cost any more although more decrease is predicted",
-    "iterations": "not converged: the limit on iterations was reached",
-    "slow": "stopped: further iterations improve next to nothing although more decrease is predicted",
-    "not_finite": "not converged: the cost is not finite",
-}
+"""Predicted decrease of a damped step, relative to the undamped one's, below which damping is in the way; how many
+such iterations are waited for."""
 
 
 def minimize(
-    problem: Problem,
+    objective: Minimizable,
     *,
     max_iterations: int = 50,
     absolute_tolerance: float = 1e-2,
@@ -96,12 +74,12 @@ def minimize(
     least_gain: tuple[int, float] | None = None,
     callback: Callable[[dict[str, float]], None] | None = None,
 ) -> Solution:
-    r"""Minimise a problem's cost: Levenberg-Marquardt from afar, quasi-Newton at the end where that is slow.
+    r"""Minimise an objective's cost: Levenberg-Marquardt from afar, quasi-Newton at the end where that is slow.
 
-    The iteration has converged once the *undamped* quadratic model promises a decrease below `absolute_tolerance` × q +
-    `RELATIVE_TOLERANCE` × (cost - n_datum), with q = max(1, cost / n_datum). In units of χ², a promised decrease of ε
+    The iteration has converged once the *undamped* quadratic model predicts a decrease below `absolute_tolerance` × q +
+    `RELATIVE_TOLERANCE` × (cost - n_datum), with q = max(1, cost / n_datum). In units of χ², a predicted decrease of ε
     bounds every parameter's remaining step by √ε of its standard error; where the model is incomplete, q > 1, errors
-    are really √q larger. A damped step promises little whatever is left: it says nothing about convergence.
+    are really √q larger. A damped step predicts little whatever is left: it says nothing about convergence.
 
     Levenberg-Marquardt hands over when damping keeps its steps below `HELD_BACK` of what is left, `PATIENCE` times in
     a row, or when no step leads down any more. Without `from_afar`, the start is near enough for the quasi-Newton end
@@ -112,8 +90,8 @@ def minimize(
     """
 
     def tolerance(cost: float) -> float:
-        return absolute_tolerance * max(1.0, cost / problem.n_datum) + RELATIVE_TOLERANCE * max(
-            0.0, cost - problem.n_datum
+        return absolute_tolerance * max(1.0, cost / objective.n_datum) + RELATIVE_TOLERANCE * max(
+            0.0, cost - objective.n_datum
         )
 
     history: list[dict[str, float]] = []
@@ -127,30 +105,31 @@ def minimize(
         stretch, part = least_gain or (math.inf, 0.0)
         return len(history) > stretch and history[-1]["cost"] > (1.0 - part) * history[-1 - stretch]["cost"]
 
-    start, n_left = problem.read(), max_iterations
+    start, n_left = objective.read(), max_iterations
     if from_afar:
-        for state in levenberg_marquardt(problem, tolerance, max_iterations):
-            if state.status != "hand over":
+        for state in levenberg_marquardt(objective, tolerance, max_iterations):
+            if state.status is not Status.HANDED_OVER:
                 record(state)
-            if not state.status and slow():
-                state = state._replace(status="slow")
+            if state.status is Status.GOES_ON and slow():
+                state = state._replace(status=Status.SLOW)
                 break
         start, n_left = state.vector, max_iterations + 1 - len(history)
-    if not from_afar or state.status == "hand over":
-        for state in quasi_newton(problem, start, tolerance, n_left):
-            if not state.status:
+    if not from_afar or state.status is Status.HANDED_OVER:
+        for state in quasi_newton(objective, start, tolerance, n_left):
+            if state.status is Status.GOES_ON:
                 record(state)
                 if slow():
-                    state = state._replace(status="slow")
+                    state = state._replace(status=Status.SLOW)
                     break
     if not history:
         record(state)
-    problem.write(state.vector)  # leave the model at the solution, not at the last trial
-    success = state.status == "converged"
-    return Solution(state.vector, state.cost, success, MESSAGES[state.status], state.normal, history)
+    objective.write(state.vector)  # leave the model at the solution, not at the last trial
+    return Solution(state.vector, state.cost, state.status, state.normal, history)
 
 
-def levenberg_marquardt(problem: Problem, tolerance: Callable[[float], float], max_iterations: int) -> Iterator[State]:
+def levenberg_marquardt(
+    objective: Minimizable, tolerance: Callable[[float], float], max_iterations: int
+) -> Iterator[State]:
     r"""Damped Gauss-Newton steps with *local* gain-ratio control; yields as `quasi_newton` does.
 
     Thousands of lines are thousands of nearly independent problems; with one damping for all, the worst of them at any
@@ -158,34 +137,35 @@ def levenberg_marquardt(problem: Problem, tolerance: Callable[[float], float], m
     line's own window is compared with what the quadratic model predicted there, and the line's damping follows that
     ratio (Nielsen 1999). Parameters that touch everything follow the total. A step is taken if the total decreases.
     """
-    vector = problem.read()
-    terms = problem.evaluate(vector)
+    vector = objective.read()
+    terms = objective.evaluate(vector)
     cost = _total(terms)
-    normal = problem.linearize(vector)
+    normal = objective.linearize(vector)
     damping = torch.full_like(vector, FIRST_DAMPING)
     if not math.isfinite(cost):
-        yield State("not_finite", vector, cost, math.nan, normal)
+        yield State(Status.NOT_FINITE, vector, cost, math.nan, normal)
         return
     held_back = 0
     for iteration in range(max_iterations + 1):
         limit = tolerance(cost)
         left = remaining_decrease(normal)
-        status = "converged" if left < limit else "iterations" if iteration == max_iterations else ""
+        last = Status.ITERATIONS if iteration == max_iterations else Status.GOES_ON
+        status = Status.CONVERGED if left < limit else last
         yield State(status, vector, cost, left, normal)
-        if status:
+        if status.is_end:
             return
         if held_back == PATIENCE:
-            yield State("hand over", vector, cost, left, normal)
+            yield State(Status.HANDED_OVER, vector, cost, left, normal)
             return
         for rejection in range(MOST_REJECTIONS):
-            step, predicted, promised = _propose(problem, normal, damping)
-            trial = problem.project(vector + step)
-            trial_terms = problem.evaluate(trial)
+            step, predicted, expected = _propose(objective, normal, damping)
+            trial = objective.project(vector + step)
+            trial_terms = objective.evaluate(trial)
             trial_cost = _total(trial_terms)
             accepted = math.isfinite(trial_cost) and trial_cost < cost
             if math.isfinite(trial_cost):
                 actual = normal.by_line(terms[0] - trial_terms[0], terms[1] - trial_terms[1])
-                damping = _adapt(damping, actual, promised, limit, accepted, patient=rejection < 3)
+                damping = _adapt(damping, actual, expected, limit, accepted, patient=rejection < 3)
             else:
                 damping = damping * 10.0
             if accepted or predicted < limit or bool((damping > MOST_DAMPING).all()):
@@ -193,7 +173,7 @@ def levenberg_marquardt(problem: Problem, tolerance: Callable[[float], float], m
         held_back = held_back + 1 if predicted < HELD_BACK * left else 0
         if accepted:
             vector, terms, cost = trial, trial_terms, trial_cost
-            normal = problem.linearize(vector)
+            normal = objective.linearize(vector)
         else:
             held_back = PATIENCE
 
@@ -202,32 +182,32 @@ def _total(terms: tuple[Tensor, Tensor]) -> float:
     return float(terms[0].sum() + terms[1].sum())
 
 
-def _propose(problem: Problem, normal: NormalEquations, damping: Tensor) -> tuple[Tensor, float, Tensor]:
-    """Step, the decrease of the cost that the quadratic model promises for it, and the same by line."""
+def _propose(objective: Minimizable, normal: NormalEquations, damping: Tensor) -> tuple[Tensor, float, Tensor]:
+    """Step, the decrease of the cost that the quadratic model predicts for it, and the same by line."""
     step, _ = normal.step(damping)
-    predicted, _ = _promise(normal, step)
-    step = step.clamp(-problem.limit, problem.limit)
-    _, promised = _promise(normal, step)
-    return step, predicted, promised
+    predicted, _ = _predicted_decrease(normal, step)
+    step = step.clamp(-objective.limit, objective.limit)
+    _, expected = _predicted_decrease(normal, step)
+    return step, predicted, expected
 
 
-def _promise(normal: NormalEquations, step: Tensor) -> tuple[float, Tensor]:
+def _predicted_decrease(normal: NormalEquations, step: Tensor) -> tuple[float, Tensor]:
     change = normal.push_forward(step)
     stiffness = normal.prior_precision * step.square()
     total = 2.0 * normal.gradient @ step - change.square().sum() - stiffness.sum()
     rows = change * (2.0 * normal.residual - change)
-    return float(total), normal.by_line(rows, 2.0 * step * normal.prior_pull - stiffness)
+    return float(total), normal.by_line(rows, 2.0 * step * normal.prior_gradient - stiffness)
 
 
 def _adapt(
-    damping: Tensor, actual: Tensor, promised: Tensor, tolerance: float, accepted: bool, patient: bool
+    damping: Tensor, actual: Tensor, expected: Tensor, tolerance: float, accepted: bool, patient: bool
 ) -> Tensor:
     """New damping of every parameter from its line's gain ratio."""
-    gain = actual / promised.clamp(min=1e-12 + 1e-3 * tolerance)
+    gain = actual / expected.clamp(min=1e-12 + 1e-3 * tolerance)
     change = (1.0 - (2.0 * gain.clamp(-0.5, 1.5) - 1.0) ** 3).clamp(0.2, 8.0)
     # A line whose step was cut at its limits may promise nothing at all: shorten it the regular way.
-    change = torch.where(promised < 0.0, torch.full_like(change, 8.0), change)
-    idle = promised.abs() < 1e-3 * tolerance  # a line that has arrived: rounding decides its ratio
+    change = torch.where(expected < 0.0, torch.full_like(change, 8.0), change)
+    idle = expected.abs() < 1e-3 * tolerance  # a line that has arrived: rounding decides its ratio
     change = torch.where(idle, torch.full_like(change, 0.5 if accepted else 1.0), change)
     if not accepted:
         # First blame the lines whose own cost rose; if that does not help, the rest must shorten their steps too.

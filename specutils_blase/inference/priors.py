@@ -88,24 +88,5 @@ def square_of_penalty(cost: float, freedom: Tensor) -> Tensor:
     return torch.where(heavy, tails * torch.expm1(cost / (tails + 1.0)), cost)
 
 
-GLOBAL_PRIORS = {
-    # Wide enough to say nothing, except where data rarely say anything: limb darkening, and ln R, which lines of
-    # unknown width cannot tell from their own broadening.
-    "rv": 1e3,
-    "vsini": 1e4,  # of (v sin i)², km²/s²
-    "limb_darkening": 0.1,
-    "resolving_power": 0.1,
-    "continuum": 1e2,
-    "star_law": 1.0,
-    "telluric_law": 1.0,
-}
-
 LINE_LIMITS = {"ln_area": 1.0, "ln_sigma": 0.7, "ln_gamma": 0.7, "rv_offset": 1.5}
-GLOBAL_LIMITS = {
-    "rv": 5.0,
-    "limb_darkening": 0.2,
-    "resolving_power": 0.1,
-    "continuum": 1e3,
-    "star_law": 0.7,
-    "telluric_law": 0.7,
-}
+"""Largest change of a line's parameter in one iteration."""

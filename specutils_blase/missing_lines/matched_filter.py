@@ -30,11 +30,10 @@ from torch import Tensor
 from ..inference.linear.jacobian import linearize
 from ..inference.linear.normal_equations import NormalEquations
 from ..inference.linear.windows import covariance_cut
-from ..model.echelle import EchelleModel
 from ..model.order import ForwardModel
 from ..model.parameters import FreeParameters
 from ..physics.grids import SPEED_OF_LIGHT
-from ..physics.kernels import convolve, gaussian_taps
+from ..physics.kernels import convolve
 from ..physics.voigt import voigt, voigt_fwhm
 
 EXPECTED = 0.1
@@ -134,17 +133,17 @@ class _Usual:
         view = order.components[name]
         if not len(view):
             return None
-        step = order.line_spread.step if order.line_spread is not None else order.rotation.step
+        rotation = order.parts[name].rotation
+        step = order.sampling.step * SPEED_OF_LIGHT
         per_velocity = SPEED_OF_LIGHT / view.center
         widths = {kind: (getattr(view, kind[3:]).double() * per_velocity).log() for kind in ("ln_sigma", "ln_gamma")}
         sigma, gamma = (math.exp(float(width.median())) for width in widths.values())
         scatter = {kind: 0.5 * float(width.quantile(0.84) - width.quantile(0.16)) for kind, width in widths.items()}
         spread, reach = None, 20.0 * (sigma + gamma) + 4.0 * step
         if order.line_spread is not None:
-            coefficients = order.line_spread.ln_resolving_power.detach()[:1]
-            spread = gaussian_taps(order.line_spread.sigma_cells(coefficients), order.line_spread.n_half)
+            spread = order.line_spread.current_taps().detach()
+            spread = spread if spread.ndim == 1 else spread[len(spread) // 2]
             reach += step * spread.numel()
-        rotation = order.rotation if name == "star" else None
         if rotation is not None:
             reach += float(rotation.vsini)
         cells = torch.arange(-math.ceil(reach / step), math.ceil(reach / step) + 1, dtype=torch.float64)
@@ -320,7 +319,7 @@ def _distinct(orders: Sequence[ForwardModel], places: list[tuple]) -> list[tuple
 @torch.no_grad()
 def _try(free: FreeParameters, name: str, places: list[tuple], residual, weight, precision: Tensor):
     """z of every place as a line of one component, and centre, area, σ and γ [Å at rest] of these lines."""
-    factor = float(free.model.doppler.factor.detach()) if name == "star" else 1.0
+    factor = float(free.model.parts[name].doppler_factor)
     center = torch.tensor([place[0] for place in places], dtype=torch.float64) / factor
     usual = [place[2].get(name) or next(iter(place[2].values())) for place in places]
     *usual, scatter = zip(*usual, strict=True)
@@ -378,18 +377,18 @@ def with_lines(free: FreeParameters, more: dict[str, tuple]) -> Grown:
     for name, emulator in model.components.items():
         emulators[name], kept[name], added[name] = emulator.with_lines(*more.get(name, nothing)[:4])
         lines[name] = torch.cat([kept[name][free.lines[name]], added[name]]).sort().values
-    if isinstance(model, EchelleModel):
-        seen = []
-        for k, order in enumerate(model.orders):
-            here = {}
-            for name, view in order.components.items():
-                sees = [at for at, orders in enumerate(more[name][4]) if k in orders] if name in more else []
-                here[name] = torch.cat([kept[name][view.index], added[name][sees]]).sort().values
-            seen.append(here)
-        grown = model.with_components(seen, **emulators)
-    else:
-        grown = model.with_components(**emulators)
-    grown = FreeParameters(grown, free.kinds, lines, free.globals)
+    sees = {
+        name: [[at for at, orders in enumerate(columns[4]) if k in orders] for k in range(len(model.orders))]
+        for name, columns in more.items()
+    }
+    seen = [
+        {
+            name: torch.cat([kept[name][lines_of], added[name][sees[name][k] if name in more else []]]).sort().values
+            for name, lines_of in model.seen_lines(k).items()
+        }
+        for k in range(len(model.orders))
+    ]
+    grown = FreeParameters(model.with_emulators(emulators, seen), free.kinds, lines, free.globals)
     columns, old = {}, []
     for name in model.components:
         everything = grown.columns(name)

@@ -1,10 +1,31 @@
-"""The forward model: lines, motion, rotation, line spread, pixels and continuum as modules; one order, or many.
+"""The forward model: components, motion, rotation, line spread, pixels and continuum as modules; one order, or many.
 
 Does not live here: what is free and how it is found (`inference`), tables (`ledger`).
 """
 
 from .._lazy import attach
 
-__all__ = ["MAX_STEP", "MIN_STEP", "STEPS_PER_LINE_SPREAD", "ForwardModel", "Stages", "grid_step"]
+_WHERE = {
+    ".component": ("Component",),
+    ".extrinsic": ("DopplerShift", "RotationalBroadening"),
+    ".global_parameter": ("GlobalParameter",),
+    ".instrument": ("LineSpread", "LineSpreadFunction"),
+    ".order": ("MAX_STEP", "MIN_STEP", "STEPS_PER_LINE_SPREAD", "ForwardModel", "Stages", "grid_step"),
+}
 
-__getattr__, __dir__ = attach(__name__, dict.fromkeys(__all__, ".order"))
+__all__ = [
+    "MAX_STEP",
+    "MIN_STEP",
+    "STEPS_PER_LINE_SPREAD",
+    "Component",
+    "DopplerShift",
+    "ForwardModel",
+    "GlobalParameter",
+    "LineSpread",
+    "LineSpreadFunction",
+    "RotationalBroadening",
+    "Stages",
+    "grid_step",
+]
+
+__getattr__, __dir__ = attach(__name__, {name: module for module, names in _WHERE.items() for name in names})

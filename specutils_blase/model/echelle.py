@@ -1,33 +1,37 @@
-"""The forward model of many orders: one star and one sky behind all of them.
+"""The forward model of many orders: the same components behind all of them.
 
-Does not live here: the model of one order (`model`), which of its parameters are free (`parameters`).
+Does not live here: the model of one order (`model.order`), which of its parameters are free (`model.parameters`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from .component import Component, OfComponents
 from .emulator import LineEmulator
-from .extrinsic import DopplerShift
+from .extrinsic import DopplerShift, RotationalBroadening
+from .global_parameter import Owned
 from .line_view import LineView
-from .order import ForwardModel
+from .order import ForwardModel, star_and_telluric
 
 
-class EchelleModel(nn.Module):
-    """`ForwardModel` of every order, sharing the lines of star and sky, the velocity, the rotation, and the laws.
+class EchelleModel(OfComponents, nn.Module):
+    """`ForwardModel` of every order, sharing lines, velocity, rotation, and laws of all components.
 
     Orders keep what is their own: pixels, line spread, continuum, and the grid on which lines are summed.
 
     Parameters
     ----------
     orders : sequence of ForwardModel
-        In any order of wavelength. Their emulators must be `LineView` of `star` and `telluric`, their Doppler stage
-        one object, their rotations' parameters the same objects; `for_orders` sees to that.
+        In any order of wavelength. Their components must be `Component.placed` of this model's: `for_orders` sees to
+        that.
     star, telluric : LineEmulator, optional
-        The owners of the lines.
+        The owners of the lines of the two usual components.
+    components : iterable of Component
+        All components, as owners of their lines, in place of `star` and `telluric`.
     """
 
     def __init__(
@@ -36,11 +40,13 @@ class EchelleModel(nn.Module):
         *,
         star: LineEmulator | None = None,
         telluric: LineEmulator | None = None,
+        components: Iterable[Component] = (),
     ):
         super().__init__()
         if not len(orders):
             raise ValueError("an échelle model needs at least one order")
-        self.star, self.telluric = star, telluric
+        usual = star_and_telluric(star, telluric, orders[0].doppler, orders[0].rotation)
+        self.parts = nn.ModuleDict({part.name: part for part in (*usual, *components)})
         self.orders = nn.ModuleList(orders)
         wavelength = torch.cat([order.pixels.edges.mean(1) for order in orders])
         # Solvers see the pixels of all orders in order of wavelength: lines then touch neighbouring rows only, those in
@@ -58,6 +64,10 @@ class EchelleModel(nn.Module):
         *,
         star: LineEmulator | None = None,
         telluric: LineEmulator | None = None,
+        rv: float = 0.0,
+        vsini: float = 0.0,
+        limb_darkening: tuple[float, float] = (0.0, 0.0),
+        components: Sequence[Component] = (),
         lines: Sequence[dict[str, Tensor]] | None = None,
         resolving_power: Sequence | None = None,
         **options,
@@ -69,7 +79,11 @@ class EchelleModel(nn.Module):
         wavelengths, edges : sequence of Tensor
             Pixel centres, (n,), and edges, (n, 2), of each order in vacuum Å, ascending.
         star, telluric : LineEmulator, optional
-            The two components.
+            The two usual components.
+        rv, vsini, limb_darkening
+            Of the star, see `ForwardModel.for_order`.
+        components : sequence of Component
+            Further ones, or all.
         lines : sequence of dict, optional
             Component to the lines of it that each order can see; all of them when not given.
         resolving_power : sequence, optional
@@ -77,59 +91,67 @@ class EchelleModel(nn.Module):
         **options
             The others of `ForwardModel.for_order`.
         """
-        components = {"star": star, "telluric": telluric}
-        components = {name: emulator for name, emulator in components.items() if emulator is not None}
-        orders: list[ForwardModel] = []
-        for k, (wavelength, edge) in enumerate(zip(wavelengths, edges, strict=True)):
-            views = {
-                name: LineView(emulator, torch.arange(len(emulator)) if lines is None else lines[k][name])
-                for name, emulator in components.items()
-            }
-            order = ForwardModel.for_order(
+        motion = DopplerShift(rv), RotationalBroadening(vsini, limb_darkening=limb_darkening)
+        parts = [*star_and_telluric(star, telluric, *motion), *components]
+        everything = {part.name: torch.arange(len(part.emulator)) for part in parts if part.emulator is not None}
+        orders = [
+            ForwardModel.for_order(
                 wavelength,
                 edge,
-                **views,
+                components=parts,
+                lines=everything if lines is None else lines[k],
                 resolving_power=None if resolving_power is None else resolving_power[k],
                 **options,
             )
-            if orders and order.doppler is not None:
-                order.doppler = orders[0].doppler
-                order.rotation.vsini = orders[0].rotation.vsini
-                order.rotation.limb_darkening = orders[0].rotation.limb_darkening
-            orders.append(order)
-        return cls(orders, star=star, telluric=telluric)
+            for k, (wavelength, edge) in enumerate(zip(wavelengths, edges, strict=True))
+        ]
+        return cls(orders, components=parts)
 
-    def with_components(self, lines: Sequence[dict[str, Tensor]], **components: LineEmulator) -> EchelleModel:
+    def with_components(self, lines: Sequence[dict[str, Tensor]], **emulators: LineEmulator) -> EchelleModel:
         """A model of other lines behind the same stages, which both models then share.
 
         Parameters
         ----------
         lines : sequence of dict
             Component to the lines of it that each order can see.
-        **components : LineEmulator
-            "star", "telluric".
+        **emulators : LineEmulator
+            By component.
         """
+        parts = [part.with_lines(emulators[name]) if name in emulators else part for name, part in self.parts.items()]
         orders = [
-            order.with_components(**{name: LineView(emulator, seen[name]) for name, emulator in components.items()})
+            order.with_components(**{name: LineView(emulator, seen[name]) for name, emulator in emulators.items()})
             for order, seen in zip(self.orders, lines, strict=True)
         ]
-        return EchelleModel(orders, **components)
+        return EchelleModel(orders, components=parts)
 
-    @property
-    def components(self) -> dict[str, LineEmulator]:
-        """The emulators present, by name."""
-        found = {"star": self.star, "telluric": self.telluric}
-        return {name: emulator for name, emulator in found.items() if emulator is not None}
+    def with_emulators(self, emulators: dict[str, LineEmulator], seen: Sequence[dict[str, Tensor]]) -> EchelleModel:
+        """A model of other lines behind the same stages, whatever the number of orders.
 
-    @property
-    def doppler(self) -> DopplerShift | None:
-        """The shared Doppler stage."""
-        return self.orders[0].doppler
+        Parameters
+        ----------
+        emulators : dict
+            Component to its new lines.
+        seen : sequence of dict
+            Of each order: component to the lines of it that the order can see.
+        """
+        return self.with_components(seen, **emulators)
 
-    @property
-    def rotation(self):
-        """The first order's rotation, whose parameters are everybody's."""
-        return self.orders[0].rotation
+    def seen_lines(self, k: int) -> dict[str, Tensor]:
+        """Component to the lines of it that order k can see."""
+        return {name: view.index for name, view in self.orders[k].components.items()}
+
+    def global_parameters(self) -> dict[str, Owned]:
+        """All parameters that touch every pixel of an order or of all, by name and, for an order's own, its suffix."""
+        found = {}
+        for k, order in enumerate(self.orders):
+            for name, owned in order.global_parameters().items():
+                key = name if owned.parameter.scope == "all" else f"{name}{self.suffix(k)}"
+                found.setdefault(key, owned)
+        return found
+
+    def suffix(self, k: int) -> str:
+        """What follows the name of a parameter that order k has for itself."""
+        return f"[{k}]"
 
     def rows(self, k: int) -> Tensor:
         """Where the pixels of order k stand among those of all orders, in order of wavelength."""
@@ -148,8 +170,3 @@ class EchelleModel(nn.Module):
     def forward(self) -> list[Tensor]:
         """Model flux of each order on its pixels."""
         return [order() for order in self.orders]
-
-
-def orders_of(model: ForwardModel | EchelleModel) -> tuple[ForwardModel, ...]:
-    """The models of the single orders of either."""
-    return tuple(model.orders) if isinstance(model, EchelleModel) else (model,)

@@ -1,24 +1,29 @@
 """The forward model of one order: from line parameters to data pixels.
 
-``star → Doppler → rotation → × sky → line spread → pixels → continuum``. Every stage is a module with one physical
-name and may be absent. The same model clones a template: one emulator on the template's own sampling, nothing else.
+``components (lines → Doppler → rotation) → product → line spread → pixels → continuum``. Every stage is a module with
+one physical name and may be absent. The same model clones a template: one emulator on the template's own sampling,
+nothing else.
 
-Does not live here: derivatives for the solver (`jacobian`), data and weights (`data`, `fitting`).
+Does not live here: derivatives for the solver (`inference.linear.jacobian`), data and weights (`spectra.data`,
+`fitting`), how components combine (`model.component`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ..physics.grids import SPEED_OF_LIGHT, Sampling, velocity_grid
-from ..physics.kernels import FWHM_PER_SIGMA, GAUSSIAN_REACH
+from ..physics.kernels import FWHM_PER_SIGMA
 from ..physics.voigt import voigt_fwhm
+from .component import Component, ComponentSpectra, OfComponents, product
 from .emulator import LineEmulator, Windows
 from .extrinsic import DopplerShift, RotationalBroadening
-from .instrument import Continuum, LineSpreadFunction, PixelBinning
+from .global_parameter import Owned, owned_by
+from .instrument import Continuum, LineSpread, LineSpreadFunction, PixelBinning
 
 MIN_STEP, MAX_STEP = 0.1, 1.0
 """km/s; bounds of the automatic grid step."""
@@ -29,17 +34,21 @@ STEPS_PER_LINE_SPREAD = 16.0
 
 @dataclass(frozen=True)
 class Stages:
-    """Every intermediate spectrum of one evaluation; None where the stage is absent.
+    """Every intermediate spectrum of one evaluation.
 
-    `star` and `sky` are on the sampling, before rotation; `product` is rotated star × sky, `smeared` is after the line
-    spread; `binned` and `flux` are on the output pixels, before and after the continuum.
+    Parameters
+    ----------
+    parts : dict
+        Component to its `ComponentSpectra`.
+    product : Tensor, (n,)
+        On the sampling, before the line spread.
+    smeared : Tensor, (n,)
+        After the line spread.
+    binned, flux : Tensor, (n_pixel,)
+        On the output pixels, before and after the continuum.
     """
 
-    star_opacity: Tensor | None
-    star: Tensor | None
-    rotated: Tensor | None
-    sky_opacity: Tensor | None
-    sky: Tensor | None
+    parts: dict[str, ComponentSpectra]
     product: Tensor
     smeared: Tensor
     binned: Tensor
@@ -47,20 +56,40 @@ class Stages:
 
     def detach(self) -> Stages:
         """The same values without their autograd graph."""
-        return Stages(*(None if value is None else value.detach() for value in vars(self).values()))
+        parts = {name: spectra.detach() for name, spectra in self.parts.items()}
+        return Stages(parts, *(value.detach() for value in (self.product, self.smeared, self.binned, self.flux)))
+
+    @property
+    def star(self) -> Tensor | None:
+        """The star on the sampling, before rotation; None without one."""
+        return self.parts["star"].spectrum if "star" in self.parts else None
+
+    @property
+    def rotated(self) -> Tensor | None:
+        """The star on the sampling, after rotation; None without one."""
+        return self.parts["star"].seen if "star" in self.parts else None
+
+    @property
+    def sky(self) -> Tensor | None:
+        """The telluric transmission on the sampling; None without one."""
+        return self.parts["telluric"].seen if "telluric" in self.parts else None
 
 
-class ForwardModel(nn.Module):
-    """Star and sky, through motion and instrument, onto the pixels of one order.
+class ForwardModel(OfComponents, nn.Module):
+    """Components, through motion and instrument, onto the pixels of one order.
 
     Parameters
     ----------
     sampling : Sampling
-        Wavelengths at which the two emulators are summed. Uniform in velocity if any kernel is present.
+        Wavelengths at which emulators are summed. Uniform in velocity if any kernel is present.
     star, telluric : LineEmulator, optional
-        At least one of them.
-    doppler, rotation, line_spread, pixels, continuum : nn.Module, optional
-        Stages; an absent one is skipped. Doppler and rotation act on the star only.
+        Lines of a star that moves with `doppler` and rotates with `rotation`, and of the Earth's atmosphere.
+    doppler, rotation : nn.Module, optional
+        Motion of the star; absent ones are skipped.
+    line_spread, pixels, continuum : nn.Module, optional
+        Stages; an absent one is skipped.
+    components : iterable of Component
+        Further ones, or all. At least one component is needed.
 
     See Also
     --------
@@ -75,16 +104,19 @@ class ForwardModel(nn.Module):
         telluric: LineEmulator | None = None,
         doppler: DopplerShift | None = None,
         rotation: RotationalBroadening | None = None,
-        line_spread: LineSpreadFunction | None = None,
+        line_spread: LineSpread | None = None,
         pixels: PixelBinning | None = None,
         continuum: Continuum | None = None,
+        components: Iterable[Component] = (),
     ):
         super().__init__()
-        if star is None and telluric is None:
+        parts = [*star_and_telluric(star, telluric, doppler, rotation), *components]
+        if not parts:
             raise ValueError("a forward model needs a star, a telluric component, or both")
         self.sampling = sampling
-        self.star, self.telluric = star, telluric
-        self.doppler, self.rotation = doppler, rotation
+        self.parts = nn.ModuleDict({part.name: part for part in parts})
+        if len(self.parts) < len(parts):
+            raise ValueError(f"two components have one name: {', '.join(part.name for part in parts)}")
         self.line_spread, self.pixels, self.continuum = line_spread, pixels, continuum
         self._windows: dict[str, Windows] = {}
 
@@ -99,7 +131,10 @@ class ForwardModel(nn.Module):
         rv: float = 0.0,
         vsini: float = 0.0,
         limb_darkening: tuple[float, float] = (0.0, 0.0),
+        components: Sequence[Component] = (),
+        lines: dict[str, Tensor] | None = None,
         resolving_power=None,
+        line_spread: LineSpread | None = None,
         continuum_degree: int | None = 2,
         velocity_step: float | None = None,
     ) -> ForwardModel:
@@ -112,57 +147,85 @@ class ForwardModel(nn.Module):
         edges : Tensor, (n, 2)
             Pixel edges in Å.
         star, telluric : LineEmulator, optional
-            The two components.
+            The two usual components.
         rv, vsini : float
-            Starting values in km/s.
+            Starting values of the star in km/s.
         limb_darkening : (float, float)
-            Quadratic coefficients.
+            Quadratic coefficients of the star.
+        components : sequence of Component
+            Further ones, whose parameters the model shares.
+        lines : dict, optional
+            Component to the lines of it that the order can see; where not given, it owns all of them.
         resolving_power : float, sequence or None
-            See `LineSpreadFunction`; None for no line spread.
+            See `LineSpread`; None for no line spread.
+        line_spread : LineSpread, optional
+            Of which a copy is placed on the grid; a Gaussian where not given.
         continuum_degree : int or None
             Degree of the continuum polynomial; None for none.
         velocity_step : float, optional
             Grid step in km/s; see `grid_step`.
         """
+        motion = DopplerShift(rv), RotationalBroadening(vsini, limb_darkening=limb_darkening)
+        parts = [*star_and_telluric(star, telluric, *motion), *components]
         first = resolving_power[0] if isinstance(resolving_power, (list, tuple)) else resolving_power
         if velocity_step is None:
-            velocity_step = grid_step(wavelength, star, telluric, rv, None if resolving_power is None else float(first))
-        doppler = rotation = line_spread = continuum = None
+            velocity_step = step_for(wavelength, parts, None if resolving_power is None else float(first))
+        parts = [part.placed(velocity_step, None if lines is None else lines.get(part.name)) for part in parts]
         margin = 8.0 * velocity_step
-        if star is not None:
-            doppler = DopplerShift(rv)
-            rotation = RotationalBroadening(vsini, velocity_step, limb_darkening=limb_darkening)
-            margin += rotation.max_vsini
+        margin += max((part.rotation.max_vsini for part in parts if part.rotation is not None), default=0.0)
+        spread = LineSpreadFunction() if line_spread is None else line_spread
         if resolving_power is not None:
-            margin += 1.5 * GAUSSIAN_REACH * SPEED_OF_LIGHT / (float(first) * FWHM_PER_SIGMA)
+            margin += 1.5 * spread.reach * SPEED_OF_LIGHT / (float(first) * FWHM_PER_SIGMA)
         low = float(edges.min()) * (1.0 - margin / SPEED_OF_LIGHT)
         high = float(edges.max()) * (1.0 + margin / SPEED_OF_LIGHT)
         grid = velocity_grid(low, high, velocity_step)
-        if resolving_power is not None:
-            line_spread = LineSpreadFunction(resolving_power, grid)
-        if continuum_degree is not None:
-            continuum = Continuum(wavelength, continuum_degree)
         return cls(
             Sampling(grid),
-            star=star,
-            telluric=telluric,
-            doppler=doppler,
-            rotation=rotation,
-            line_spread=line_spread,
+            components=parts,
+            line_spread=None if resolving_power is None else spread.placed(resolving_power, grid),
             pixels=PixelBinning(edges, grid),
-            continuum=continuum,
+            continuum=None if continuum_degree is None else Continuum(wavelength, continuum_degree),
         )
 
-    def with_components(self, **components: LineEmulator) -> ForwardModel:
+    def with_components(self, **emulators: LineEmulator) -> ForwardModel:
         """A model of other lines behind the same stages, which both models then share."""
-        stages = {name: getattr(self, name) for name in ("doppler", "rotation", "line_spread", "pixels", "continuum")}
-        return ForwardModel(self.sampling, **components, **stages)
+        parts = [part.with_lines(emulators[name]) if name in emulators else part for name, part in self.parts.items()]
+        stages = {name: getattr(self, name) for name in ("line_spread", "pixels", "continuum")}
+        return ForwardModel(self.sampling, components=parts, **stages)
+
+    def with_emulators(self, emulators: dict[str, LineEmulator], seen: Sequence[dict[str, Tensor]]) -> ForwardModel:
+        """The same for a model of any number of orders; see `EchelleModel.with_emulators`."""
+        return self.with_components(**emulators)
+
+    def seen_lines(self, k: int) -> dict[str, Tensor]:
+        """Component to the lines of it that order k can see: here all of them."""
+        return {name: torch.arange(len(emulator)) for name, emulator in self.components.items()}
 
     @property
-    def components(self) -> dict[str, LineEmulator]:
-        """The emulators present, by name."""
-        found = {"star": self.star, "telluric": self.telluric}
-        return {name: emulator for name, emulator in found.items() if emulator is not None}
+    def orders(self) -> tuple[ForwardModel, ...]:
+        """The models of the single orders: this one. An `EchelleModel` has several."""
+        return (self,)
+
+    def rows(self, k: int) -> Tensor | None:
+        """Where the pixels of order k stand among those of all orders; None where they are all."""
+        return None
+
+    def merge(self, parts: Sequence[Tensor]) -> Tensor:
+        """One value a pixel of every order → one tensor, as solvers see them."""
+        return parts[0]
+
+    def split(self, merged: Tensor) -> list[Tensor]:
+        """The inverse of `merge`."""
+        return [merged]
+
+    def suffix(self, k: int) -> str:
+        """What follows the name of a parameter that order k has for itself: nothing, for there is one order."""
+        return ""
+
+    def global_parameters(self) -> dict[str, Owned]:
+        """All parameters that touch every pixel, by name: of the components, then of the instrument."""
+        stages = (*self.parts.values(), self.line_spread, self.continuum)
+        return {name: owned for stage in stages for name, owned in owned_by(stage).items()}
 
     @property
     def n_pixel(self) -> int:
@@ -170,8 +233,8 @@ class ForwardModel(nn.Module):
         return len(self.sampling) if self.pixels is None else self.pixels.start.numel()
 
     def doppler_factor(self, component: str) -> Tensor | float:
-        """1 + v/c of a component; the sky does not move."""
-        return self.doppler.factor if component == "star" and self.doppler is not None else 1.0
+        """1 + v/c of a component; 1 for what does not move."""
+        return self.parts[component].doppler_factor
 
     def freeze_windows(self) -> None:
         """Keep the lines' present windows for all further evaluations, until `thaw_windows`.
@@ -196,25 +259,14 @@ class ForwardModel(nn.Module):
         self._windows = {name: windows.to(device) for name, windows in self._windows.items()}
         return self
 
-    def _component(self, name: str) -> tuple[Tensor, Tensor]:
-        emulator = self.components[name]
-        factor = self.doppler_factor(name)
-        opacity = emulator.opacity(self.sampling, factor, self._windows.get(name))
-        return opacity, emulator.flux(opacity, self.sampling.wavelength / factor)[0]
-
     def stages(self) -> Stages:
         """Evaluate the model and keep every intermediate spectrum."""
-        star_opacity = star = rotated = sky_opacity = sky = None
-        if self.star is not None:
-            star_opacity, star = self._component("star")
-            rotated = star if self.rotation is None else self.rotation(star)
-        if self.telluric is not None:
-            sky_opacity, sky = self._component("telluric")
-        product = sky if rotated is None else rotated if sky is None else rotated * sky
-        smeared = product if self.line_spread is None else self.line_spread(product)
+        parts = {name: part.spectra(self.sampling, self._windows.get(name)) for name, part in self.parts.items()}
+        before = product(self.parts, parts)
+        smeared = before if self.line_spread is None else self.line_spread(before)
         binned = smeared if self.pixels is None else self.pixels(smeared)
         flux = binned if self.continuum is None else self.continuum(binned)
-        return Stages(star_opacity, star, rotated, sky_opacity, sky, product, smeared, binned, flux)
+        return Stages(parts, before, smeared, binned, flux)
 
     def forward(self) -> Tensor:
         """Model flux on the output pixels, (n,)."""
@@ -223,15 +275,27 @@ class ForwardModel(nn.Module):
     @torch.no_grad()
     def observed(self, component: str) -> Tensor:
         """One component alone as the instrument would see it, continuum 1, (n,)."""
-        flux = self._component(component)[1]
-        if component == "star" and self.rotation is not None:
-            flux = self.rotation(flux)
-        return self.through_instrument(flux)
+        return self.through_instrument(self.parts[component].spectra(self.sampling, self._windows.get(component)).seen)
 
     def through_instrument(self, flux: Tensor) -> Tensor:
         """A spectrum on the sampling as the instrument would see it, (n,): line spread and pixels."""
         smeared = flux if self.line_spread is None else self.line_spread(flux)
         return smeared if self.pixels is None else self.pixels(smeared)
+
+
+def star_and_telluric(
+    star: LineEmulator | None,
+    telluric: LineEmulator | None,
+    doppler: DopplerShift | None = None,
+    rotation: RotationalBroadening | None = None,
+) -> list[Component]:
+    """The two usual components, as far as there are lines of them: a star that shines, tellurics that absorb."""
+    parts = []
+    if star is not None:
+        parts.append(Component("star", star, doppler=doppler, rotation=rotation, shines=True, prefix=""))
+    if telluric is not None:
+        parts.append(Component("telluric", telluric))
+    return parts
 
 
 def grid_step(
@@ -241,6 +305,11 @@ def grid_step(
     rv: float,
     resolving_power: float | None = None,
 ) -> float:
+    """Velocity step [km/s] of the grid of a star and tellurics; see `step_for`."""
+    return step_for(wavelength, star_and_telluric(star, telluric, DopplerShift(rv)), resolving_power)
+
+
+def step_for(wavelength: Tensor, parts: Sequence[Component], resolving_power: float | None = None) -> float:
     """Velocity step [km/s] that resolves pixels and lines: a quarter pixel, a third of the narrowest FWHM.
 
     With a line spread of an échelle's width behind it, the flux is then within 1e-5 of brute force at R = 55,000 and
@@ -253,10 +322,10 @@ def grid_step(
     """
     pixel = float((wavelength.diff() / wavelength[1:]).median()) * SPEED_OF_LIGHT
     step = min(pixel / 4.0, MAX_STEP)
-    for emulator, velocity in ((star, rv), (telluric, 0.0)):
+    for part in parts:
+        emulator, factor = part.emulator, 1.0 + part.velocity / SPEED_OF_LIGHT
         if emulator is None:
             continue
-        factor = 1.0 + velocity / SPEED_OF_LIGHT
         center = emulator.center * factor
         near = (center > wavelength[0]) & (center < wavelength[-1])
         if bool(near.any()):

@@ -1,6 +1,7 @@
-"""Which parameters of a `ForwardModel` are free, and the vector in which a solver sees them.
+"""Which parameters of a model are free, and the vector in which a solver sees them.
 
-Does not live here: derivatives on windows (`jacobian`), priors and limits (`priors`, `problem`).
+Does not live here: derivatives on windows (`inference.linear.jacobian`), priors and limits of lines
+(`inference.priors`, `inference.objective`), parameters that touch every pixel (`model.global_parameter`).
 """
 
 from __future__ import annotations
@@ -13,31 +14,24 @@ import torch
 from torch import Tensor
 
 from ..physics.parallel import each
-from .echelle import EchelleModel, orders_of
+from .echelle import EchelleModel
+from .global_parameter import GlobalParameter, Owned
 from .order import ForwardModel, Stages
 
 KINDS = ("ln_area", "ln_sigma", "ln_gamma", "rv_offset")
 """Line parameters, in the order of `LineEmulator.line_parameters`."""
 
 GLOBALS = ("rv", "vsini", "limb_darkening", "resolving_power", "continuum", "star_law", "telluric_law")
-"""Parameters that touch every pixel, in the order in which they follow the lines'.
-
-Rotation stands in the vector as (v sin i)²: the kernel is even in v sin i, so near zero the spectrum is linear in the
-square and flat in v sin i itself, where a Gauss-Newton step would be arbitrary.
-"""
-
-
-ORDER_GLOBALS = ("resolving_power", "continuum")
-"""Those of `GLOBALS` that every order of an échelle spectrum has for itself."""
+"""Parameters that touch every pixel of a model of star and tellurics; further stages bring their own."""
 
 
 @dataclass(frozen=True)
 class FreeParameters:
     """Which of a model's parameters are free, and where each stands in the parameter vector.
 
-    The vector has the lines' parameters first, component by component, then the shared `GLOBALS`, then those of each
-    order. In the dictionaries a name of an order's own parameter is followed by the order's position, as
-    "continuum[3]", if the model is an `EchelleModel`.
+    The vector has the lines' parameters first, component by component, then those that all orders share, then those of
+    each order. In the dictionaries a name of an order's own parameter is followed by the model's suffix of the order,
+    as "continuum[3]".
 
     Parameters
     ----------
@@ -47,48 +41,69 @@ class FreeParameters:
     lines : dict
         Component name to the indices of its free lines.
     globals : tuple of str
-        Free ones among `GLOBALS`.
+        Names of the free ones among the model's global parameters. A law without coefficients has none.
     """
 
     model: ForwardModel | EchelleModel
     kinds: dict[str, tuple[str, ...]]
     lines: dict[str, Tensor]
     globals: tuple[str, ...] = ()
-    _tensors: dict[str, torch.nn.Parameter] = field(init=False, repr=False, compare=False)
+    owned: dict[str, Owned] = field(init=False, repr=False, compare=False)
+    """Each free global parameter and the stage that owns it, in the order of the vector."""
 
     def __post_init__(self):
-        model, many = self.model, isinstance(self.model, EchelleModel)
-        owners = {
-            "rv": (model.doppler, "rv"),
-            "vsini": (model.rotation, "vsini"),
-            "limb_darkening": (model.rotation, "limb_darkening"),
-            "star_law": (model.star.law if model.star is not None else None, "coefficients"),
-            "telluric_law": (model.telluric.law if model.telluric is not None else None, "coefficients"),
+        known = self.model.global_parameters()
+        shared = {name: known[name] for name in self.globals if name in known and known[name].parameter.scope == "all"}
+        own = {
+            f"{name}{suffix}": known[f"{name}{suffix}"]
+            for suffix in map(self.model.suffix, range(len(self.model.orders)))
+            for name in self.globals
+            if f"{name}{suffix}" in known and known[f"{name}{suffix}"].parameter.scope == "order"
         }
-        wanted = {name: (name, *owners[name]) for name in self.globals if name in owners}
-        for k, order in enumerate(self.orders):
-            own = {
-                "resolving_power": (order.line_spread, "ln_resolving_power"),
-                "continuum": (order.continuum, "coefficients"),
-            }
-            wanted |= {f"{name}[{k}]" if many else name: (name, *own[name]) for name in self.globals if name in own}
-        tensors = {}
-        for key, (name, owner, attribute) in wanted.items():
-            if owner is None:
+        found = {owned.parameter.name for owned in (shared | own).values()}
+        for name in self.globals:
+            # A saturation law without coefficients lists none.
+            if name not in found and name.removesuffix("_law") not in self.model.components:
                 raise ValueError(f"{name} cannot be free: the model has no such stage")
-            if name.endswith("_law") and not owner.n_parameter:
-                continue
-            tensors[key] = getattr(owner, attribute)
-        object.__setattr__(self, "_tensors", tensors)
+        object.__setattr__(self, "owned", shared | own)
+
+    @property
+    def _tensors(self) -> dict[str, torch.nn.Parameter]:
+        return {key: owned.tensor for key, owned in self.owned.items()}
+
+    @property
+    def parameters(self) -> dict[str, GlobalParameter]:
+        """Key of each free global parameter to what it is."""
+        return {key: owned.parameter for key, owned in self.owned.items()}
+
+    @property
+    def shared(self) -> tuple[str, ...]:
+        """Names of those that all orders share."""
+        return tuple(name for name, parameter in self.parameters.items() if parameter.scope == "all")
+
+    @property
+    def velocities(self) -> tuple[str, ...]:
+        """Names of those that each order is asked for alone."""
+        return tuple(name for name, parameter in self.parameters.items() if parameter.told_by_each_order)
+
+    @property
+    def at_posterior_mean(self) -> tuple[str, ...]:
+        """Names of those that a result has at the mean of their marginal posterior; not what one order of many has."""
+        chosen = {name: p for name, p in self.parameters.items() if p.at_posterior_mean}
+        return tuple(name for name, p in chosen.items() if p.name == name)
+
+    def key_of(self, tensor: Tensor) -> str | None:
+        """Name of the free global parameter that has this tensor; None where it is held."""
+        return next((key for key, owned in self.owned.items() if owned.tensor is tensor), None)
 
     @property
     def orders(self) -> tuple[ForwardModel, ...]:
         """The models of the single orders."""
-        return orders_of(self.model)
+        return tuple(self.model.orders)
 
     def part(self, k: int) -> FreeParameters | OrderParameters:
         """The free parameters as order k sees them."""
-        return OrderParameters.of(self, k) if isinstance(self.model, EchelleModel) else self
+        return self if self.model.orders[k] is self.model else OrderParameters.of(self, k)
 
     def columns(self, component: str) -> Tensor:
         """Position in the vector of each free parameter of each free line, (n_free_line, n_kind)."""
@@ -125,16 +140,16 @@ class FreeParameters:
             parts.append(emulator.line_parameters().detach()[self.lines[name]][:, kinds].double().reshape(-1))
         for name, tensor in self._tensors.items():
             value = tensor.detach().double().reshape(-1)
-            parts.append(value.square() if name == "vsini" else value)
+            parts.append(self.owned[name].parameter.transform.coordinate(value))
         return torch.cat(parts)
 
     def merge(self, parts: list[Tensor]) -> Tensor:
         """One value a pixel of each order, as one tensor in the order in which solvers see them."""
-        return self.model.merge(parts) if isinstance(self.model, EchelleModel) else parts[0]
+        return self.model.merge(parts)
 
     def split(self, merged: Tensor) -> list[Tensor]:
         """The inverse of `merge`."""
-        return self.model.split(merged) if isinstance(self.model, EchelleModel) else [merged]
+        return self.model.split(merged)
 
     def flux(self) -> Tensor:
         """Model flux of all orders, as `merge` puts them."""
@@ -161,7 +176,7 @@ class FreeParameters:
                 if own:
                     parts.append(torch.stack(own, dim=-1).double().reshape(-1))
             for (name, tensor), gradient in zip(self._tensors.items(), gradients, strict=True):
-                slope = 2.0 * tensor.detach() if name == "vsini" else 1.0
+                slope = self.owned[name].parameter.transform.coordinate_slope(tensor.detach())
                 parts.append((gradient.double() / slope).reshape(-1))
             return torch.cat(parts)
 
@@ -182,7 +197,7 @@ class FreeParameters:
             start += count
         for name, tensor in self._tensors.items():
             value = vector[start : start + tensor.numel()].reshape(tensor.shape)
-            tensor.copy_(value.clamp(min=0.0).sqrt() if name == "vsini" else value)
+            tensor.copy_(self.owned[name].parameter.transform.tensor(value))
             start += tensor.numel()
 
 
@@ -210,7 +225,7 @@ class OrderParameters:
     kinds, lines : dict
         As of `FreeParameters`; lines are counted as the order's own emulators count them.
     global_slices : dict
-        Name of a global parameter, without an order's position, to its place in the vector.
+        Name of a global parameter, without the order's suffix, to its place in the vector.
     """
 
     model: ForwardModel
@@ -229,12 +244,11 @@ class OrderParameters:
             seen = row[view.index]
             lines[name] = (seen >= 0).nonzero().squeeze(-1)
             columns[name] = free.columns(name)[seen[lines[name]]]
-        suffix = f"[{k}]"
-        slices = {
-            key.removesuffix(suffix): place
-            for key, place in free.global_slices.items()
-            if key.endswith(suffix) or "[" not in key
-        }
+        slices = {}
+        for name, owned in model.global_parameters().items():
+            key = name if owned.parameter.scope == "all" else f"{name}{free.model.suffix(k)}"
+            if key in free.owned:
+                slices[name] = free.global_slices[key]
         return cls(model, free.kinds, lines, slices, columns)
 
     def columns(self, component: str) -> Tensor:

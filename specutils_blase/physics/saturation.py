@@ -14,6 +14,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from .kernels import tap_tangents
+
 
 class SaturationLaw(nn.Module):
     """Contract of a law; see the module docstring.
@@ -46,8 +48,19 @@ class SaturationLaw(nn.Module):
         raise NotImplementedError
 
     def parameter_derivatives(self, tau: Tensor, wavelength: Tensor) -> Tensor:
-        """∂S/∂coefficients, shape (n_parameter, n)."""
-        return tau.new_zeros((0, tau.numel()))
+        """∂S/∂coefficients, shape (n_parameter, n): of whatever `flux` a subclass has."""
+        if not self.n_parameter:
+            return tau.new_zeros((0, tau.numel()))
+        point = self.coefficients.detach()
+
+        def flux(coefficients: Tensor) -> Tensor:
+            return torch.func.functional_call(self, {"coefficients": coefficients}, (tau.detach(), wavelength))
+
+        return tap_tangents(flux, point, torch.eye(point.numel(), dtype=point.dtype, device=point.device))
+
+    def forward(self, tau: Tensor, wavelength: Tensor) -> Tensor:
+        """Flux S(τ)."""
+        return self.flux(tau, wavelength)[0]
 
     def line_depth(self, flux_depth: Tensor, wavelength: Tensor) -> Tensor:
         """Opacity τ that gives a depth 1 - S: the inverse of `flux`, clipped where the law has no answer."""

@@ -22,12 +22,12 @@ from torch import Tensor
 from ..inference.linear.jacobian import linearize
 from ..inference.linear.normal_equations import NormalEquations
 from ..inference.linear.windows import covariance_cut
-from ..inference.priors import GLOBAL_PRIORS
 from ..ledger.columns import COLUMNS
 from ..ledger.table import equivalent_width
 from ..model.echelle import EchelleModel
+from ..model.global_parameter import GlobalParameter
 from ..model.order import ForwardModel
-from ..model.parameters import GLOBALS, KINDS, FreeParameters
+from ..model.parameters import KINDS, FreeParameters
 from ..physics.grids import SPEED_OF_LIGHT
 from ..spectra.quantities import is_whole
 
@@ -107,20 +107,19 @@ def free_parameters(model: ForwardModel | EchelleModel, parameters: QTable, curv
         free = curvature.prior_precision[name] > 0
         kinds[name] = tuple(kind for kind, any_free in zip(KINDS, free.any(0).tolist(), strict=True) if any_free)
         lines[name] = free.any(1).nonzero().squeeze(-1)
-    rows = [str(row["name"]) for row in parameters if row["free"]]
-    return FreeParameters(model, kinds, lines, tuple(n for n in GLOBALS if any(row.startswith(n) for row in rows)))
+    rows = {str(row["name"]) for row in parameters if row["free"]}
+    names = [owned.parameter.name for owned in model.global_parameters().values() if rows.intersection(owned.rows)]
+    return FreeParameters(model, kinds, lines, tuple(dict.fromkeys(names)))
 
 
 def prior_precision(free: FreeParameters, curvature: Curvature) -> Tensor:
     """Inverse variances of the priors of all free parameters at the solution, (n_parameter,)."""
     precision = of_lines(free, curvature.prior_precision)
     for key, columns in free.global_slices.items():
-        name, _, order = key.partition("[")
-        scale = 1.0
-        if name == "continuum":  # in the data's unit here, in that of their median in the fit
-            one = free.orders[int(order.removesuffix("]") or 0)] if order else free.orders[0]
-            scale = float(one.continuum.coefficients.detach()[0].abs())
-        precision[columns] = (GLOBAL_PRIORS[name] * scale) ** -2
+        parameter, _ = owned = free.owned[key]
+        # In the data's unit here, in that of their median in the fit.
+        scale = float(owned.tensor.detach().reshape(-1)[0].abs()) if parameter.in_flux_unit else 1.0
+        precision[columns] = (parameter.prior_sigma * scale) ** -2
     return precision
 
 
@@ -185,20 +184,21 @@ class Draws:
         for row in self.result.parameters:
             if row["free"]:
                 order = str(row["order"]) if "order" in row.colnames else ""
-                values = self.vectors[:, self._column(str(row["name"]), order)].numpy()
-                values = PHYSICAL.get(row["name"], np.array)(values)
+                parameter, column = self._column(str(row["name"]), order)
+                values = parameter.transform.value(self.vectors[:, column]).numpy()
                 table[f"{row['name']}[{order}]" if order else str(row["name"])] = values
         return table
 
-    def _column(self, row: str, order: str) -> int:
-        """Position in the vector of a row of the fit's `parameters`."""
-        name = next(name for name in GLOBALS if row == name or row.startswith(f"{name}_"))
-        tail = row.removeprefix(name).lstrip("_")
-        position = int(tail.removeprefix("u")) - tail.startswith("u") if tail else 0  # limb darkening counts from u1
+    def _column(self, row: str, order: str) -> tuple[GlobalParameter, int]:
+        """The parameter of a row of the fit's `parameters`, and the row's position in the vector."""
+        suffix = ""
         if order:
             fitted = self.result.orders[self.result.orders["fitted"]]
-            name = f"{name}[{[str(each) for each in fitted['order']].index(order)}]"
-        return self.free.global_slices[name].start + position
+            suffix = self.free.model.suffix([str(name) for name in fitted["order"]].index(order))
+        for key, owned in self.free.owned.items():
+            if row in owned.rows and key in (owned.parameter.name, f"{owned.parameter.name}{suffix}"):
+                return owned.parameter, self.free.global_slices[key].start + owned.rows.index(row)
+        raise KeyError(row)
 
     @property
     def lines(self) -> QTable:
@@ -259,9 +259,6 @@ class Draws:
 WIDENED = ("correlated_residuals", "part_scatter", "order_scatter")
 """Settings with factors by which errors of velocities are larger than the curvature says."""
 
-PHYSICAL = {"vsini": np.sqrt, "resolving_power": np.exp}
-"""What turns a parameter as the solver sees it into the one of the table, where these differ."""
-
 SPECTRA = ("model_spectrum", "star_spectrum", "telluric_transmission", "telluric_corrected", "star_template")
 
 
@@ -279,8 +276,8 @@ def draw(result, n_draw: int, seed: int) -> Draws:
         # As their errors: by what residuals that are alike, and orders that disagree, add to the curvature.
         factors = [result.settings.get(name, {}).get(key, 1.0) for name in WIDENED]
         vectors[:, columns] += (math.prod(factors) - 1.0) * (vectors[:, columns] - solution[columns])
-        if key == "vsini":  # of its square, which the data cannot tell from a little less than nothing
-            vectors[:, columns] = vectors[:, columns].clamp(min=0.0)
+        # The data cannot tell a square from a little less than nothing.
+        vectors[:, columns] = vectors[:, columns].clamp(min=free.parameters[key].transform.lowest)
     return Draws(result, free, vectors)
 
 

@@ -19,6 +19,7 @@ Does not live here: the curvature (`posterior`), the Gaussians and the means of 
 
 from __future__ import annotations
 
+import math
 from copy import deepcopy
 
 import numpy as np
@@ -31,7 +32,6 @@ from ..inference.linear.cholesky import Factor
 from ..ledger.columns import KMS
 from ..model.parameters import KINDS, FreeParameters
 from .laplace import by_line, free_parameters, needed, normal_equations, of_lines
-from .marginals import MOVING
 
 SPREAD = 0.3
 """Part of an error by which the model is moved to both sides, for second derivatives."""
@@ -105,15 +105,17 @@ def _pull_of_curvature(
 
 def _room(free: FreeParameters, start: Tensor, probe: Tensor) -> float:
     """How far one may go both ways along a probe: (v sin i)² must stay where the model's rotation is smooth."""
-    own = free.global_slices.get("vsini")
-    if own is None or not float(probe[own].abs()):
-        return SPREAD
-    return float((start[own] - free.model.rotation.floor**2) / probe[own].abs())
+    room = SPREAD
+    for key, owned in free.owned.items():
+        own, lowest = free.global_slices[key], owned.bounds[0]
+        if math.isfinite(lowest) and float(probe[own].abs().max()):
+            room = min(room, float(((start[own] - lowest) / probe[own].abs()).min()))
+    return room
 
 
 def _with_shared_held(free: FreeParameters, factor: Factor, step: Tensor) -> Tensor:
     """A step of everything, less what it moves of the parameters that all lines share and what follows these."""
-    places = [place for name, place in free.global_slices.items() if name in MOVING]
+    places = [free.global_slices[name] for name in free.at_posterior_mean]
     shared = [k for place in places for k in range(place.start, place.stop)]
     if not shared:
         return step

@@ -33,7 +33,7 @@ from torch import Tensor
 from ..inference.linear.cholesky import Factor
 from ..inference.linear.normal_equations import NormalEquations
 from ..inference.minimize import minimize
-from ..inference.objective import AnchoredProblem
+from ..inference.objective import Objective
 from ..inference.priors import LinePriors
 
 LN_MIXING = (-11.5, 4.0)
@@ -81,16 +81,13 @@ ROUNDING = 1e-9
 FARTHEST = 2.0
 """Largest shift of a mean, in its errors; beyond, the first order says nothing."""
 
-MOVING = ("rv", "vsini", "limb_darkening", "resolving_power", "star_law", "telluric_law")
-"""What all lines share. A radial velocity shapes none, but blends and what lies between telluric lines depend on it."""
 
-
-def posterior_mean(problem: AnchoredProblem, normal: NormalEquations, vector: Tensor) -> NormalEquations:
+def posterior_mean(problem: Objective, normal: NormalEquations, vector: Tensor) -> NormalEquations:
     """Leave a problem at the mean of the Gaussian that stands for its posterior, and return the curvature there.
 
     Parameters
     ----------
-    problem : AnchoredProblem
+    problem : Objective
     normal : NormalEquations
         At `vector`.
     vector : Tensor, (n_parameter,)
@@ -159,13 +156,13 @@ def _mixture(pull: Tensor, precision: Tensor, scale: Tensor, freedom: Tensor, ln
 
 
 def without_prior(
-    problem: AnchoredProblem, normal: NormalEquations, vector: Tensor, variance: Tensor, balance: Tensor | None = None
+    problem: Objective, normal: NormalEquations, vector: Tensor, variance: Tensor, balance: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Gradient h and precision q that all but its own prior leave each parameter, as of `student_moments`.
 
     Parameters
     ----------
-    problem : AnchoredProblem
+    problem : Objective
     normal : NormalEquations
     vector : Tensor, (n_parameter,)
         Where data and priors balance.
@@ -179,7 +176,7 @@ def without_prior(
     pull, precision : Tensor, (n_parameter,)
     """
     known = (1.0 / variance - normal.prior_precision).clamp(min=0.0)
-    offset = vector - problem.anchor
+    offset = vector - problem.priors.mean
     # The prior itself pulls towards its mean there: what pulls the parameter away is all else.
     strongest = STRONGEST_PULL * known.sqrt()
     away = ((normal.prior_precision if balance is None else balance) * offset).clamp(-strongest, strongest)
@@ -195,18 +192,18 @@ def prior_error(priors: LinePriors, kind: str) -> float:
     return float(student_moments(nothing, nothing, nothing + width, nothing + freedom)[1].sqrt())
 
 
-def match_priors(problem: AnchoredProblem, normal: NormalEquations, vector: Tensor) -> NormalEquations:
+def match_priors(problem: Objective, normal: NormalEquations, vector: Tensor) -> NormalEquations:
     """Normal equations at the solution with the Gaussians that stand for the priors of Student's t.
 
     Parameters
     ----------
-    problem : AnchoredProblem
+    problem : Objective
     normal : NormalEquations
         Its equations at `vector`; their precisions are what the Gaussians start from.
     vector : Tensor, (n_parameter,)
         The solution.
     """
-    if not bool(problem.freedom.isfinite().any()):
+    if not bool(problem.priors.freedom.isfinite().any()):
         return normal
     for _ in range(SWEEPS):
         heavy = _Heavy.of(problem, normal, vector, normal.factor().variance())
@@ -214,18 +211,18 @@ def match_priors(problem: AnchoredProblem, normal: NormalEquations, vector: Tens
     return normal
 
 
-def mean_pull(problem: AnchoredProblem, factor: Factor, vector: Tensor) -> Tensor:
+def mean_pull(problem: Objective, factor: Factor, vector: Tensor) -> Tensor:
     """Pull on each parameter that Student's t adds to the Gaussian standing for it, so that it has the same mean.
 
     Where a fit stands, with the factor of its equations there; one sweep of expectation propagation. None for Gaussian
     priors, and for what stands at a bound. (n_parameter,).
     """
     pull = torch.zeros_like(vector)
-    if not bool(problem.freedom.isfinite().any()):
+    if not bool(problem.priors.freedom.isfinite().any()):
         return pull
     heavy = _Heavy.of(problem, factor.normal, vector, factor.variance())
     pull[heavy.which] = heavy.mean_pull(factor.normal.prior_precision)
-    return pull.masked_fill((vector <= problem.lower) | (vector >= problem.upper), 0.0)
+    return pull.masked_fill((vector <= problem.priors.lower) | (vector >= problem.priors.upper), 0.0)
 
 
 @dataclass(frozen=True)
@@ -240,12 +237,12 @@ class _Heavy:
     freedom: Tensor
 
     @classmethod
-    def of(cls, problem: AnchoredProblem, normal: NormalEquations, vector: Tensor, variance: Tensor) -> _Heavy:
+    def of(cls, problem: Objective, normal: NormalEquations, vector: Tensor, variance: Tensor) -> _Heavy:
         """At a vector where prior and data balance, with the variance of each parameter."""
-        which = problem.freedom.isfinite()
-        pull, known = without_prior(problem, normal, vector, variance, problem.prior_precision(vector))
-        offset, width = vector - problem.anchor, problem.precision**-0.5
-        return cls(which, *(values[which] for values in (pull, known, offset, width, problem.freedom)))
+        which = problem.priors.freedom.isfinite()
+        pull, known = without_prior(problem, normal, vector, variance, problem.priors.precision_at(vector))
+        offset, width = vector - problem.priors.mean, problem.priors.precision**-0.5
+        return cls(which, *(values[which] for values in (pull, known, offset, width, problem.priors.freedom)))
 
     def matched(self, precision: Tensor) -> Tensor:
         """Precisions with those of the Gaussians that leave each parameter the variance it has with Student's t."""
@@ -266,14 +263,14 @@ class _Heavy:
         return float((prior - height + 0.5 * torch.log(self.known + precision[self.which])).sum())
 
 
-def mean_shift(problem: AnchoredProblem, normal: NormalEquations, vector: Tensor) -> Tensor:
+def mean_shift(problem: Objective, normal: NormalEquations, vector: Tensor) -> Tensor:
     """Step from the solution to the posterior mean of what shapes all lines alike, everything else following along.
 
     Of what an order or a line has for itself it is left out: it is small against the errors there.
 
     Parameters
     ----------
-    problem : AnchoredProblem
+    problem : Objective
     normal : NormalEquations
         At `vector`, with the Gaussians that stand for the priors.
     vector : Tensor, (n_parameter,)
@@ -283,8 +280,8 @@ def mean_shift(problem: AnchoredProblem, normal: NormalEquations, vector: Tensor
     -------
     Tensor, (n_parameter,)
     """
-    places = [place for name, place in problem.free.global_slices.items() if name in MOVING]
-    pinned = problem.pinned(vector, problem.value_and_pull(vector)[1])
+    places = [problem.free.global_slices[name] for name in problem.free.at_posterior_mean]
+    pinned = problem.pinned(vector, problem.value_and_gradient(vector)[1])
     moving = [k for place in places for k in range(place.start, place.stop) if not bool(pinned[k])]
     if not moving or not problem.free.n_line_parameter:
         return torch.zeros_like(vector)
@@ -315,7 +312,7 @@ def mean_shift(problem: AnchoredProblem, normal: NormalEquations, vector: Tensor
 
 
 def _ln_marginal(
-    problem: AnchoredProblem,
+    problem: Objective,
     normal: NormalEquations | None,
     vector: Tensor,
     held: int,
@@ -334,7 +331,7 @@ def _ln_marginal(
     unit[held] = 1.0
     column = factor.solve(unit)
     pixels, priors = problem.evaluate(vector)
-    gaussian = problem.freedom.isinf()
+    gaussian = problem.priors.freedom.isinf()
     # With the parameter held, the others know each other's place better.
     variance = factor.variance()
     variance = torch.maximum(variance - column.square() / column[held], ROUNDING * variance)
@@ -344,17 +341,12 @@ def _ln_marginal(
     return -0.5 * (cost + ln_determinant) + heavy.ln_evidence(normal.prior_precision)
 
 
-def _beside(problem: AnchoredProblem, vector: Tensor, held: int) -> Tensor:
+def _beside(problem: Objective, vector: Tensor, held: int) -> Tensor:
     """The best of all others beside a parameter held at its value in `vector`."""
-    lower, upper = problem.lower, problem.upper
-    problem.lower, problem.upper = lower.clone(), upper.clone()
     problem.write(vector)
     # As it reads back: what is off its bounds by a rounding does not stand at them.
-    problem.lower[held] = problem.upper[held] = problem.read()[held]
-    try:
-        return minimize(problem, max_iterations=BESIDE_ITERATIONS, absolute_tolerance=BESIDE_TOLERANCE).vector
-    finally:
-        problem.lower, problem.upper = lower, upper
+    beside = problem.with_priors(problem.priors.holding(held, problem.read()[held]))
+    return minimize(beside, max_iterations=BESIDE_ITERATIONS, absolute_tolerance=BESIDE_TOLERANCE).vector
 
 
 def _ln_determinant(factor: Factor) -> float:
@@ -362,7 +354,7 @@ def _ln_determinant(factor: Factor) -> float:
     return 2.0 * float(torch.cat(parts).log().sum())
 
 
-def _pull_of_curvature(problem: AnchoredProblem, factor: Factor, vector: Tensor) -> Tensor:
+def _pull_of_curvature(problem: Objective, factor: Factor, vector: Tensor) -> Tensor:
     """JᵀW Σ_kl (A⁻¹)_kl ∂_k ∂_l F, the sum being twice the mean of F(θ + ξ) - F(θ) over draws ξ."""
     problem.write(vector)
     with torch.no_grad():

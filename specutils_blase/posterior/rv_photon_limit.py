@@ -28,7 +28,7 @@ from astropy.table import QTable
 from scipy.optimize import nnls
 from torch import Tensor
 
-from ..model.echelle import EchelleModel, orders_of
+from ..model.component import product
 from ..model.order import ForwardModel
 from ..physics.grids import SPEED_OF_LIGHT
 from ..spectra.data import SpectralData
@@ -144,13 +144,12 @@ def rv_photon_limit(result) -> RVPhotonLimit | None:
     result : FitResult or EchelleFitResult
         Of one order of a fit of many, the last step is that of all orders.
     """
-    if result.model.star is None:
+    if result.model.target is None:
         return None
-    models = orders_of(result.model)
-    many = isinstance(result.model, EchelleModel)
-    data = result.data if many else [result.data]
+    models = result.model.orders
+    data = result.data if isinstance(result.data, list) else [result.data]
     names = [str(k) for k in range(len(models))]
-    if many:
+    if isinstance(result.data, list):
         names = [str(name) for name in result.orders["order"][result.orders["fitted"]]]
     kept = [None] * len(models) if result.curvature is None else result.curvature.weight
     rows = [(name, *_of_order(*each)) for name, *each in zip(names, models, data, kept, strict=True)]
@@ -158,7 +157,7 @@ def rv_photon_limit(result) -> RVPhotonLimit | None:
     total = {name: float(np.sum(table[name] ** -2.0)) ** -0.5 for name in ADDED_UP}
     for name in total:
         table[name] = table[name] * u.km / u.s
-    sky, lines_known, star_known = "telluric" in result.model.components, math.nan, math.nan
+    sky, lines_known, star_known = len(result.model.parts) > 1, math.nan, math.nan
     if result.curvature is not None:
         lines_known, star_known = with_freedom(result.model, result.parameters, result.curvature)
     reported = result.error("rv") or math.nan  # no error: it was held
@@ -192,8 +191,8 @@ def _of_order(model: ForwardModel, data: SpectralData, kept: Tensor | None) -> t
 
     `kept` are the fit's weights, where they are known.
     """
-    sky = None if model.telluric is None else model.telluric(model.sampling)
-    rv = float(model.doppler.rv)
+    star = model.target
+    sky, rv = product(model.parts, model.stages().parts, but=star.name), star.velocity
     moved = [_star(model, rv + shift) for shift in (-SHIFT, SHIFT)]
     weight = _photon_weight(model, data, kept)
     good = weight > 0
@@ -225,8 +224,8 @@ def _error(slope: Tensor, weight: Tensor) -> float:
 
 def _star(model: ForwardModel, rv: float) -> Tensor:
     """The rotated star at another velocity, on the model's grid."""
-    flux = model.star(model.sampling, 1.0 + rv / SPEED_OF_LIGHT)
-    return flux if model.rotation is None else model.rotation(flux)
+    star = model.target
+    return star.appear(star.emulator(model.sampling, 1.0 + rv / SPEED_OF_LIGHT))
 
 
 def _recorded(model: ForwardModel, flux: Tensor) -> Tensor:
@@ -247,10 +246,11 @@ def _photon_noise(flux: Tensor, variance: Tensor) -> float:
 def with_freedom(model, parameters: QTable, curvature: Curvature) -> tuple[float, float]:
     """Errors of the velocity with all lines known, and with those of the star known; NaN where it was held."""
     free = free_parameters(model, parameters, curvature)
-    if "rv" not in free.global_slices:
+    key = free.key_of(model.target.doppler.rv)
+    if key is None:
         return math.nan, math.nan
-    rv = free.global_slices["rv"].start
-    normal = normal_equations(free, curvature, hold="star")
+    rv = free.global_slices[key].start
+    normal = normal_equations(free, curvature, hold=model.target.name)
     shared = (normal.border >= free.n_line_parameter).nonzero().squeeze(-1)  # broad lines stand in the border too
     lines_known = torch.linalg.inv(normal.corner[shared][:, shared])
     at = int((normal.border[shared] == rv).nonzero())

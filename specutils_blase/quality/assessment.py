@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from ..inference.bounds import MOST_INFLATION, largest_factor
-from ..model.echelle import orders_of
 from ..model.parameters import KINDS
 from ..physics.grids import SPEED_OF_LIGHT
 from .continua import continuum_reasons
@@ -239,7 +238,7 @@ def _velocities(result, agreement: Agreement | None) -> Iterator[Reason]:
             "error means nothing: give a larger vsini= to start from, or ask whether the template is right"
         )
         yield Reason("vsini_bound", "bad", text, vsini, rotation.max_vsini)
-    spreads = [order.line_spread for order in orders_of(result.model) if order.line_spread is not None]
+    spreads = [order.line_spread for order in result.model.orders if order.line_spread is not None]
     if spreads:
         widths = [SPEED_OF_LIGHT / math.exp(one.ln_resolving_power[0].item()) for one in spreads]
         element = min(widths)

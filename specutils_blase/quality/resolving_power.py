@@ -19,7 +19,7 @@ import torch
 from ..inference.linear.cholesky import Factor
 from ..inference.linear.jacobian import line_spread_tangents
 from ..inference.linear.normal_equations import NormalEquations
-from ..inference.objective import AnchoredProblem
+from ..inference.objective import Objective
 from .report import Reason
 
 WANTED_SIGMA, WANTED_LN_R = 5.0, 0.25
@@ -52,36 +52,39 @@ class WantedResolvingPower:
 
 @torch.no_grad()
 def wanted_resolving_power(
-    problem: AnchoredProblem, normal: NormalEquations, factor: Factor
+    objective: Objective, normal: NormalEquations, factor: Factor
 ) -> WantedResolvingPower | None:
     """Score of ln R at a solution; None where R is free, or an order has no line spread.
 
     Parameters
     ----------
-    problem : AnchoredProblem
+    objective : Objective
         At the solution.
     normal : NormalEquations
         There.
     factor : Factor
         Of its matrix.
     """
-    free = problem.free
-    if "resolving_power" in free.global_slices or any(one.line_spread is None for one in free.orders):
+    free = objective.free
+    spreads = [order.line_spread for order in free.orders]
+    if None in spreads or any(owned.stage in spreads for owned in free.owned.values()):
         return None
     parts = [line_spread_tangents(one) for one in free.orders]
     tangents = torch.stack([free.merge([part.double() for part in of_all]) for of_all in zip(*parts, strict=True)])
     # By the Jacobian that A is made of: another one could make the information negative.
-    root = problem.weight.sqrt()
+    root = objective.weight.sqrt()
     along = torch.stack([normal.pull_back(root * tangent) for tangent in tangents])
     responses = torch.stack([factor.solve(one) for one in along])
     vsini, change, error = 0.0, 0.0, math.inf
-    if "vsini" in free.global_slices:
-        column = free.global_slices["vsini"].start
-        speed = math.sqrt(max(float(problem.read()[column]), 1e-300))  # the vector has its square
+    target = free.model.target
+    speed_key = None if target is None or target.rotation is None else free.key_of(target.rotation.vsini)
+    if speed_key is not None:
+        column = free.global_slices[speed_key].start
+        speed = math.sqrt(max(float(objective.read()[column]), 1e-300))  # the vector has its square
         vsini = -float(responses[0, column]) / (2.0 * speed)
     if len(tangents) > 1:
-        information = (problem.weight * tangents) @ tangents.T - along @ responses.T
-        score = tangents @ (problem.weight * (problem.flux - free.flux())) - responses @ normal.gradient
+        information = (objective.weight * tangents) @ tangents.T - along @ responses.T
+        score = tangents @ (objective.weight * (objective.flux - free.flux())) - responses @ normal.gradient
         covariance = torch.linalg.pinv(information, hermitian=True, rtol=1e-9)
         if float(covariance[0, 0]) > 0.0:
             change, error = float((covariance @ score)[0]), float(covariance[0, 0].sqrt())

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..model.echelle import EchelleModel, orders_of
+from ..model.echelle import EchelleModel
 from ..model.order import ForwardModel
 from ..physics.grids import SPEED_OF_LIGHT
 
@@ -121,13 +121,13 @@ def template_agreement(
     """
     if model.star is None:
         return None
-    fitted = [_star_part(order) for order in orders_of(model)]
+    fitted = [_star_part(order) for order in model.orders]
     template = fitted
     if template_lines is not None:
         before = model.star.line_parameters().detach().clone()
         try:
             model.star.set_line_parameters(template_lines.to(before))
-            template = [_star_part(order) for order in orders_of(model)]
+            template = [_star_part(order) for order in model.orders]
         finally:
             model.star.set_line_parameters(before)
     power, still = (sum(float(_structure(part[k]).square().sum()) for part in template) for k in (1, 2))
@@ -152,7 +152,7 @@ def _compare(model, pixels, fitted, template, smearing) -> Agreement | None:
     overlap = power = total = 0.0  # f·y, f·f, y·y of the template
     left = noise = star_power = count = weights = 0.0
     profiles, shifts = [], _shifts(model)
-    for order, one, (without, star), held in zip(orders_of(model), pixels, fitted, template, strict=True):
+    for order, one, (without, star), held in zip(model.orders, pixels, fitted, template, strict=True):
         weight = one.weight.double()
         if not bool((weight > 0).any()):
             continue
@@ -220,7 +220,7 @@ def _shifts(model) -> Tensor:
 
 def _nearby(model) -> float:
     """Distance [km/s] of the fitted velocity within which the template still agrees, by its broadening."""
-    spreads = [order.line_spread for order in orders_of(model) if order.line_spread is not None]
+    spreads = [order.line_spread for order in model.orders if order.line_spread is not None]
     resolution = max((SPEED_OF_LIGHT / math.exp(one.ln_resolving_power[0].item()) for one in spreads), default=5.0)
     turning = 0.0 if model.rotation is None else model.rotation.vsini.item()
     return 2.0 * (resolution + turning) + 2.0 * SEARCH_KMS / (MOST_SHIFTS - 1)

@@ -13,6 +13,7 @@ from astropy.table import QTable
 from specutils import Spectrum, SpectrumList
 
 from ..model.order import ForwardModel
+from ..physics.parallel import side_by_side
 from ..posterior.correlations import degeneracies
 from ..posterior.laplace import Curvature, Draws, draw
 from ..posterior.line_means import line_means
@@ -138,7 +139,8 @@ class FitResult:
     @property
     def rv_photon_limit(self) -> RVPhotonLimit | None:
         """Smallest possible errors of the velocity, and what tellurics and the freedom of the lines add to them."""
-        return rv_photon_limit(self)
+        with side_by_side(len(self.model.orders)):
+            return rv_photon_limit(self)
 
     @property
     def missing_lines(self) -> QTable:
@@ -156,7 +158,8 @@ class FitResult:
         """
         from ..missing_lines.on_result import search_result
 
-        return search_result(self) if self.found is None else self.found
+        with side_by_side(len(self.model.orders)):
+            return search_result(self) if self.found is None else self.found
 
     def draw(self, n_draw: int = 100, seed: int = 0) -> Draws:
         """Draws from the posterior around the solution, joint over all parameters, in the Laplace approximation.
@@ -179,7 +182,8 @@ class FitResult:
             If the result does not hold its `curvature`, `n_draw` is no positive whole number, or `seed` is no whole
             number from 0 on.
         """
-        return draw(self, n_draw, seed)
+        with side_by_side(len(self.model.orders)):
+            return draw(self, n_draw, seed)
 
     def line_means(self, progress: bool = True) -> QTable:
         """Posterior means of ln area, ln sigma, ln gamma and rv_offset of every line, beside the ledger's values.
@@ -209,7 +213,8 @@ class FitResult:
         ValueError
             If the result does not hold its `curvature`, or is from a file of an older version.
         """
-        return line_means(self, progress)
+        with side_by_side(len(self.model.orders)):
+            return line_means(self, progress)
 
     def evaluate(self) -> dict[str, torch.Tensor]:
         """Model spectra on the data pixels.

@@ -120,7 +120,9 @@ def test_expected_signal():
     emulator = emulator_from_ledger(table)
     weight = torch.full((PIXELS.size,), 100.0**2, dtype=torch.float64)
     everything = torch.arange(len(emulator))
-    kept = told_by_data({"star": emulator}, {"star": everything}, [order], [weight], RV, 3.0)["star"].numpy()
+    kept = told_by_data({"star": emulator}, {"star": everything}, [order], [weight], {"star": (RV, 3.0)})[
+        "star"
+    ].numpy()
     assert kept.size == int(MOST_LINES_PER_PIXEL * PIXELS.size)
     fine = np.arange(8590.0, 8622.0, 0.005)
     seen = (fine > PIXELS[0]) & (fine < PIXELS[-1])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from specutils_blase.inference.objective import AnchoredProblem
-from specutils_blase.inference.priors import GLOBAL_LIMITS, GLOBAL_PRIORS, LINE_LIMITS, LinePriors
+from specutils_blase.inference.priors import LINE_LIMITS, LinePriors
 from specutils_blase.model.emulator import LineEmulator
 from specutils_blase.model.order import ForwardModel
 from specutils_blase.model.parameters import KINDS, FreeParameters
@@ -22,6 +22,15 @@ N = 160
 STAR = LinePriors(ln_area=0.3, ln_sigma=0.15, ln_gamma=0.4, rv_offset=0.1, degrees_of_freedom=4.0)
 SKY = LinePriors(ln_area=0.2, ln_sigma=0.1, ln_gamma=0.2, rv_offset=0.05, degrees_of_freedom=float("inf"))
 GLOBAL = ("rv", "vsini", "limb_darkening", "resolving_power", "continuum")
+
+
+GLOBAL_PRIORS = {
+    "rv": 1e3, "vsini": 1e4, "limb_darkening": 0.1, "resolving_power": 0.1, "continuum": 1e2, "star_law": 1.0,
+    "telluric_law": 1.0,
+}  # fmt: skip
+GLOBAL_LIMITS = {
+    "rv": 5.0, "limb_darkening": 0.2, "resolving_power": 0.1, "continuum": 1e3, "star_law": 0.7, "telluric_law": 0.7,
+}  # fmt: skip
 
 
 def problem(vsini=4.0, masked=(), free=GLOBAL, star=STAR, sky=SKY):

@@ -365,7 +365,7 @@ def test_stages_follow_one_another():
     """Star → rotated → × sky → smeared → binned → continuum."""
     model = build()
     stages = model.stages()
-    torch.testing.assert_close(stages.star, torch.exp(-stages.star_opacity[0]))
+    torch.testing.assert_close(stages.star, torch.exp(-stages.parts["star"].opacity[0]))
     torch.testing.assert_close(stages.rotated, model.rotation(stages.star))
     torch.testing.assert_close(stages.product, stages.rotated * stages.sky)
     torch.testing.assert_close(stages.smeared, model.line_spread(stages.product))

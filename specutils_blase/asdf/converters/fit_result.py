@@ -191,11 +191,10 @@ def _load_outcome(node, model, more_parameters=(), more_ledger=()):
 
 
 def _load_curvature(node, model):
-    from ...model.echelle import orders_of
     from ...posterior.laplace import Curvature
     from ..records import tensor
 
-    orders, components = orders_of(model), model.components
+    orders, components = model.orders, model.components
     by_component = [key for key in ("prior_precision", "mean_pull") if key in node]
     if len(node["weight"]) != len(orders) or any(node[key].keys() != components.keys() for key in by_component):
         raise ValueError(f"expected the curvature of {len(orders)} orders and of {', '.join(components)}, got another")

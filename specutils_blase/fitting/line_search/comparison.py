@@ -1,4 +1,4 @@
-"""What a line more is worth to a problem: problems with more lines, compared near the features that the lines are of.
+"""What a line more is worth to a objective: problems with more lines, compared near the features that the lines are of.
 
 Does not live here: finding the features (`missing_lines`), which of them become lines (`line_discovery`).
 """
@@ -14,7 +14,7 @@ from scipy.special import stdtr
 from torch import Tensor
 
 from ...inference.minimize import minimize
-from ...inference.objective import AnchoredProblem
+from ...inference.objective import Objective
 from ...inference.priors import LinePriors, penalty, square_of_penalty
 from ...missing_lines.matched_filter import DECISIVE, LINE, Feature, Grown, with_lines
 from ...physics.grids import SPEED_OF_LIGHT
@@ -33,35 +33,35 @@ NEAR = 2.0
 more than one away, and what it leaves behind there counts, too."""
 
 
-def enlarged(problem: AnchoredProblem, features: list[Feature]) -> tuple[AnchoredProblem, Grown]:
-    """The problem with more lines: the old ones anchored where they were, the new ones under `NEW_LINES`."""
+def enlarged(objective: Objective, features: list[Feature]) -> tuple[Objective, Grown]:
+    """The objective with more lines: the old ones with their priors, the new ones under `NEW_LINES`."""
     more, blur, usual = {}, {}, {}
-    for name in problem.free.model.components:
-        own = [one for one in features if one.component == name]
+    for name in objective.free.model.components:
+        own = [feature for feature in features if feature.component == name]
         if own:
-            columns = (torch.tensor([getattr(one, key) for one in own], dtype=torch.float64) for key in LINE)
+            columns = (torch.tensor([getattr(feature, key) for feature in own], dtype=torch.float64) for key in LINE)
             *line, blur[name] = columns
-            more[name] = (*line, [one.orders for one in own])
+            more[name] = (*line, [feature.orders for feature in own])
             usual[name] = {
-                kind: torch.tensor([one.usual[kind] for one in own], dtype=torch.float64).unbind(1)
+                kind: torch.tensor([feature.usual[kind] for feature in own], dtype=torch.float64).unbind(1)
                 for kind in ("ln_sigma", "ln_gamma")
             }
-    grown = with_lines(problem.free, more)
-    larger = AnchoredProblem(grown.free, problem.flux, problem.weight, problem.line_priors)
+    grown = with_lines(objective.free, more)
+    larger = Objective(grown.free, objective.flux, objective.noise, objective.line_priors)
+    names = ("mean", "precision", "freedom", "lower", "upper")
+    new = {field: getattr(larger.priors, field).clone() for field in names}
     for name in more:
         for position, kind in enumerate(grown.free.kinds[name]):
             own, width = grown.columns[name][:, position], getattr(NEW_LINES, kind)
             if kind in usual[name]:
-                larger.anchor[own], scatter = usual[name][kind]
-                width = scatter.clamp(getattr(problem.line_priors[name], kind), width)
+                new["mean"][own], scatter = usual[name][kind]
+                width = scatter.clamp(getattr(objective.line_priors[name], kind), width)
             if kind == "rv_offset":
                 width = width * blur[name] / 3.0
-                larger.lower[own], larger.upper[own] = larger.anchor[own] - blur[name], larger.anchor[own] + blur[name]
-            larger.precision[own] = torch.as_tensor(width, dtype=torch.float64) ** -2
-            larger.freedom[own] = NEW_LINES.degrees_of_freedom
-    for which in ("anchor", "lower", "upper", "precision", "freedom", "limit"):
-        getattr(larger, which)[grown.old] = getattr(problem, which)
-    return larger, grown
+                new["lower"][own], new["upper"][own] = new["mean"][own] - blur[name], new["mean"][own] + blur[name]
+            new["precision"][own] = torch.as_tensor(width, dtype=torch.float64) ** -2
+            new["freedom"][own] = NEW_LINES.degrees_of_freedom
+    return larger.with_priors(**new).taking(grown.old, objective, slice(None)), grown
 
 
 def places(features: list[Feature], grown: Grown) -> list[int]:
@@ -76,7 +76,7 @@ def as_fitted(features: list[Feature], model, grown: Grown) -> list[Feature]:
     now = []
     for one, at in zip(features, places(features, grown), strict=True):
         emulator = model.components[one.component]
-        factor = float(model.doppler.factor) if one.component == "star" else 1.0
+        factor = float(model.parts[one.component].doppler_factor)
         values = {key: float(getattr(emulator, key)[at]) for key in ("area", "sigma", "gamma")}
         center = float(emulator.shifted_center[at])
         now.append(replace(one, wavelength=center * factor, center=center, **values))
@@ -88,32 +88,32 @@ def observed_width(one: Feature) -> float:
     return max(each.blur for each in (one, one.rival) if each is not None) * one.wavelength / SPEED_OF_LIGHT
 
 
-def nearby(problem: AnchoredProblem, one: Feature) -> Tensor:
+def nearby(objective: Objective, one: Feature) -> Tensor:
     """Parameters of the lines near a feature."""
     near = []
-    for name, emulator in problem.free.model.components.items():
-        factor = float(problem.free.model.doppler.factor.detach()) if name == "star" else 1.0
-        far = emulator.center[problem.free.lines[name]] * factor - one.wavelength
-        near.append(problem.free.columns(name)[far.abs() < NEAR * observed_width(one)].reshape(-1))
+    for name, emulator in objective.free.model.components.items():
+        factor = float(objective.free.model.parts[name].doppler_factor)
+        far = emulator.center[objective.free.lines[name]] * factor - one.wavelength
+        near.append(objective.free.columns(name)[far.abs() < NEAR * observed_width(one)].reshape(-1))
     return torch.cat(near)
 
 
 @torch.no_grad()
-def costs_nearby(problem: AnchoredProblem, features: list[Feature]) -> list[float]:
+def costs_nearby(objective: Objective, features: list[Feature]) -> list[float]:
     """Cost of what is near each feature: its pixels, and the priors of all lines there."""
-    rows, priors = problem.evaluate(problem.read())
-    rows, total = problem.free.split(rows), []
+    rows, priors = objective.evaluate(objective.read())
+    rows, total = objective.free.split(rows), []
     for one in features:
-        cost = float(priors[nearby(problem, one)].sum())
+        cost = float(priors[nearby(objective, one)].sum())
         for k in one.orders:
-            far = problem.free.orders[k].pixels.edges.mean(1) - one.wavelength
+            far = objective.free.orders[k].pixels.edges.mean(1) - one.wavelength
             cost += float(rows[k][far.abs() < NEAR * observed_width(one)].sum())
         total.append(cost)
     return total
 
 
 def whose(
-    problem: AnchoredProblem, features: list[Feature], new: list[Feature], max_iterations: int, report: Callable
+    objective: Objective, features: list[Feature], new: list[Feature], max_iterations: int, report: Callable
 ) -> list[Feature]:
     """New features as lines of the component that explains them better once their widths are free.
 
@@ -122,18 +122,16 @@ def whose(
     """
     if all(one.rival is None for one in new):
         return new
-    start, tried = problem.read(), []
+    start, tried = objective.read(), []
     for chosen in (new, [one.rival or one for one in new]):
-        larger, grown = enlarged(problem, features + chosen)
-        for name in {"rv", "vsini"} & set(larger.free.global_slices):
-            own = larger.free.global_slices[name]
-            larger.lower[own] = larger.upper[own] = larger.read()[own]
+        larger, grown = enlarged(objective, features + chosen)
+        larger = larger.holding(larger.free.velocities)
         limit = min(TRIAL_ITERATIONS, max_iterations)
         minimize(larger, max_iterations=limit, absolute_tolerance=ALONE_TOLERANCE, callback=report)
         tried.append(
             (as_fitted(features + chosen, larger.free.model, grown)[len(features) :], costs_nearby(larger, new))
         )
-        problem.write(start)
+        objective.write(start)
     (best, costs), (other, rivals) = tried
     decided = []
     for one, rival, cost, price in zip(best, other, costs, rivals, strict=True):
@@ -164,15 +162,15 @@ class Trial:
 
 
 def worth(
-    problem: AnchoredProblem,
-    larger: AnchoredProblem,
+    objective: Objective,
+    larger: Objective,
     grown: Grown,
     features: list[Feature],
     which: list[int],
     max_iterations: int,
     report: Callable,
 ) -> dict[int, Trial]:
-    """What some of the features are worth to a problem.
+    """What some of the features are worth to a objective.
 
     The other lines begin once from loose priors, as in a fit from the beginning, so that they find the way to do its
     work, and once with the cheapest of them where it does; the lower cost counts. All features of a trial are
@@ -180,9 +178,9 @@ def worth(
 
     Parameters
     ----------
-    problem : AnchoredProblem
+    objective : Objective
         Of the old lines, written where they are in the solution of `larger`.
-    larger, grown : AnchoredProblem, Grown
+    larger, grown : Objective, Grown
         With all features in it, at its solution.
     features : list of Feature
         As they were when it was made.
@@ -194,7 +192,7 @@ def worth(
     dict of int to Trial
         Of each of `which`.
     """
-    start, trials = problem.read(), {}
+    start, trials = objective.read(), {}
     fitted, solved = as_fitted(features, larger.free.model, grown), larger.read()
     with_it = dict(zip(which, costs_nearby(larger, [fitted[at] for at in which]), strict=True))
     left = list(which)
@@ -204,14 +202,14 @@ def worth(
         gone = [fitted[at] for at in group]
         stay = [at for at in range(len(features)) if at not in group]
         for begin in (_loosely, _taken_over):
-            problem.write(start)
-            poorer, less = enlarged(problem, [features[at] for at in stay])
+            objective.write(start)
+            poorer, less = enlarged(objective, [features[at] for at in stay])
             vector, own = poorer.read(), _columns(features, grown)
             for at, columns in zip(stay, _columns([features[at] for at in stay], less), strict=True):
                 vector[columns] = solved[own[at]]
             poorer.write(vector)
             shared = slice(poorer.free.n_line_parameter, None)
-            poorer.lower[shared] = poorer.upper[shared] = vector[shared]
+            poorer = poorer.with_priors(poorer.priors.holding(shared, vector[shared]))
             begin(poorer, less, gone, max_iterations, report)
             limit = min(TRIAL_ITERATIONS, max_iterations)
             minimize(poorer, max_iterations=limit, absolute_tolerance=ALONE_TOLERANCE, from_afar=False, callback=report)
@@ -219,7 +217,7 @@ def worth(
             for at, cost in zip(group, costs_nearby(poorer, gone), strict=True):
                 if at not in trials or cost - with_it[at] < trials[at].gain:
                     trials[at] = Trial(cost - with_it[at], old)
-    problem.write(start)
+    objective.write(start)
     return trials
 
 
@@ -229,7 +227,7 @@ def _columns(features: list[Feature], grown: Grown) -> list[Tensor]:
     return [next(queues[one.component]) for one in features]
 
 
-def expected_false(gain: float, feature: Feature, expected: float, problem: AnchoredProblem, known: Tensor) -> float:
+def expected_false(gain: float, feature: Feature, expected: float, objective: Objective, known: Tensor) -> float:
     r"""Number of false lines worth at least as much that a whole fit brings.
 
     Noise brings what Rice's formula says. But an old line that is in truth far out in the tail of its prior looks like
@@ -247,16 +245,16 @@ def expected_false(gain: float, feature: Feature, expected: float, problem: Anch
     feature : Feature
     expected : float
         Number of false lines at the feature's `level`.
-    problem : AnchoredProblem
+    objective : Objective
         Of the old lines.
     known : Tensor, (n_parameter,)
         q of their parameters.
     """
     gain = max(gain, 0.0)
     noise = expected * math.exp(0.5 * (feature.level**2 - gain))
-    lines = slice(problem.free.n_line_parameter)
-    freedom = problem.freedom[lines]
-    seen = gain * problem.precision[lines] / known[lines].clamp(min=1e-300)
+    lines = slice(objective.free.n_line_parameter)
+    freedom = objective.priors.freedom[lines]
+    seen = gain * objective.priors.precision[lines] / known[lines].clamp(min=1e-300)
     far = torch.maximum(square_of_penalty(gain, freedom), seen).sqrt()
     return noise + float(2.0 * stdtr(freedom.numpy(), -far.numpy()).sum())
 
@@ -278,28 +276,24 @@ def _touching(one: Feature, other: Feature) -> bool:
     return abs(one.wavelength - other.wavelength) < NEAR * (observed_width(one) + observed_width(other))
 
 
-def _loosely(poorer: AnchoredProblem, grown: Grown, gone: list[Feature], max_iterations: int, report: Callable) -> None:
-    """Leave a problem where loose priors take its old lines."""
-    poorer.loosen(LOOSE)
-    new = torch.ones_like(poorer.slack, dtype=torch.bool)
-    new[grown.old] = False
-    poorer.slack[new] = 1.0
+def _loosely(poorer: Objective, grown: Grown, gone: list[Feature], max_iterations: int, report: Callable) -> None:
+    """Leave a objective where loose priors take its old lines."""
+    loose = poorer.inflated(LOOSE)
+    inflation = torch.ones_like(loose.priors.inflation)
+    inflation[grown.old] = loose.priors.inflation[grown.old]
     minimize(
-        poorer,
+        loose.with_priors(inflation=inflation),
         max_iterations=min(LOOSE_ITERATIONS, max_iterations),
         absolute_tolerance=LOOSE_TOLERANCE * poorer.n_datum,
         callback=report,
     )
-    poorer.loosen(None)
 
 
-def _taken_over(
-    poorer: AnchoredProblem, grown: Grown, gone: list[Feature], max_iterations: int, report: Callable
-) -> None:
-    """Leave a problem with the line that does so most cheaply in the place of each feature that is gone."""
+def _taken_over(poorer: Objective, grown: Grown, gone: list[Feature], max_iterations: int, report: Callable) -> None:
+    """Leave a objective with the line that does so most cheaply in the place of each feature that is gone."""
     vector = poorer.read()
     for one in gone:
-        cheapest = cheapest_move(one, poorer, poorer.freedom)
+        cheapest = cheapest_move(one, poorer, poorer.priors.freedom)
         if cheapest is not None:
             vector[cheapest.columns] = cheapest.values
     poorer.write(poorer.project(vector))
@@ -323,22 +317,22 @@ class Move:
 
 
 @torch.no_grad()
-def cheapest_move(feature: Feature, problem: AnchoredProblem, freedom: Tensor) -> Move | None:
+def cheapest_move(feature: Feature, objective: Objective, freedom: Tensor) -> Move | None:
     """The least that it costs, with priors of these degrees of freedom, that a line does what the feature would."""
     best = None
-    for name, emulator in problem.free.model.components.items():
-        kinds, chosen = problem.free.kinds[name], problem.free.lines[name]
+    for name, emulator in objective.free.model.components.items():
+        kinds, chosen = objective.free.kinds[name], objective.free.lines[name]
         if not {"ln_area", "rv_offset"} <= set(kinds) or not chosen.numel():
             continue
-        columns = problem.free.columns(name)[:, [kinds.index("ln_area"), kinds.index("rv_offset")]]
-        factor = problem.free.model.doppler.factor if name == "star" else 1.0
+        columns = objective.free.columns(name)[:, [kinds.index("ln_area"), kinds.index("rv_offset")]]
+        factor = objective.free.model.parts[name].doppler_factor
         distance = SPEED_OF_LIGHT * (feature.wavelength / (emulator.shifted_center[chosen] * factor) - 1.0)
         area = emulator.area[chosen].double()
         offset = emulator.rv_offset[chosen].double()
         values = torch.stack(
             [torch.log(area + feature.area), offset + distance * feature.area / (area + feature.area)], dim=1
         )
-        square = problem.precision[columns] * (values - problem.anchor[columns]).square()
+        square = objective.priors.precision[columns] * (values - objective.priors.mean[columns]).square()
         cost = penalty(square, freedom[columns]).sum(1)
         cost = cost.masked_fill((distance.abs() >= feature.blur) | (emulator.sign[chosen] <= 0), math.inf)
         at = int(cost.argmin())

@@ -13,19 +13,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...inference.linear.cholesky import Factor
-from ...inference.minimize import Solution, minimize
-from ...inference.objective import AnchoredProblem
+from ...inference.minimize import minimize
+from ...inference.objective import Objective
+from ...inference.prior_mean import PriorMeans
+from ...inference.solution import Solution
 from ...ledger.table import equivalent_width_with_gradient
 from ...missing_lines.matched_filter import HELD, Feature, Grown, search
 from ...missing_lines.table import Discovery
 from ...model.parameters import KINDS
 from ..residuals.noise import NoiseModel
-from ..shared_changes.star import StarAnchors
 from ..stages import ALONE_TOLERANCE, residuals, solve_near
 from .comparison import (
     as_fitted,
@@ -64,123 +66,160 @@ STILL = 0.7
 """Part of the threshold that the equivalent width over its error must keep in the end, width and place being free."""
 
 
-def discover(
-    problem: AnchoredProblem,
-    solution: Solution,
-    noise: NoiseModel,
-    start_area: dict[str, Tensor],
-    expected: float,
-    max_iterations: int,
-    report: Callable,
-    anchors: StarAnchors | None = None,
-) -> tuple[AnchoredProblem, Solution, NoiseModel, dict[str, Tensor], Discovery, StarAnchors | None]:
-    """Search a solved problem's residuals for lines, add them, solve again.
+class Searched(NamedTuple):
+    """A fit that has looked for missing lines.
 
-    Returns the problem with all lines in it, its solution, the noise, `start_area` with the strengths at which lines
-    were found, what was found, and what the star's lines have in common beside them.
+    Parameters
+    ----------
+    objective, solution : Objective, Solution
+        With all lines in it.
+    noise : NoiseModel
+    start_area : dict
+        Component to ln area of every line at the start, of those found the strengths at which they were found.
+    found : Discovery
+    means : PriorMeans or None
+        Of the star's lines beside those found.
     """
-    again = None if anchors is None else anchors.anew()  # lines that did what missing ones should tell nothing of it
-    before = problem.weight, noise
-    noise = noise.anew()  # jitter may stand for what is missing
-    problem.set_weight(problem.free.merge(noise.weights()))
-    features, doubtful, history = _gather(problem, noise, expected, max_iterations, report)
+
+    objective: Objective
+    solution: Solution
+    noise: NoiseModel
+    start_area: dict[str, Tensor]
+    found: Discovery
+    means: PriorMeans | None
+
+
+def discover(before: Searched, expected: float, max_iterations: int, report: Callable) -> Searched:
+    """Search the residuals of a fit for lines, add them, solve again.
+
+    Parameters
+    ----------
+    before : Searched
+        The fit, without anything found.
+    expected : float
+        Number of false lines that may be expected.
+    max_iterations : int
+    report : callable
+    """
+    objective, means = before.objective, before.means
+    again = None
+    if means is not None:  # lines that did what missing ones should tell nothing of it
+        objective, again = means.forget(objective)
+    noise = before.noise.anew()  # jitter may stand for what is missing
+    objective = objective.with_noise(objective.free.merge(noise.weights()))
+    features, doubtful, history = _gather(objective, noise, expected, max_iterations, report)
     features = features + doubtful
     while features:
-        larger, grown = enlarged(problem, features)
-        final = solve_near(larger, noise, max_iterations, report)
+        larger, grown = enlarged(objective, features)
+        larger, final = solve_near(larger, noise, max_iterations, report)
         history += final.history
-        problem.write(final.vector[grown.old])
-        problem.set_weight(larger.weight)
-        fitted = _needed(problem, larger, grown, final, features, expected, max_iterations, report)
+        objective.write(final.vector[grown.old])
+        objective = objective.with_noise(larger.noise)
+        fitted = _needed(objective, larger, grown, final, features, expected, max_iterations, report)
         if len(fitted) == len(features):
             larger.write(final.vector)
             break
         features = fitted
     if not features:  # nothing, or only what the old lines do as well under their own priors
-        problem.weight, noise = before
         if again is not None:
             again()
-        problem.write(solution.vector)
-        return problem, solution, noise, start_area, Discovery(expected, [], []), anchors
-    if anchors is not None:
-        columns = larger.free.columns("star")
-        anchors = anchors.on(larger, columns[torch.isin(columns[:, 0], grown.old)])
-        final = solve_near(larger, noise, max_iterations, report, anchors)
+        original = before.objective.afresh()
+        original.write(before.solution.vector)
+        return before._replace(objective=original, found=Discovery(expected, [], []))
+    if means is not None:
+        means = _means_of_old_lines(means, larger, grown)
+        larger, final = solve_near(larger, noise, max_iterations, report, means)
         history += final.history
         fitted = as_fitted(fitted, larger.free.model, grown)
     areas = {}
-    for name in start_area:
-        old = larger.anchored_area(name)[grown.kept[name]]
+    for name in before.start_area:
+        old = larger.prior_mean_of_ln_area(name)[grown.kept[name]]
         areas[name] = old.new_empty(len(larger.free.model.components[name]))
         areas[name][grown.kept[name]] = old
-        found = [math.log(one.area) for one in features if one.component == name]
-        areas[name][grown.added[name]] = old.new_tensor(found)
-    history = [*solution.history, *history]
+        ln_area = [math.log(feature.area) for feature in features if feature.component == name]
+        areas[name][grown.added[name]] = old.new_tensor(ln_area)
+    history = [*before.solution.history, *history]
     final = replace(final, history=[entry | {"iteration": k} for k, entry in enumerate(history)])
-    return larger, final, noise, areas, Discovery(expected, fitted, places(features, grown)), anchors
+    return Searched(larger, final, noise, areas, Discovery(expected, fitted, places(features, grown)), means)
 
 
-def _gather(problem: AnchoredProblem, noise: NoiseModel, expected: float, max_iterations: int, report: Callable):
-    """Features that narrow priors leave, in rounds, the strongest first; the problem is left near its solution.
+def _means_of_old_lines(means: PriorMeans, larger: Objective, grown: Grown) -> PriorMeans:
+    """The prior means of an objective to which lines have been added, which do not follow them."""
+    free, moved = larger.free, []
+    for mean in means.means:
+        columns = free.columns(mean.component)
+        moved.append(mean.on(free, columns[torch.isin(columns[:, 0], grown.old)]))
+    old = {}
+    for name, emulator in free.model.components.items():
+        old[name] = torch.zeros(len(emulator), dtype=torch.float64)
+        old[name][grown.kept[name]] = 1.0
+    return PriorMeans(free, moved, old)
 
-    Also those of the last round that an old line may do as well at a low price. It begins where the fit began, lines at
-    their clones and velocities found without what is far off: a deep line that is missing pulls both to itself.
+
+def _gather(objective: Objective, noise: NoiseModel, expected: float, max_iterations: int, report: Callable):
+    """Features that narrow priors leave, in rounds, the strongest first; the model is left near its solution.
+
+    Also those of the last round that an old line may do as well at a low prior penalty. It begins where the fit
+    began, lines at their clones and velocities found without what is far off: a deep line that is missing draws both.
     """
     features, doubtful, history = [], [], []
-    larger, grown = problem, None
-    freedom, lower, upper = problem.freedom, problem.lower, problem.upper
-    problem.freedom = torch.full_like(freedom, torch.inf)
-    reach = WITHIN * problem.precision**-0.5
-    reach[problem.free.n_line_parameter :] = torch.inf
-    problem.lower = torch.maximum(lower, problem.anchor - reach)
-    problem.upper = torch.minimum(upper, problem.anchor + reach)
-    velocities = [problem.free.global_slices[name] for name in ("rv", "vsini") if name in problem.free.global_slices]
+    full = objective
+    objective = _narrow(full)
+    velocities = [objective.free.global_slices[name] for name in objective.free.velocities]
     for own in velocities:
-        problem.lower[own] = problem.upper[own] = problem.anchor[own]
-    problem.write(problem.anchor)
-    try:
-        for _ in range(ROUNDS):
-            rough = minimize(
-                larger,
-                max_iterations=min(ROUGH_ITERATIONS, max_iterations),
-                absolute_tolerance=ALONE_TOLERANCE * len(problem.free.orders),
-                callback=report,
-            )
-            history += rough.history
-            vector = rough.vector
-            at_bound = (vector <= larger.lower) | (vector >= larger.upper)
-            precision = torch.where(at_bound, HELD, larger.prior_precision(vector))
-            seen, threshold = search(larger.free, residuals(larger), noise.weights(), precision, expected)
-            if grown is not None:
-                features = as_fitted(features, larger.free.model, grown)
-                problem.write(vector[grown.old])
-            moves = [cheapest_move(one, problem, freedom) for one in seen]
-            cheap = [move is not None and move.cost <= threshold**2 for move in moves]
-            doubtful = _alone([one for one, is_cheap in zip(seen, cheap, strict=True) if is_cheap])
-            seen = [one for one, is_cheap in zip(seen, cheap, strict=True) if not is_cheap]
-            strongest = max((one.significance for one in seen), default=0.0)
-            if velocities and strongest < STRONG * threshold:
-                for own in velocities:
-                    problem.lower[own], problem.upper[own] = lower[own], upper[own]
-                velocities = []
-                larger, grown = enlarged(problem, features)
-                continue
-            seen = _alone([one for one in seen if one.significance >= STRONGEST_FIRST * strongest])
-            if not seen:
-                doubtful = whose(problem, features, doubtful, max_iterations, report)
-                break
-            features = features + whose(problem, features, seen, max_iterations, report)
-            larger, grown = enlarged(problem, features)
-        else:
-            doubtful = whose(problem, features, doubtful, max_iterations, report)
-    finally:
-        problem.freedom, problem.lower, problem.upper = freedom, lower, upper
+        objective = objective.with_priors(objective.priors.holding(own, objective.priors.mean[own]))
+    objective.write(objective.priors.mean)
+    larger, grown = objective, None
+    for _ in range(ROUNDS):
+        rough = minimize(
+            larger,
+            max_iterations=min(ROUGH_ITERATIONS, max_iterations),
+            absolute_tolerance=ALONE_TOLERANCE * len(objective.free.orders),
+            callback=report,
+        )
+        history += rough.history
+        vector = rough.vector
+        at_bound = (vector <= larger.priors.lower) | (vector >= larger.priors.upper)
+        precision = torch.where(at_bound, HELD, larger.priors.precision_at(vector))
+        seen, threshold = search(larger.free, residuals(larger), noise.weights(), precision, expected)
+        if grown is not None:
+            features = as_fitted(features, larger.free.model, grown)
+            objective.write(vector[grown.old])
+        moves = [cheapest_move(feature, objective, full.priors.freedom) for feature in seen]
+        cheap = [move is not None and move.cost <= threshold**2 for move in moves]
+        doubtful = _alone([feature for feature, is_cheap in zip(seen, cheap, strict=True) if is_cheap])
+        seen = [feature for feature, is_cheap in zip(seen, cheap, strict=True) if not is_cheap]
+        strongest = max((feature.significance for feature in seen), default=0.0)
+        if velocities and strongest < STRONG * threshold:
+            objective, velocities = _narrow(full), []
+            larger, grown = enlarged(objective, features)
+            continue
+        seen = _alone([feature for feature in seen if feature.significance >= STRONGEST_FIRST * strongest])
+        if not seen:
+            doubtful = whose(objective, features, doubtful, max_iterations, report)
+            break
+        features = features + whose(objective, features, seen, max_iterations, report)
+        larger, grown = enlarged(objective, features)
+    else:
+        doubtful = whose(objective, features, doubtful, max_iterations, report)
     return features, doubtful, history
 
 
+def _narrow(objective: Objective) -> Objective:
+    """With Gaussian priors that end at `WITHIN` widths."""
+    priors = objective.priors
+    reach = WITHIN * priors.precision**-0.5
+    reach[objective.free.n_line_parameter :] = torch.inf
+    return objective.with_priors(
+        freedom=torch.full_like(priors.freedom, torch.inf),
+        lower=torch.maximum(priors.lower, priors.mean - reach),
+        upper=torch.minimum(priors.upper, priors.mean + reach),
+    )
+
+
 def _needed(
-    problem: AnchoredProblem,
-    larger: AnchoredProblem,
+    objective: Objective,
+    larger: Objective,
     grown: Grown,
     final: Solution,
     features: list[Feature],
@@ -190,7 +229,7 @@ def _needed(
 ) -> list[Feature]:
     """Those of the features, as fitted, that the old lines cannot do without under their own priors.
 
-    Where some go, the problem is left with the old lines beside them where these do best without.
+    Where some go, the objective is left with the old lines beside them where these do best without.
     """
     fitted = as_fitted(features, larger.free.model, grown)
     factor = final.normal.factor()
@@ -203,17 +242,17 @@ def _needed(
     if not which:
         return fitted
     known = (1.0 / factor.variance() - final.normal.prior_precision)[grown.old]
-    start, trials = problem.read(), worth(problem, larger, grown, features, which, max_iterations, report)
-    false = {at: expected_false(trial.gain, fitted[at], expected, problem, known) for at, trial in trials.items()}
+    start, trials = objective.read(), worth(objective, larger, grown, features, which, max_iterations, report)
+    false = {at: expected_false(trial.gain, fitted[at], expected, objective, known) for at, trial in trials.items()}
     spared = [at for at in sorted(which, key=lambda at: trials[at].gain) if false[at] > expected]
     gone = without_touching(fitted, spared)  # the rest may have been spared for these: it is tried again
     for at in which:
         if at in gone:
-            there = nearby(problem, fitted[at])
+            there = nearby(objective, fitted[at])
             start[there] = trials[at].without[there]
         elif at not in spared:
             fitted[at] = replace(fitted[at], tried=True, expected=max(false[at], fitted[at].expected))
-    problem.write(start)
+    objective.write(start)
     return [one for at, one in enumerate(fitted) if at not in gone]
 
 
@@ -226,7 +265,7 @@ def _alone(features: list[Feature]) -> list[Feature]:
     return kept
 
 
-def _significance(larger: AnchoredProblem, grown: Grown, factor: Factor, features: list[Feature]) -> list[float]:
+def _significance(larger: Objective, grown: Grown, factor: Factor, features: list[Feature]) -> list[float]:
     """Equivalent width of each new line over its error."""
     strengths = {}
     for name, columns in grown.columns.items():

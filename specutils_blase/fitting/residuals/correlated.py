@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ...inference.linear.cholesky import Factor
 from ...inference.linear.normal_equations import NormalEquations
-from ...inference.objective import AnchoredProblem
+from ...inference.objective import Objective
 
 BY_CHANCE = 2.0
 """Standard deviations of an autocorrelation of white noise, below which a lag does not count."""
@@ -54,15 +54,15 @@ def autocorrelation(residual: Tensor, counts: Tensor) -> Tensor:
 
 @torch.no_grad()
 def correlation_factor(
-    problem: AnchoredProblem, normal: NormalEquations, factor: Factor, column: int, incomplete: Sequence[bool]
+    objective: Objective, normal: NormalEquations, factor: Factor, column: int, incomplete: Sequence[bool]
 ) -> float:
     """Factor on the error of one parameter, 1 where residuals are as white as its error takes them to be.
 
     Parameters
     ----------
-    problem : AnchoredProblem
+    objective : Objective
     normal : NormalEquations
-        Of the problem at its solution.
+        Of the objective at its solution.
     factor : Factor
         Of these equations.
     column : int
@@ -76,11 +76,11 @@ def correlation_factor(
     unit[column] = 1.0
     covariance = factor.solve(unit)
     variance = float(covariance[column])
-    split = problem.free.split
+    split = objective.free.split
     influences, residuals = split(normal.push_forward(covariance)), split(normal.residual)
     added = 0.0
     for influence, residual, weight, lacks in zip(
-        influences, residuals, split(problem.weight), incomplete, strict=True
+        influences, residuals, split(objective.weight), incomplete, strict=True
     ):
         rho = autocorrelation(residual, weight > 0.0).tolist() if lacks else []
         for lag, one in enumerate(rho, start=1):

@@ -43,7 +43,7 @@ class NoiseModel:
         self, sigma: Sequence[Tensor], good: Sequence[Tensor], known: Sequence[bool], *, jitter: bool, robust: bool
     ):
         self.sigma, self.good, self.known = list(sigma), list(good), list(known)
-        self.may_add_jitter, self.may_doubt = jitter, robust
+        self.may_add_jitter, self.may_down_weight = jitter, robust
         self.factor = [1.0] * len(self.sigma)
         self.jitter = [0.0] * len(self.sigma)
         self.huber = [torch.ones_like(each) for each in self.sigma]
@@ -53,11 +53,11 @@ class NoiseModel:
     @property
     def adapts(self) -> bool:
         """Whether residuals can change anything."""
-        return self.may_add_jitter or self.may_doubt or not all(self.known)
+        return self.may_add_jitter or self.may_down_weight or not all(self.known)
 
     def anew(self) -> NoiseModel:
         """The same noise with neither jitter nor doubt: for a model that lacks less than the one they came from."""
-        fresh = NoiseModel(self.sigma, self.good, self.known, jitter=self.may_add_jitter, robust=self.may_doubt)
+        fresh = NoiseModel(self.sigma, self.good, self.known, jitter=self.may_add_jitter, robust=self.may_down_weight)
         fresh.factor, fresh.rejected = list(self.factor), list(self.rejected)
         return fresh
 
@@ -114,13 +114,13 @@ class NoiseModel:
             self.factor[k] = math.sqrt(max(float((square / variance).sum()) / freedom, 1e-12))
         else:
             incomplete = float((square / variance).sum()) > INCOMPLETE * freedom or self.jitter[k] > 0.0
-            if incomplete and self.may_doubt:
+            if incomplete and self.may_down_weight:
                 limit = OUTLIER * self.variance(k).sqrt()
                 self.huber[k] = (limit / residual.abs().clamp(min=1e-300)).clamp(max=1.0)
             if incomplete and self.may_add_jitter:
                 self.jitter[k] = _jitter(square * self.huber[k][good], variance, freedom)
         change = float((self.variance(k)[good] / before).log().abs().median())
-        if self.may_doubt and not self.may_add_jitter:
+        if self.may_down_weight and not self.may_add_jitter:
             # Without jitter the variance stays: the noise has settled once χ² no longer follows the weights.
             now, was = (float((weight * square / before).sum()) for weight in (self.huber[k][good], trusted))
             change = max(change, abs(now - was) / max(now, 1e-300))
@@ -131,9 +131,8 @@ class _Part(NoiseModel):
     """One order of a `NoiseModel`, by reference."""
 
     def __init__(self, whole: NoiseModel, k: int):
-        super().__init__(
-            [whole.sigma[k]], [whole.good[k]], [whole.known[k]], jitter=whole.may_add_jitter, robust=whole.may_doubt
-        )
+        options = {"jitter": whole.may_add_jitter, "robust": whole.may_down_weight}
+        super().__init__([whole.sigma[k]], [whole.good[k]], [whole.known[k]], **options)
         self.whole, self.k = whole, k
 
     def update(self, residuals: Sequence[Tensor], used: Sequence[float]) -> bool:

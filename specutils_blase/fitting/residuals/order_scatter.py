@@ -23,11 +23,9 @@ from scipy.stats import chi2 as chi2_distribution
 from torch import Tensor
 
 from ...inference.linear.normal_equations import NormalEquations
-from ...inference.objective import AnchoredProblem
-from ..stages import alone_problem, line_owners
+from ...inference.objective import Objective
+from ..stages import alone, line_owners
 from .correlated import correlation_factor
-
-VELOCITIES = ("rv", "vsini")
 
 BY_CHANCE = 0.05
 """Probability of a scatter as large by chance, below which errors are multiplied."""
@@ -60,34 +58,35 @@ class OrderScatter:
 
 
 @torch.no_grad()
-def order_scatter(problem: AnchoredProblem, incomplete: Sequence[bool]) -> dict[str, OrderScatter]:
-    """Values of every order alone, of the free ones among `VELOCITIES`.
+def order_scatter(objective: Objective, incomplete: Sequence[bool]) -> dict[str, OrderScatter]:
+    """Values of every order alone, of the free velocities.
 
     Parameters
     ----------
-    problem : AnchoredProblem
+    objective : Objective
         Of several orders, at its solution.
     incomplete : sequence of bool
         Orders whose model lacks something: neighbouring residuals there are alike, and their errors say so.
     """
-    names = [name for name in VELOCITIES if name in problem.free.global_slices]
+    names = list(objective.free.velocities)
     if not names:
         return {}
     found, within = {name: ([], []) for name in names}, {name: [] for name in names}
-    owners = line_owners(problem.free.model)
-    for k in range(len(problem.free.orders)):
-        alone, _ = alone_problem(problem, k, owners, shared=names)
-        vector = alone.read()
-        normal = alone.linearize(vector, precise=True)
+    owners = line_owners(objective.free.model)
+    for k in range(len(objective.free.orders)):
+        one_order, _ = alone(objective, k, owners, shared=names)
+        vector = one_order.read()
+        normal = one_order.linearize(vector, precise=True)
         factor = normal.factor()
         covariance = factor.border_covariance()
         border = {int(column): position for position, column in enumerate(normal.border)}
-        columns = {name: alone.free.global_slices[name].start for name in names}
+        columns = {name: one_order.free.global_slices[name].start for name in names}
         step = _step(normal, list(columns.values()))
         correlated = {
-            name: correlation_factor(alone, normal, factor, column, [incomplete[k]]) for name, column in columns.items()
+            name: correlation_factor(one_order, normal, factor, column, [incomplete[k]])
+            for name, column in columns.items()
         }
-        parts = part_scatter(alone, correlated, incomplete[k])
+        parts = part_scatter(one_order, correlated, incomplete[k])
         for name, column in columns.items():
             error = correlated[name] * math.sqrt(max(float(covariance[border[column], border[column]]), 0.0))
             within[name].append((parts[name], error))
@@ -111,12 +110,12 @@ def _together(found: list[tuple[float, float]]) -> float:
 
 
 @torch.no_grad()
-def part_scatter(problem: AnchoredProblem, correlated: dict[str, float], incomplete: bool) -> dict[str, float]:
+def part_scatter(objective: Objective, correlated: dict[str, float], incomplete: bool) -> dict[str, float]:
     """Factors on the errors of velocities, beyond `correlated`, for which the parts of an order scatter.
 
     Parameters
     ----------
-    problem : AnchoredProblem
+    objective : Objective
         Of one order, at its solution.
     correlated : dict
         Name of each free velocity to the factor by which residuals that are alike multiply its error already. They
@@ -126,12 +125,12 @@ def part_scatter(problem: AnchoredProblem, correlated: dict[str, float], incompl
     """
     if not incomplete:
         return dict.fromkeys(correlated, 1.0)
-    vector, counts = problem.read(), problem.weight > 0.0
+    vector, counts = objective.read(), objective.weight > 0.0
     part = (counts.cumsum(0) - 1).clamp(min=0) * N_PART // max(int(counts.sum()), 1)
-    columns = [problem.free.global_slices[name].start for name in correlated]
+    columns = [objective.free.global_slices[name].start for name in correlated]
     units = torch.eye(len(vector), dtype=vector.dtype, device=vector.device)[columns]
     values, errors = [], []
-    for normal in problem.linearize_parts(vector, [part == k for k in range(N_PART)]):
+    for normal in objective.linearize_parts(vector, [part == k for k in range(N_PART)]):
         factor = normal.factor()
         values.append((vector + _step(normal, columns))[columns].tolist())
         errors.append([math.sqrt(max(float(unit @ factor.solve(unit)), 0.0)) for unit in units])

@@ -1,26 +1,28 @@
 """The model of an observation at a start, with the noise and the orders that it stands for.
 
-Does not live here: which start (`velocity`, `hypotheses`), what is free (`fitting`).
+Does not live here: which start (`fitting.start.cross_correlation`, `fitting.start.hypotheses`), what is free
+(`fitting.pipeline`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from ...model.component import Component
 from ...model.echelle import EchelleModel
 from ...model.emulator import LineEmulator
 from ...model.order import ForwardModel
 from ...physics.grids import SPEED_OF_LIGHT
-from ..inputs import lines_reaching, reached
-from ..observation import ObservedOrder
+from ..inputs import Template, lines_reaching, reached
+from ..observation import Observation, ObservedOrder
+from ..options import FitOptions
 from ..residuals.noise import NoiseModel
 from ..residuals.rejection import impossible
 from .cross_correlation import Solution
-from .velocities import scatter
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class FirstModel:
     ----------
     model : ForwardModel or EchelleModel
     orders : list of ObservedOrder
-        Without the pixels that the star's template does not reach there.
+        Without the pixels that the target's template does not reach there.
     present : dict
         Component to the lines of it that any order can see; those of the model.
     noise : NoiseModel
@@ -39,6 +41,8 @@ class FirstModel:
         Of each order, in units of its median.
     fixed : dict
         Component to which of its present lines are fixed, (n_line,) boolean.
+    rv : float
+        The start's, km/s.
     """
 
     model: ForwardModel | EchelleModel
@@ -47,51 +51,65 @@ class FirstModel:
     noise: NoiseModel
     fluxes: list[Tensor]
     fixed: dict[str, Tensor]
+    rv: float
+
+
+def target_of(templates: Sequence[Template]) -> Template | None:
+    """The template of what is observed: the first of lines that shine and move; its velocities are looked for."""
+    moving = (template for template in templates if template.moves and template.component.shines)
+    return next((template for template in moving if template.emulator is not None), None)
+
+
+def atmosphere_of(templates: Sequence[Template]) -> Template | None:
+    """The first template of lines that absorb and do not move."""
+    still = (template for template in templates if not template.moves and not template.component.shines)
+    return next((template for template in still if template.emulator is not None), None)
 
 
 def first_model(
-    orders: list[ObservedOrder],
-    components: dict[str, LineEmulator],
-    start: Solution,
-    *,
-    fixed: dict[str, Tensor] | None = None,
-    many: bool,
-    jitter: bool,
-    robust: bool,
-    **options,
+    observation: Observation, templates: Sequence[Template], options: FitOptions, start: Solution
 ) -> FirstModel:
-    """Build the model at a start.
+    """Build the model at a start, of copies of the templates' lines.
 
     Parameters
     ----------
-    orders : list of ObservedOrder
-    components : dict
-        "star", "telluric" to their lines, which are copied.
+    observation : Observation
+    templates : sequence of Template
+    options : FitOptions
     start : Solution
-    fixed : dict, optional
-        Of each component, which of its lines are fixed, in the order of their shifted centres; none when not given.
-    many : bool
-        Whether the orders came as a list.
-    jitter, robust : bool
-        See `NoiseModel`.
-    **options
-        Of `ForwardModel.for_order`.
     """
-    if "star" in components:
-        star, kept = components["star"], []
+    target, orders = target_of(templates), list(observation.orders)
+    if target is not None:
+        kept = []
         for order in orders:
-            margin = SPEED_OF_LIGHT / order.resolving_power
-            mask = reached(star, order.data.wavelength, start.rv, margin)
+            mask = reached(target.emulator, order.data.wavelength, start.rv, SPEED_OF_LIGHT / order.resolving_power)
             kept.append(order if bool(mask[order.data.good].all()) else replace(order, data=order.data.select(mask)))
         orders = kept
-    present, seen, places = _lines_seen(orders, components, start.rv)
-    none = {name: torch.zeros(len(emulator), dtype=torch.bool) for name, emulator in components.items()}
-    fixed = {name: (none if fixed is None else fixed)[name][places[name]] for name in present}
-    for name, emulator in present.items():
-        emulator.fixed = fixed[name] if bool(fixed[name].any()) else None
-    options |= {"rv": start.rv, "vsini": start.vsini}
-    model = _model(orders, present, seen, many, options)
-    return FirstModel(model, orders, present, *_noise(orders, jitter, robust), fixed)
+    components, seen, fixed = [], [{} for _ in orders], {}
+    for template in templates:
+        if template.emulator is None:
+            components.append(template.component.alone(None))
+            continue
+        velocity = start.rv if template is target else template.component.velocity
+        lines, places, own = _lines_seen(orders, template, velocity)
+        for of_order, index in zip(seen, own, strict=True):
+            of_order[template.name] = index
+        fixed[template.name] = held = template.held[places]
+        lines.fixed = held if bool(held.any()) else None
+        component = template.component.alone(lines)
+        if template is target:
+            component = component.at(start.rv, start.vsini, options.limb_darkening)
+        components.append(component)
+    model = _model(orders, components, seen, observation.is_list, options)
+    noise = NoiseModel(
+        [order.sigma for order in orders],
+        [order.data.good for order in orders],
+        [order.data.noise_known for order in orders],
+        jitter=options.jitter,
+        robust=options.robust,
+    )
+    present = {component.name: component.emulator for component in components if component.emulator is not None}
+    return FirstModel(model, orders, present, noise, [order.flux for order in orders], fixed, start.rv)
 
 
 def union(indices: Iterable[Tensor]) -> Tensor:
@@ -100,52 +118,38 @@ def union(indices: Iterable[Tensor]) -> Tensor:
 
 
 def _lines_seen(
-    orders: list[ObservedOrder], components: dict[str, LineEmulator], rv: float
-) -> tuple[dict[str, LineEmulator], list[dict[str, Tensor]], dict[str, Tensor]]:
-    """Copies of the components with the lines that any order can see, which of these each order sees, and their places.
+    orders: list[ObservedOrder], template: Template, rv: float
+) -> tuple[LineEmulator, Tensor, list[Tensor]]:
+    """A copy of a template's lines that any order can see, their places, and which of these each order sees.
 
-    Places are among all lines of a component, in the order of their shifted centres.
+    Places are among all lines of the template, in the order of their shifted centres.
     """
-    present, seen, places = {}, [{} for _ in orders], {}
-    for name, emulator in components.items():
-        velocity = rv if name == "star" else 0.0
-        emulator = emulator.settled()
-        reaching = [lines_reaching(emulator, name, order.span, velocity) for order in orders]
-        every = union(reaching)
-        present[name], places[name] = emulator.subset(every), every
-        for own, lines in zip(seen, reaching, strict=True):
-            own[name] = torch.searchsorted(every, lines)
-    return present, seen, places
+    emulator = template.emulator.settled()
+    reaching = [lines_reaching(emulator, order.span, rv, template.moves) for order in orders]
+    every = union(reaching)
+    return emulator.subset(every), every, [torch.searchsorted(every, lines) for lines in reaching]
 
 
-def _model(orders: list[ObservedOrder], present, seen, many: bool, options: dict) -> ForwardModel | EchelleModel:
-    if not many:
+def _model(
+    orders: list[ObservedOrder], components: list[Component], seen, is_list: bool, options: FitOptions
+) -> ForwardModel | EchelleModel:
+    common = {
+        "components": components,
+        "line_spread": options.line_spread,
+        "continuum_degree": options.continuum,
+        "velocity_step": options.velocity_step,
+    }
+    if not is_list:
         (order,) = orders
         data, power = order.data, order.resolving_power
-        return ForwardModel.for_order(data.wavelength, data.edges, **present, resolving_power=power, **options)
+        return ForwardModel.for_order(data.wavelength, data.edges, resolving_power=power, **common)
     return EchelleModel.for_orders(
         [order.data.wavelength for order in orders],
         [order.data.edges for order in orders],
-        **present,
         lines=seen,
         resolving_power=[order.resolving_power for order in orders],
-        **options,
+        **common,
     )
-
-
-def _noise(orders: list[ObservedOrder], jitter: bool, robust: bool) -> tuple[NoiseModel, list[Tensor]]:
-    """Noise and flux of each order, in units of its median flux."""
-    fluxes, sigma = zip(*map(_scaled, orders), strict=True)
-    known = [order.data.noise_known for order in orders]
-    good = [order.data.good for order in orders]
-    return NoiseModel(sigma, good, known, jitter=jitter, robust=robust), list(fluxes)
-
-
-def _scaled(order: ObservedOrder) -> tuple[Tensor, Tensor]:
-    """Flux of an order and its noise, in units of the median flux."""
-    flux = order.data.flux.double() / order.scale
-    known = order.data.noise_known
-    return flux, order.data.sigma.double() / order.scale if known else scatter(flux, order.data.good)
 
 
 def without_impossible(order: ObservedOrder, emission: bool) -> ObservedOrder:
@@ -157,6 +161,6 @@ def without_impossible(order: ObservedOrder, emission: bool) -> ObservedOrder:
     emission : bool
         Whether the model has emission lines.
     """
-    codes = impossible(*_scaled(order), order.data.good, emission=emission)
+    codes = impossible(order.flux, order.sigma, order.data.good, emission=emission)
     data = replace(order.data, good=order.data.good & (codes == 0))
     return replace(order, data=data, rejected=codes)

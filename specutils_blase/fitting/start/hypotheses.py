@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ...model.echelle import EchelleModel, orders_of
+from ...model.echelle import EchelleModel
 from ...model.order import ForwardModel
 from ..residuals.correlated import autocorrelation
 from ..stages import reject_pixels
@@ -75,17 +75,16 @@ class Attempt:
     @property
     def velocities(self) -> tuple[float, float]:
         """rv and v sin i, km/s."""
-        model = self.begun.model
-        if model.doppler is None:
-            return self.start.rv, self.start.vsini
-        return model.doppler.rv.item(), model.rotation.vsini.item()
+        star = self.begun.model.target
+        return (self.start.rv, self.start.vsini) if star is None else (star.velocity, star.vsini)
 
     @property
     def is_cramped(self) -> bool:
         """Whether rotation has come near to the largest that the model has room for, and could go on."""
-        rotation = self.begun.model.rotation
-        if rotation is None:
+        star = self.begun.model.target
+        if star is None:
             return False
+        rotation = star.rotation
         return rotation.max_vsini < FASTEST_ROTATION and rotation.vsini.item() > ROOM * rotation.max_vsini
 
     @property
@@ -126,15 +125,16 @@ def _once(
     begun = build(start)
     model, fluxes, weights = begun.model, begun.fluxes, begun.noise.weights()
     ln_strength = None
-    if scaling["star"] and model.star is not None:
+    if scaling["star"] and model.target is not None:
         ln_strength = math.log(start.strength)
         scale_star(model, ln_strength)
-    for item in zip(orders_of(model), fluxes, weights, strict=True):
+    for item in zip(model.orders, fluxes, weights, strict=True):
         start_continuum(*item)
-    telluric = scale_telluric(model, fluxes, weights) if scaling["tellurics"] and model.telluric is not None else None
+    is_scaled = scaling["tellurics"] and model.atmosphere is not None
+    telluric = scale_telluric(model, fluxes, weights) if is_scaled else None
     weights = _beside_sky(model, weights)
     held = start_velocities(model, free, fluxes, weights, ln_strength)
-    if begun.noise.may_doubt and reject_pixels(orders_of(model), fluxes, begun.noise):
+    if begun.noise.may_down_weight and reject_pixels(model.orders, fluxes, begun.noise):
         ln_strength = None if held.star_scale is None else math.log(held.star_scale.strength)
         weights = _beside_sky(model, begun.noise.weights())
         held = start_velocities(model, free, fluxes, weights, ln_strength)
@@ -147,11 +147,11 @@ def _beside_sky(model: ForwardModel | EchelleModel, weights: list[Tensor]) -> li
     Else the few deep ones that are outweigh a star whose lines rotation has made shallow. Without a star there is
     nothing to choose.
     """
-    if model.telluric is None or model.star is None:
+    if model.atmosphere is None or model.target is None:
         return weights
     found = []
-    for order, weight in zip(orders_of(model), weights, strict=True):
-        doubt = order.continuum(SKY_DOUBT * (1.0 - order.observed("telluric")))
+    for order, weight in zip(model.orders, weights, strict=True):
+        doubt = order.continuum(SKY_DOUBT * (1.0 - order.observed(order.atmosphere.name)))
         found.append(weight / (1.0 + weight * doubt.square()))
     return found
 
@@ -210,7 +210,7 @@ def likeliest(
     tried = []
     for start in contenders(search, vsini_given):
         attempt = first_fit(build, start, free, scaling)
-        if attempt.begun.model.star is None:
+        if attempt.begun.model.target is None:
             return attempt, None
         tried.append(attempt)
         logger.info("start at rv %.1f km/s, v sin i %.1f km/s: χ² %.1f", *attempt.velocities, attempt.held.chi2)
@@ -261,7 +261,7 @@ def _gains(tried: list[Attempt], search: VelocitySearch) -> tuple[list[float], f
     """
     gains, without, n_datum = [0.0] * len(tried), 0.0, 0
     for k, sky in enumerate(search.skies):
-        orders = [orders_of(attempt.begun.model)[k] for attempt in tried]
+        orders = [attempt.begun.model.orders[k] for attempt in tried]
         fluxes = [attempt.begun.fluxes[k] for attempt in tried]
         reach = torch.stack([attempt.begun.orders[k].data.good for attempt in tried])
         weight = torch.stack([attempt.weights[k] for attempt in tried])
@@ -283,7 +283,7 @@ def _gains(tried: list[Attempt], search: VelocitySearch) -> tuple[list[float], f
 def _starless(orders: list[ForwardModel], sky: Tensor | None, flux: Tensor, weight: Tensor, limit: float) -> Tensor:
     """χ² of each pixel of an order without any star, the best of several skies; outliers counting at the limit."""
     skies = [torch.ones_like(flux) if sky is None else sky]
-    skies += [order.observed("telluric") for order in orders if order.telluric is not None]
+    skies += [order.observed(order.atmosphere.name) for order in orders if order.atmosphere is not None]
     first, found = orders[0], []
     kept = first.continuum.coefficients.clone()
     for each in skies:
@@ -301,7 +301,7 @@ def _detection(attempt: Attempt, gain: float) -> float:
 def _alike(attempt: Attempt) -> float:
     """Pixels that err together: by how much less a gain in χ² tells than if each erred for itself."""
     total = n_datum = 0.0
-    orders = orders_of(attempt.begun.model)
+    orders = attempt.begun.model.orders
     for order, flux, weight in zip(orders, attempt.begun.fluxes, attempt.weights, strict=True):
         counts = weight > 0.0
         rho = autocorrelation((flux - order()) * weight.sqrt(), counts)

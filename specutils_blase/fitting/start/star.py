@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...model.component import product
 from ...model.order import ForwardModel, Stages
 
 STRENGTH_PRIOR = 1.0
@@ -43,8 +44,8 @@ class StarScale:
 
 @torch.no_grad()
 def scale_star(model, ln_strength: float) -> None:
-    """Multiply the areas of a model's star by exp(`ln_strength`), but those of lines that are fixed."""
-    model.star.change_together(ln_area=ln_strength)
+    """Multiply the areas of a model's target by exp(`ln_strength`), but those of lines that are fixed."""
+    model.target.emulator.change_together(ln_area=ln_strength)
 
 
 def limited(ln_strength: float, change: float) -> float:
@@ -55,10 +56,11 @@ def limited(ln_strength: float, change: float) -> float:
 
 def strength_tangent(order: ForwardModel, stages: Stages) -> Tensor:
     """Derivative of an order's flux to ln(strength), (n_pixel,)."""
-    wavelength = order.sampling.wavelength / order.doppler_factor("star")
-    slope = order.star.flux(stages.star_opacity, wavelength)[1]
-    change = (slope * stages.star_opacity).sum(0)
-    if order.rotation is not None:
-        change = order.rotation(change)
-    binned = order.through_instrument(change if stages.sky is None else change * stages.sky)
+    star = order.target
+    spectra, beside = stages.parts[star.name], product(order.parts, stages.parts, but=star.name)
+    slope = star.emulator.flux(spectra.opacity, order.sampling.wavelength / star.doppler_factor)[1]
+    change = (slope * spectra.opacity).sum(0)
+    if star.rotation is not None:
+        change = star.rotation(change)
+    binned = order.through_instrument(change if beside is None else change * beside)
     return binned if order.continuum is None else order.continuum(binned)

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from ...inference.bounds import largest_factor
-from ...model.echelle import EchelleModel, orders_of
+from ...model.component import product
+from ...model.echelle import EchelleModel
 from ...model.order import ForwardModel
 from ...physics.grids import SPEED_OF_LIGHT
 from ...physics.kernels import convolve
@@ -93,11 +94,11 @@ def scale_telluric(model: ForwardModel | EchelleModel, fluxes: list[Tensor], wei
     fluxes, weights : list of Tensor
         Data and inverse variances of each order.
     """
-    orders = orders_of(model)
-    emulator = model.telluric
+    orders = model.orders
+    emulator = model.atmosphere.emulator
     names, member = _species(emulator)
     depths = [_optical_depths(order, member, len(names)) for order in orders]
-    stars = [order.stages().rotated for order in orders]
+    stars = [_beside(order) for order in orders]
     best, cost, normal, precision = _fitted(names, orders, stars, depths, fluxes, weights)
     emulator.change_together(ln_area=best[member], shift=best[-1])
     result = TelluricScale.of(names, best, _errors(normal, precision, cost, weights))
@@ -128,8 +129,8 @@ def scaled_transmissions(
     -------
     list of Tensor, (n_pixel,)
     """
-    orders = orders_of(model)
-    names, member = _species(model.telluric)
+    orders = model.orders
+    names, member = _species(model.atmosphere.emulator)
     depths = [_optical_depths(order, member, len(names)) for order in orders]
     stars = [None] * len(orders)
     state = depths[0].new_zeros(len(names) + 1)
@@ -141,6 +142,11 @@ def scaled_transmissions(
         order.through_instrument((-_scaled(order, depth, state)[0].sum(0)).exp())
         for order, depth in zip(orders, depths, strict=True)
     ]
+
+
+def _beside(order: ForwardModel) -> Tensor | None:
+    """All but the tellurics, on the nodes of an order; None for 1."""
+    return product(order.parts, order.stages().parts, but=order.atmosphere.name)
 
 
 def _species(emulator) -> tuple[list[str], Tensor]:
@@ -187,7 +193,7 @@ def _errors(normal: Tensor, precision: Tensor, cost: float, weights: list[Tensor
 
 def _optical_depths(order: ForwardModel, member: Tensor, n_species: int) -> Tensor:
     """-ln transmission of each species' lines on the nodes of an order, (n_species, n_node)."""
-    view = order.telluric
+    view = order.atmosphere.emulator
     here = member[view.index] if hasattr(view, "index") else member
     depths = []
     for number in range(n_species):

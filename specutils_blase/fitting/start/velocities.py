@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from ...inference.linear.jacobian import linearize
-from ...model.echelle import EchelleModel, orders_of
+from ...model.echelle import EchelleModel
+from ...model.global_parameter import SQUARED, Owned
 from ...model.instrument import Continuum
 from ...model.order import ForwardModel
 from ...model.parameters import FreeParameters
 from ...physics.parallel import each
-from ...physics.scatter import difference_scatter
 from .star import STRENGTH_PRIOR, StarScale, limited, scale_star, strength_tangent
 
 LOOSE_ITERATIONS = 30
@@ -39,14 +39,8 @@ CLIP = 5.0
 MOST_LIGHT, BRIGHT = 10.0, 0.99
 """Largest continuum to start from, in units of this quantile of the flux."""
 
-VELOCITY_PRIOR = {"rv": 100.0, "vsini": 1e4}
-"""Widths [km/s, (km/s)²] that keep the step finite where the data know nothing of a velocity."""
-
-
-def scatter(flux: Tensor, good: Tensor) -> Tensor:
-    """Noise from differences of every other pixel (DER_SNR, Stoehr et al. 2008), the same for every pixel."""
-    noise = difference_scatter(flux[good], stride=2)
-    return torch.full_like(flux, 0.01 if math.isnan(noise) else max(noise, 1e-4))
+VELOCITY_PRIOR, SQUARE_PRIOR = 100.0, 1e4
+"""Widths [km/s, (km/s)²] that keep the step finite where the data know nothing of a velocity, or of a rotation."""
 
 
 @torch.no_grad()
@@ -123,19 +117,20 @@ def start_velocities(
         By which the star's areas differ from their clone already. If given, this strength moves with the velocities,
         and the areas of all lines of the star with it.
     """
-    moving = tuple(name for name in ("rv", "vsini") if name in free) if model.star is not None else ()
-    scaling = ln_strength is not None and model.star is not None
-    orders = list(zip(orders_of(model), fluxes, weights, strict=True))
+    star = model.target
+    known = {name: owned for name, owned in model.global_parameters().items() if owned.stage is model.orders[0].target}
+    moving = tuple(name for name, owned in known.items() if owned.parameter.told_by_each_order and name in free)
+    scaling = ln_strength is not None and star is not None
+    orders = list(zip(model.orders, fluxes, weights, strict=True))
     names = (*moving, "ln_strength") if scaling else moving
     n_datum = sum(int((weight > 0).sum()) for weight in weights)
     if not names:
         each(lambda item: start_continuum(*item), orders)
         return HeldFit(sum(each(lambda item: _held(*item)[0], orders)), n_datum, None)
-    prior = torch.tensor([VELOCITY_PRIOR[name] ** -2 for name in moving], dtype=torch.float64)
+    prior = torch.tensor([_prior_width(known[name]) ** -2 for name in moving], dtype=torch.float64)
     if scaling:
         prior = torch.cat([prior, prior.new_tensor([STRENGTH_PRIOR**-2])])
-    state = {"rv": model.doppler.rv, "vsini": model.rotation.vsini}
-    state = {name: float(state[name]) for name in moving} | ({"ln_strength": ln_strength} if scaling else {})
+    state = {name: known[name].tensor.item() for name in moving} | ({"ln_strength": ln_strength} if scaling else {})
     damping, best, kept, inflation, in_vain = 1e-3, math.inf, dict(state), 0.0, 0
     normal = pull = torch.zeros(())
     for _ in range(START_ITERATIONS):
@@ -162,11 +157,11 @@ def start_velocities(
         if float(pull @ step) < START_TOLERANCE * best:
             break  # nor can a shorter one gain more: pixels that are clipped or come back make the cost rough
         moved = {
-            name: _moved(model, name, kept[name], change) for name, change in zip(names, step.tolist(), strict=True)
+            name: _moved(known.get(name), kept[name], change) for name, change in zip(names, step.tolist(), strict=True)
         }
-        _place(model, state, moved)
+        _place(model, known, state, moved)
         state = moved
-    _place(model, state, kept)
+    _place(model, known, state, kept)
     each(lambda item: start_continuum(*item), orders)
     if not scaling:
         return HeldFit(best, n_datum, None)
@@ -176,25 +171,30 @@ def start_velocities(
     return HeldFit(best, n_datum, StarScale(strength, strength * error))
 
 
-def _place(model: ForwardModel | EchelleModel, before: dict[str, float], after: dict[str, float]) -> None:
+def _prior_width(owned: Owned) -> float:
+    return SQUARE_PRIOR if owned.parameter.transform is SQUARED else VELOCITY_PRIOR
+
+
+def _place(
+    model: ForwardModel | EchelleModel, known: dict[str, Owned], before: dict[str, float], after: dict[str, float]
+) -> None:
     """Bring a model from one state of velocities and strength to another."""
-    place = {"rv": model.doppler.rv, "vsini": model.rotation.vsini}
     for name, value in after.items():
-        if name in place:
-            place[name].fill_(value)
+        if name in known:
+            known[name].tensor.fill_(value)
         else:
             scale_star(model, value - before[name])
 
 
-def _moved(model: ForwardModel | EchelleModel, name: str, value: float, change: float) -> float:
-    """A value after a step of limited length; rotation steps are in its square, see `parameters.GLOBALS`."""
-    if name == "ln_strength":
+def _moved(owned: Owned | None, value: float, change: float) -> float:
+    """A value after a step of limited length; rotation steps are in its square, the strength has no stage."""
+    if owned is None:
         return limited(value, change)
-    if name == "rv":
+    if owned.parameter.transform is not SQUARED:
         return value + min(max(change, -10.0), 10.0)
-    rotation = model.rotation
+    low, high = (math.sqrt(bound) for bound in owned.bounds)
     square = value**2 + min(max(change, -0.75 * value**2), 3.0 * value**2 + 10.0)
-    return min(max(math.sqrt(max(square, 0.0)), rotation.floor), max(FASTEST_ROTATION, value), rotation.max_vsini)
+    return min(max(math.sqrt(max(square, 0.0)), low), max(FASTEST_ROTATION, value), high)
 
 
 def _velocity_sums(
@@ -227,7 +227,9 @@ def _velocity_sums(
 @torch.no_grad()
 def velocity_information(model: ForwardModel, flux: Tensor, weight: Tensor) -> Tensor:
     """Information that an order has of rv and v sin i² with all lines held and its continuum free, (2, 2)."""
-    return _velocity_sums(("rv", "vsini"), False, (model, flux, weight))[1]
+    known = model.global_parameters().items()
+    names = tuple(n for n, o in known if o.stage is model.target and o.parameter.told_by_each_order)
+    return _velocity_sums(names, False, (model, flux, weight))[1]
 
 
 def _held(

@@ -16,6 +16,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ...model.component import product
 from ...model.order import ForwardModel, Stages
 from ...model.parameters import KINDS, FreeParameters, OrderParameters
 from ...physics.compiled import as_array, kernels
@@ -52,6 +53,21 @@ class Jacobian:
     dense: Tensor
     dense_columns: Tensor
     structure: Structure | None
+
+    def all_dense(self, n_parameter: int) -> Jacobian:
+        """The same without blocks: all columns dense, for noise that ties pixels to each other."""
+        n_row = self.flux.numel()
+        dense = self.dense.new_zeros(n_row + 1, n_parameter)
+        dense[:-1, self.dense_columns] = self.dense
+        for block in self.blocks:
+            pixel = block.start.unsqueeze(1) + torch.arange(block.values.shape[-1], device=dense.device)
+            n_pixel = n_row if block.rows is None else block.rows.numel()
+            inside = (pixel >= 0) & (pixel < n_pixel)
+            row = pixel.clamp(0, n_pixel - 1)
+            row = torch.where(inside, row if block.rows is None else block.rows[row], n_row)
+            dense[row.unsqueeze(1), block.columns.unsqueeze(2)] += block.values
+        columns = torch.arange(n_parameter, device=dense.device)
+        return Jacobian(self.flux, [], dense[:-1], columns, None)
 
 
 @torch.no_grad()
@@ -94,17 +110,20 @@ def linearize(
 
 @torch.no_grad()
 def line_spread_tangents(model: ForwardModel) -> tuple[Tensor, ...]:
-    """Derivative of the flux of one order to ln R at its middle, and what of it comes by the star's lines, (n_pixel,).
+    """Derivative of the flux of one order to ln R at its middle, and what of it comes by lines that rotate, (n_pixel,).
 
-    The latter, for a model of star and sky, is what the star alone changes by, dimmed by the sky as the instrument sees
-    it: exact where the sky is smooth.
+    The latter, for a model that has others as well, is what those that rotate change by alone, dimmed by the others as
+    the instrument sees them: exact where the others are smooth.
     """
     stages = model.stages()
-    context, taps = _Context(model, stages), model.line_spread.tap_derivatives()[0]
-    whole = context._from_smeared(convolve(stages.product, taps))
-    if model.star is None or model.telluric is None:
+    spectra, taps = Propagation(model, stages), model.line_spread.tap_derivatives()[0]
+    whole = spectra.from_smeared(convolve(stages.product, taps))
+    rotating = {name: part for name, part in model.parts.items() if part.rotation is not None}
+    others = {name: part for name, part in model.parts.items() if part.rotation is None}
+    if not rotating or not others:
         return (whole,)
-    return whole, context._from_smeared(convolve(stages.rotated, taps)) * model.observed("telluric")
+    beside = model.through_instrument(product(others, stages.parts))
+    return whole, spectra.from_smeared(convolve(product(rotating, stages.parts), taps)) * beside
 
 
 @dataclass(frozen=True)
@@ -122,22 +141,24 @@ def _linearize_order(
 ) -> _Part:
     model = free.model
     stages = model.stages() if stages is None else stages
-    context = _Context(model, stages)
+    context = Propagation(model, stages)
     values = [context.local_values(batch, free.kinds[batch.component], layout.halo) for batch in layout.batches]
     dense, columns = [stages.flux.new_zeros(0, stages.flux.numel())], [place[:0]]
     for name, lines, own in layout.everywhere:
         first, n_node = torch.zeros_like(lines), len(model.sampling)
         tangents = context.line_tangents(name, lines, free.kinds[name], first, first + n_node, n_node)
-        tangents = context.through_star(tangents) if name == "star" else context.through_sky(tangents)
+        tangents = context.through(name, tangents)
         dense.append(context.to_pixels(tangents).reshape(-1, stages.flux.numel()))
         columns.append(own.reshape(-1))
+    owned = model.global_parameters() if free.global_slices else {}
     for name, chosen in free.global_slices.items():
-        dense.append(context.global_tangents(name))
+        parameter, stage = owned[name]
+        dense.append(stage.flux_tangents(parameter, context))
         columns.append(torch.arange(chosen.start, chosen.stop, device=place.device))
     return _Part(stages.flux, values, torch.cat(dense).T, place[torch.cat(columns)])
 
 
-class _Context:
+class Propagation:
     """One evaluation's intermediate spectra, and how a small change at each stage reaches the pixels."""
 
     def __init__(self, model: ForwardModel, stages: Stages):
@@ -145,16 +166,16 @@ class _Context:
         self.nodes = model.sampling.wavelength
         self.n_node = self.nodes.numel()
         self.slope, self.factor = {}, {}
+        self.rotation, self.beside = {}, {}
+        for name, part in model.parts.items():
+            gain, beside = part.gain(stages.parts[name]), product(model.parts, stages.parts, but=name)
+            self.beside[name] = beside if gain is None else gain if beside is None else gain * beside
+            turning = part.rotation
+            self.rotation[name] = None if turning is None else turning.taps(turning.vsini, turning.limb_darkening)
         for name, emulator in model.components.items():
-            opacity = stages.star_opacity if name == "star" else stages.sky_opacity
             self.factor[name] = model.doppler_factor(name)
-            self.slope[name] = emulator.flux(opacity, self.nodes / self.factor[name])[1]
-        self.rotation = (
-            None if model.rotation is None else model.rotation.taps(model.rotation.vsini, model.rotation.limb_darkening)
-        )
-        self.spread = (
-            None if model.line_spread is None else model.line_spread.taps(model.line_spread.ln_resolving_power)
-        )
+            self.slope[name] = emulator.flux(stages.parts[name].opacity, self.nodes / self.factor[name])[1]
+        self.spread = None if model.line_spread is None else model.line_spread.current_taps()
         self.continuum = None if model.continuum is None else model.continuum.value()
 
     def line_tangents(self, name, lines, kinds, first, count, width, halo=0) -> Tensor:
@@ -216,10 +237,7 @@ class _Context:
             return self._by_response(tangents, batch, begin, halo)
         node = begin.unsqueeze(1) + torch.arange(batch.width + 2 * halo, device=begin.device)
         node = node.clamp(0, self.n_node - 1)
-        if batch.component == "star":
-            tangents = self.through_star(tangents, node)
-        else:
-            tangents = self.through_sky(tangents, node)
+        tangents = self.through(batch.component, tangents, node)
         if self.spread is not None:
             tangents = _convolve_at(tangents, self.spread, node)
         values = tangents if self.model.pixels is None else self._bin_windows(tangents, begin, batch)
@@ -233,9 +251,8 @@ class _Context:
 
     def _by_response(self, tangents: Tensor, batch: LineBatch, begin: Tensor, halo: int) -> Tensor:
         """Changes of a component's flux on windows of nodes, as changes of pixels."""
-        is_star = batch.component == "star"
-        rotation = self.rotation if is_star and self.rotation is not None else torch.ones(1, dtype=torch.float64)
-        other = self.stages.sky if is_star else self.stages.rotated
+        rotation, other = self.rotation[batch.component], self.beside[batch.component]
+        rotation = torch.ones(1, dtype=torch.float64) if rotation is None else rotation
         other = torch.ones(self.n_node, dtype=torch.float64) if other is None else other
         values = torch.zeros(*tangents.shape[:2], batch.n_pixel, dtype=torch.float64)
         before = as_array(tangents), as_array(begin), as_array(batch.count), halo, as_array(rotation), as_array(other)
@@ -272,69 +289,35 @@ class _Context:
         gathered = gathered.reshape(*tangents.shape[:2], batch.n_pixel, n_tap)
         return (gathered * weight.to(gathered.dtype).unsqueeze(1)).sum(-1)
 
-    def through_star(self, tangents: Tensor, node: Tensor | None = None) -> Tensor:
-        """Star's change on the nodes → rotated and multiplied by the sky."""
-        if self.rotation is not None:
-            tangents = (
-                convolve(tangents, self.rotation) if node is None else _convolve_at(tangents, self.rotation, node)
-            )
-        return self._times(tangents, self.stages.sky, node)
+    def through(self, name: str, tangents: Tensor, node: Tensor | None = None) -> Tensor:
+        """Change of a component's lines on the nodes → rotated, and multiplied by all else."""
+        rotation = self.rotation[name]
+        if rotation is not None:
+            tangents = convolve(tangents, rotation) if node is None else _convolve_at(tangents, rotation, node)
+        return self._times(name, tangents, node)
 
-    def through_sky(self, tangents: Tensor, node: Tensor | None = None) -> Tensor:
-        return self._times(tangents, self.stages.rotated, node)
-
-    @staticmethod
-    def _times(tangents: Tensor, other: Tensor | None, node: Tensor | None) -> Tensor:
+    def _times(self, name: str, tangents: Tensor, node: Tensor | None = None) -> Tensor:
+        other = self.beside[name]
         if other is None:
             return tangents
         return tangents * (other if node is None else other[node].unsqueeze(1))
+
+    def from_seen(self, name: str, change: Tensor) -> Tensor:
+        """Change of a component as `ComponentSpectra.seen` has it, on all nodes → change of the flux on all pixels."""
+        other = product(self.model.parts, self.stages.parts, but=name)
+        return self.to_pixels(change if other is None else change * other)
 
     def to_pixels(self, tangents: Tensor) -> Tensor:
         """Change of the product on all nodes → change of the flux on all pixels."""
         if self.spread is not None:
             tangents = convolve(tangents, self.spread)
-        return self._from_smeared(tangents)
+        return self.from_smeared(tangents)
 
-    def _from_smeared(self, tangents: Tensor) -> Tensor:
+    def from_smeared(self, tangents: Tensor) -> Tensor:
+        """Change behind the line spread, on all nodes → change of the flux on all pixels."""
         if self.model.pixels is not None:
             tangents = self.model.pixels(tangents)
         return tangents if self.continuum is None else tangents * self.continuum.to(tangents.dtype)
-
-    def global_tangents(self, name: str) -> Tensor:
-        """Derivatives of the flux to a global parameter, (n_parameter, n_pixel)."""
-        model, stages = self.model, self.stages
-        if name == "rv":
-            return self.to_pixels(self.through_star(self._shift_tangent().unsqueeze(0)))
-        if name in ("vsini", "limb_darkening"):
-            taps = model.rotation.tap_derivatives(slice(0, 1) if name == "vsini" else slice(1, None))
-            if name == "vsini":
-                taps = taps / (2.0 * model.rotation.vsini.detach())
-            change = torch.stack([convolve(stages.star, tap) for tap in taps])
-            return self.to_pixels(self._times(change, stages.sky, None))
-        if name == "resolving_power":
-            taps = model.line_spread.tap_derivatives()
-            return self._from_smeared(torch.stack([convolve(stages.product, tap) for tap in taps]))
-        if name == "continuum":
-            return stages.binned * model.continuum.basis.to(stages.binned.dtype)
-        component = name.removesuffix("_law")
-        emulator = model.components[component]
-        opacity = stages.star_opacity if component == "star" else stages.sky_opacity
-        change = emulator.law.parameter_derivatives(opacity[0], self.nodes / self.factor[component])
-        if emulator.has_emission:
-            change = change * (1.0 + opacity[1])
-        through = self.through_star if component == "star" else self.through_sky
-        return self.to_pixels(through(change))
-
-    def _shift_tangent(self) -> Tensor:
-        """∂S/∂v on the nodes: by spectral differences, S being resolved on a uniform-velocity grid.
-
-        ln λ_rest = ln λ - ln(1 + v/c), so ∂S/∂v = -(∂S/∂ln λ) / (c + v). The eighth-order difference is exact to 1e-4
-        of the slope for a feature three nodes wide, and 1e-7 for one of six.
-        """
-        star, step = self.stages.star, self.model.sampling.step
-        stencil = star.new_tensor([-1 / 280, 4 / 105, -1 / 5, 4 / 5, 0.0, -4 / 5, 1 / 5, -4 / 105, 1 / 280])
-        slope = convolve(star, stencil) / step
-        return -slope / (SPEED_OF_LIGHT * self.factor["star"]).to(star.dtype)
 
 
 def _convolve_at(windows: Tensor, taps: Tensor, node: Tensor) -> Tensor:

@@ -4,8 +4,8 @@ Lines in wavelength order touch only their neighbours, so the normal matrix of t
 parameters that touch everything form a thin border. Factorising, solving and the marginal covariances cost time and
 memory linear in the number of lines, with dense blocks that run on any device.
 
-Does not live here: their factor (`factor`), which of them meet (`structure`), derivatives (`jacobian`), the iteration
-(`least_squares`).
+Does not live here: their factor (`cholesky`), which of them meet (`blocks`), derivatives (`jacobian`), noise
+(`inference.noise`), the iteration (`inference.minimize`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from copy import copy
 import torch
 from torch import Tensor
 
+from ..noise import Diagonal, Noise
 from .blocks import TILE, Structure
 from .cholesky import Factor
 from .jacobian import Jacobian, LocalBlock
@@ -23,7 +24,7 @@ _CHUNK = 1 << 20  # values of pieces handled at once where a copy of them is nee
 
 
 class NormalEquations:
-    r"""Weighted normal equations (JᵀWJ + P) δ = JᵀWr + P(θ₀ - θ) in block-tridiagonal form with a border.
+    r"""Normal equations (JᵀC⁻¹J + P) δ = JᵀC⁻¹r + P(θ₀ - θ) in block-tridiagonal form with a border.
 
     Parameters
     ----------
@@ -31,10 +32,10 @@ class NormalEquations:
         From `jacobian.linearize`.
     residual : Tensor, (n_row,)
         Data minus model.
-    weight : Tensor, (n_row,)
-        Inverse variances; zero where a pixel does not count.
-    prior_precision, prior_pull : Tensor, (n_parameter,)
-        Inverse variances of the Gaussian priors, and precision × (anchor - value).
+    noise : Noise
+        Of the data. Only independent pixels keep the structure: other noise makes all columns dense.
+    prior_precision, prior_gradient : Tensor, (n_parameter,)
+        Inverse variances of the Gaussian priors, and precision × (prior mean - value).
 
     Attributes
     ----------
@@ -45,24 +46,25 @@ class NormalEquations:
     """
 
     def __init__(
-        self, jacobian: Jacobian, residual: Tensor, weight: Tensor, prior_precision: Tensor, prior_pull: Tensor
+        self, jacobian: Jacobian, residual: Tensor, noise: Noise, prior_precision: Tensor, prior_gradient: Tensor
     ):
         self.n_parameter = prior_precision.numel()
+        independent = isinstance(noise, Diagonal)
+        jacobian = jacobian if independent else jacobian.all_dense(self.n_parameter)
         self.border = jacobian.dense_columns
         self.pinned: Tensor | None = None
         """Which parameters stand at a bound and would leave it; steps leave them alone, covariances do not."""
-        root = weight.double().sqrt()
-        self.residual = residual.double() * root
-        self._dense = jacobian.dense.double() * root.unsqueeze(1)
-        self.prior_precision, self.prior_pull = prior_precision, prior_pull
-        self.gradient = prior_pull.clone()
+        self.residual = noise.whiten(residual.double())
+        self._dense = noise.whiten(jacobian.dense.double())
+        self.prior_precision, self.prior_gradient = prior_precision, prior_gradient
+        self.gradient = prior_gradient.clone()
         self.gradient[self.border] += self._dense.T @ self.residual
         self._corner = self._dense.T @ self._dense
         self._curvature = torch.zeros_like(prior_precision)  # the diagonal of JᵀWJ
         self._curvature[self.border] += torch.diagonal(self._corner)
         self.structure = jacobian.structure
         if self.structure is not None:
-            self._assemble(jacobian.blocks, root)
+            self._assemble(jacobian.blocks, noise.weight.double().sqrt())
 
     @property
     def diagonal(self) -> Tensor:
@@ -85,7 +87,7 @@ class NormalEquations:
         return other
 
     def push_forward(self, step: Tensor) -> Tensor:
-        """Root-weighted change of the model flux, W^½ J step, (n_row,)."""
+        """Whitened change of the model flux, L⁻¹ J step, (n_row,)."""
         change = self._dense @ step[self.border]
         if self.structure is None:
             return change
@@ -99,7 +101,7 @@ class NormalEquations:
         return change.index_add_(0, structure.tile_rows.reshape(-1), tiles[:-1].reshape(-1))[:n_row]
 
     def pull_back(self, rows: Tensor) -> Tensor:
-        """Jᵀ W^½ of root-weighted rows, (n_row,): the transpose of `push_forward`, (n_parameter,)."""
+        """Jᵀ L⁻ᵀ of whitened rows, (n_row,): the transpose of `push_forward`, (n_parameter,)."""
         result = torch.zeros_like(self.prior_precision)
         result[self.border] = self._dense.T @ rows
         if self.structure is None:
@@ -133,9 +135,9 @@ class NormalEquations:
             self._matrix.index_add_(0, place.reshape(-1), product.masked_fill_(above, 0.0).reshape(-1))
             product = local @ dense[structure.tile_rows[batch.first : batch.last]]
             border.index_add_(0, batch.slot.reshape(-1), product.flatten(0, 1))
-        self.border_blocks, pull = border[:, :-1], border[:, -1]
+        self.border_blocks, gradient = border[:, :-1], border[:, -1]
         self._curvature[structure.parameter] = structure.diagonal(self._matrix)
-        self.gradient[structure.parameter] += pull
+        self.gradient[structure.parameter] += gradient
 
     def by_line(self, rows: Tensor, parameters: Tensor) -> Tensor:
         """Sum of a row quantity over the middle half of each line's window, and of one of its parameters.

@@ -17,7 +17,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...model.echelle import EchelleModel
 from ...model.emulator import LineEmulator
 from ...model.order import ForwardModel
 from ...model.parameters import FreeParameters, OrderParameters
@@ -148,8 +147,7 @@ class Layout:
         self.dense_columns = everywhere.nonzero().squeeze(-1)
         self.place = everywhere.cumsum(0) - 1
         self.orders = [_order_layout(part, windows, everywhere) for part, windows in zip(parts, known, strict=True)]
-        many = isinstance(free.model, EchelleModel)
-        self.rows = [free.model.rows(k) if many else None for k in range(len(parts))]
+        self.rows = [free.model.rows(k) for k in range(len(parts))]
         self.windows = [
             Window(batch.columns, batch.pixel, batch.n_pixel, rows, k)
             for k, (order, rows) in enumerate(zip(self.orders, self.rows, strict=True))
@@ -187,7 +185,8 @@ def steering_cut(model: ForwardModel) -> Cut:
 
 def _halo(model: ForwardModel) -> int:
     """Nodes by which kernels widen a window at each end."""
-    return sum(kernel.n_half + 1 for kernel in (model.rotation, model.line_spread) if kernel is not None)
+    turning = max((part.rotation.n_half + 1 for part in model.parts.values() if part.rotation is not None), default=0)
+    return turning + (0 if model.line_spread is None else model.line_spread.n_half + 1)
 
 
 def _extent(model: ForwardModel, emulator: LineEmulator, name: str, lines: Tensor, cut: Cut) -> tuple[Tensor, Tensor]:

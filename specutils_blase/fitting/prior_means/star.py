@@ -6,16 +6,17 @@ width of a kind of parameter is where the evidence of all lines,
 
 .. math:: \sum_k \ln \int c_k(x)\, t_ν(x / s w)\, dx - \tfrac{1}{2} \ln^2 s,
 
-is highest, c_k being what is known of line k without its prior (see `stand_in`), w the width that was given and
-s ≥ 1 the inflation. A common shift is the radial velocity itself.
+is highest, c_k being what is known of line k without its prior (see `posterior.marginals`), w the width that was given
+and s ≥ 1 the inflation. A common shift is the radial velocity itself.
 
-Does not live here: the equations of common changes (`common_changes`), when they settle (`solving`).
+Does not live here: the equations of prior means (`inference.prior_mean`), when they settle (`fitting.stages`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,12 +24,14 @@ from torch import Tensor
 
 from ...inference.bounds import MOST_INFLATION
 from ...inference.linear.cholesky import Factor
-from ...inference.objective import AnchoredProblem
+from ...inference.objective import Objective
+from ...inference.prior_mean import PriorMean
 from ...inference.priors import LinePriors
+from ...model.emulator import LineEmulator
+from ...model.parameters import FreeParameters
 from ...physics.voigt import voigt_fwhm
 from ...posterior.marginals import ROUNDING, student_evidence, without_prior
 from ..start.star import STRENGTH_PRIOR, StarScale
-from .changes import CommonChanges
 
 LARGEST_WIDTH_PRIOR, LEAST_WIDTH_PRIOR = 0.2, 1e-4
 """Bounds on the standard deviation of ln(width factor)."""
@@ -76,50 +79,53 @@ class FittedStarScale(StarScale):
     inflation: dict[str, float]
 
 
-class StarAnchors(CommonChanges):
-    """Strength, width and scatter of the star's lines of a problem against their template.
+class StarLines(PriorMean):
+    """Strength and width of a star's lines against their template, and how far they scatter about these.
 
     Parameters
     ----------
-    problem : AnchoredProblem
+    free : FreeParameters
+    component : str
+    given : LinePriors
+        Of the star's lines, as the fit was given them.
     start : StarScale, optional
         By which the star's areas have been scaled already.
-    columns : Tensor, (n, n_kind), optional
-        Where the parameters of the lines that the template has are among all; all of the star's by default.
     """
 
-    def __init__(self, problem: AnchoredProblem, start: StarScale | None = None, columns: Tensor | None = None):
+    def __init__(self, free: FreeParameters, component: str, given: LinePriors, start: StarScale | None = None):
         start = StarScale(1.0, STRENGTH_PRIOR) if start is None else start
-        free = problem.free
-        self.columns, self.kinds = free.columns("star") if columns is None else columns, free.kinds["star"]
-        self.given: LinePriors = problem.line_priors["star"]
+        super().__init__(
+            component,
+            ("ln_strength", "ln_width"),
+            (STRENGTH_PRIOR, LEAST_WIDTH_PRIOR),
+            start=[math.log(start.strength), 0.0],
+            start_error=[start.strength_error / start.strength, LEAST_WIDTH_PRIOR],
+        )
+        self.kinds, self.given = free.kinds[component], given
         self.inflation = dict.fromkeys(self.kinds, 1.0)
-        like = problem.anchor
-        state = like.new_tensor([math.log(start.strength), 0.0])
-        errors = like.new_tensor([start.strength_error / start.strength, LEAST_WIDTH_PRIOR])
-        precision = like.new_tensor([STRENGTH_PRIOR**-2, LEAST_WIDTH_PRIOR**-2])
-        design = like.new_zeros(len(free), 2)
-        for position, kind in enumerate(self.kinds):
-            if kind != "rv_offset":
-                design[self.columns[:, position], int(kind != "ln_area")] = 1.0
-        super().__init__(problem, state, errors, precision, design)
-        self.start = state.clone()
-        self.wide = self.columns[self._apart()] if self.columns.numel() else self.columns
-        """Of `columns`, those of lines that stand apart from stronger ones: their priors follow the scatter."""
+        columns = free.columns(component)
+        self.wide = columns[self._apart(free, free.lines[component])] if columns.numel() else columns
+        """Columns of lines that stand apart from stronger ones: their priors follow the scatter."""
 
-    def on(self, problem: AnchoredProblem, columns: Tensor) -> StarAnchors:
-        """The same for a problem to which lines have been added; `columns` are those of the old ones."""
-        other = StarAnchors(problem, columns=columns)
-        other.state, other.error, other.precision = self.state, self.error, self.precision
-        other.start, other.given, other.inflation = self.start, self.given, self.inflation
+    def design(self, emulator: LineEmulator) -> dict[str, Tensor]:
+        """One factor on all areas, one on all widths."""
+        like = torch.zeros(len(emulator), 2, dtype=torch.float64, device=emulator.center.device)
+        area, width = like.clone(), like
+        area[:, 0] = width[:, 1] = 1.0
+        return {"ln_area": area, "ln_sigma": width, "ln_gamma": width.clone()}
+
+    def on(self, free: FreeParameters, columns: Tensor) -> StarLines:
+        """The same where lines have been added; `columns` are those of the old ones' parameters."""
+        other = copy(self)
+        other.inflation = dict(self.inflation)
+        mine = (free.columns(self.component)[:, :1] == columns[:, 0]).any(1)
+        other.wide = columns[other._apart(free, free.lines[self.component][mine])] if columns.numel() else columns
         return other
 
     @torch.no_grad()
-    def _apart(self) -> Tensor:
-        """Which of the lines of `columns` no stronger one is near to, (n,) boolean."""
-        free, star = self.problem.free, self.problem.free.model.star
-        mine = (free.columns("star")[:, :1] == self.columns[:, 0]).any(1)
-        index = free.lines["star"][mine]
+    def _apart(self, free: FreeParameters, index: Tensor) -> Tensor:
+        """Which of some lines no stronger one of them is near to, (n,) boolean."""
+        star = free.model.components[self.component]
         spreads = [order.line_spread for order in free.orders if order.line_spread is not None]
         finest = max((float(one.ln_resolving_power[0].exp()) for one in spreads), default=math.inf)
         center = star.shifted_center.double()[index]
@@ -134,76 +140,58 @@ class StarAnchors(CommonChanges):
         return found
 
     @torch.no_grad()
-    def anew(self) -> Callable[[], None]:
-        """Take back all that the lines have told; who calls what is returned has it again."""
-        problem, star = self.problem, self.problem.free.model.star
-        state, precision, anchor = self.state.clone(), self.precision.clone(), problem.anchor.clone()
-        lines = {name: values.clone() for name, values in star.state_dict().items()}
-        inflation, priors = self.inflation, problem.line_priors["star"]
+    def forget(self, objective: Objective) -> tuple[Objective, Callable[[], None]]:
+        """Priors as they were given."""
+        inflation = self.inflation
 
         def again() -> None:
-            self.state.copy_(state)
-            self.precision.copy_(precision)
             self.inflation = inflation
-            problem.anchor.copy_(anchor)
-            problem.set_line_priors("star", priors, self.wide)
-            star.load_state_dict(lines)
-            problem.forget()
 
-        self._apply(self.start - self.state, problem.read())
         self.precision[1] = LEAST_WIDTH_PRIOR**-2
         self.inflation = dict.fromkeys(self.kinds, 1.0)
-        problem.set_line_priors("star", self.given, self.wide)
-        return again
+        return objective.with_line_priors(self.component, self.given, self.wide), again
 
     def least_error(self) -> Tensor:
         """The common width may be v sin i instead: that it is the template's has to stay within the error of v sin i.
 
         Lines tell both by their shapes, which those of another star's template do not have.
         """
-        return torch.stack([torch.zeros_like(self.state[0]), self.state[1].abs()])
-
-    def _change(self, step: Tensor, vector: Tensor) -> Tensor:
-        """Lines that are held change with the others."""
-        self.state += step
-        changes = {kind: step[int(kind != "ln_area")] for kind in self.kinds if kind != "rv_offset"}
-        self.problem.free.model.star.change_together(**changes)
-        self.problem.anchor += self.design @ step
-        return vector
+        return torch.stack([torch.zeros_like(self.value[0]), self.value[1].abs()])
 
     @torch.no_grad()
-    def learn(self, vector: Tensor) -> bool:
-        """Find how much wider than given the priors must be; True if that changes the fit.
+    def learn(self, objective: Objective, vector: Tensor) -> Objective | None:
+        """Find how much wider than given the priors must be; None where that changes nothing.
 
         Parameters
         ----------
+        objective : Objective
         vector : Tensor, (n_parameter,)
             The lines as they are. What is left to go is taken from the quadratic model there.
         """
-        problem, columns = self.problem, self.wide
+        columns = self.wide
         if not columns.numel():
-            return False
-        normal = problem.linearize(vector)
+            return None
+        normal = objective.linearize(vector)
         factor = normal.factor()
-        step = factor.solve(normal.gradient).clamp(-problem.limit, problem.limit)
-        variance = self._variance_beside_shared(factor)
-        known = without_prior(problem, normal, problem.project(vector + step), variance)
-        changed, priors = False, self.given
+        step = factor.solve(normal.gradient).clamp(-objective.limit, objective.limit)
+        variance = self._variance_beside_shared(objective, factor)
+        known = without_prior(objective, normal, objective.project(vector + step), variance)
+        changed, priors, freedom = False, self.given, objective.priors.freedom
         for kind, own in zip(self.kinds, columns.T, strict=True):
-            best = self._best(kind, known[0][own], known[1][own], problem.freedom[own])
+            best = self._best(kind, known[0][own], known[1][own], freedom[own])
             changed |= abs(math.log(best / self.inflation[kind])) > UNCHANGED
             self.inflation[kind] = best
             priors = replace(priors, **{kind: best * getattr(self.given, kind)})
-        if changed:
-            problem.set_line_priors("star", priors, columns)
-            # Once free the common width stays so: what it takes on no longer shows as scatter.
-            self.precision[1] = min(float(self.precision[1]), self._width_prior() ** -2)
-        return changed
+        if not changed:
+            return None
+        # Once free the common width stays so: what it takes on no longer shows as scatter.
+        self.precision[1] = min(float(self.precision[1]), self._width_prior() ** -2)
+        return objective.with_line_priors(self.component, priors, columns)
 
-    def _variance_beside_shared(self, factor: Factor) -> Tensor:
+    def _variance_beside_shared(self, objective: Objective, factor: Factor) -> Tensor:
         """Variance of each parameter with velocity and rotation held: lines that move together do not scatter less."""
-        places = self.problem.free.global_slices
-        shared = [k for name in ("rv", "vsini") if name in places for k in range(places[name].start, places[name].stop)]
+        places = objective.free.global_slices
+        shared = [k for name in objective.free.velocities for k in range(places[name].start, places[name].stop)]
         variance = factor.variance()
         if not shared:
             return variance
@@ -245,7 +233,7 @@ class StarAnchors(CommonChanges):
 
     def scale(self) -> FittedStarScale:
         """The common changes, with the errors that the scatter of the lines leaves them."""
-        (strength, width), (strength_error, width_error) = self.state.exp().tolist(), self.error.tolist()
-        if not bool(self.moving[1]) or float(self.precision[1]) == LEAST_WIDTH_PRIOR**-2:
+        (strength, width), (strength_error, width_error) = self.value.exp().tolist(), self.error.tolist()
+        if not {"ln_sigma", "ln_gamma"} & set(self.kinds) or float(self.precision[1]) == LEAST_WIDTH_PRIOR**-2:
             width, width_error = 1.0, 0.0
         return FittedStarScale(strength, strength * strength_error, width, width * width_error, dict(self.inflation))
