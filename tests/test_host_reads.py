@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import specutils_blase
 from specutils_blase.inference.minimize import _propose
-from specutils_blase.inference.objective import AnchoredProblem
+from specutils_blase.inference.objective import Objective
 from specutils_blase.inference.priors import LinePriors
 from specutils_blase.model.echelle import EchelleModel
 from specutils_blase.model.emulator import LineEmulator
@@ -74,7 +74,7 @@ def problem(n_line, n_order):
     flux = free.flux().detach() + 0.01 * torch.randn(
         260 * n_order, generator=torch.Generator().manual_seed(3), dtype=torch.float64
     )
-    return AnchoredProblem(free, flux, torch.full_like(flux, 1e4), dict.fromkeys(lines, LinePriors()))
+    return Objective(free, flux, torch.full_like(flux, 1e4), dict.fromkeys(lines, LinePriors()))
 
 
 def reads(made):
@@ -87,7 +87,7 @@ def reads(made):
         step, _, _ = _propose(made, normal, damping)
         terms = made.evaluate(made.project(vector + 1e-3 * step))
         normal.by_line(*terms)
-        made.value_and_pull(vector + 2e-4)
+        made.value_and_gradient(vector + 2e-4)
     return host.counts
 
 

@@ -5,12 +5,12 @@ import pytest
 import torch
 from scipy.optimize import minimize_scalar
 
+from specutils_blase.fitting.prior_means.star import LEAST_WIDTH_PRIOR, MOST_INFLATION, StarLines
 from specutils_blase.fitting.residuals.noise import NoiseModel
-from specutils_blase.fitting.shared_changes.changes import JointChanges
-from specutils_blase.fitting.shared_changes.star import LEAST_WIDTH_PRIOR, MOST_INFLATION, StarAnchors
 from specutils_blase.fitting.stages import solve
 from specutils_blase.inference.minimize import minimize
-from specutils_blase.inference.objective import AnchoredProblem
+from specutils_blase.inference.objective import Objective
+from specutils_blase.inference.prior_mean import PriorMeans
 from specutils_blase.inference.priors import LinePriors
 from specutils_blase.model.emulator import LineEmulator
 from specutils_blase.model.order import ForwardModel
@@ -53,27 +53,35 @@ def star_problem(
         model.star.set_line_parameters(start)
     weight = torch.full((len(PIXELS),), snr**2, dtype=F64)
     layout = FreeParameters(model, {"star": kinds}, {"star": torch.arange(N_LINE)}, (*free, "continuum"))
-    problem = AnchoredProblem(layout, flux, weight, {"star": priors})
+    problem = Objective(layout, flux, weight, {"star": priors})
     return (problem, offsets) if told else problem
 
 
-def settled(problem):
-    changes = StarAnchors(problem)
+def star_means(problem):
+    """Strength and width of the star's lines, and the hyperparameters of the objective."""
+    lines = StarLines(problem.free, "star", problem.line_priors["star"])
+    return lines, PriorMeans(problem.free, [lines])
+
+
+def settled(problem, told=False):
+    """Lines, means and widths of priors in turn, until all stand."""
+    lines, means = star_means(problem)
     for _ in range(12):
         vector = minimize(problem, absolute_tolerance=1e-4, max_iterations=60).vector
-        learnt = changes.learn(vector)
-        if changes.settle(vector) is None and not learnt:
-            return changes
+        followed = means.follow(problem, vector)
+        if followed is None:
+            return (problem, lines, means) if told else lines
+        problem = followed
     raise AssertionError("widths and means do not stand still")
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_lines_that_scatter_as_their_priors_say_change_nothing(seed):
     problem = star_problem(seed)
-    before = problem.precision.clone()
-    changes = settled(problem)
+    before = problem.priors.precision.clone()
+    problem, changes, _ = settled(problem, told=True)
     assert changes.inflation == dict.fromkeys(KINDS, 1.0)
-    torch.testing.assert_close(problem.precision, before, rtol=0, atol=0)
+    torch.testing.assert_close(problem.priors.precision, before, rtol=0, atol=0)
     scale = changes.scale()
     assert scale.width == 1.0 and scale.width_error == 0.0
     assert abs(np.log(scale.strength)) < 3.0 * scale.strength_error / scale.strength
@@ -105,11 +113,12 @@ def test_velocity_and_error_of_lines_that_scatter():
     scale = wider * LinePriors().rv_offset
     for seed in range(100, 108):
         problem, offsets = star_problem(seed, wider=wider, kinds=("ln_area", "rv_offset"), told=True)
-        changes, good = StarAnchors(problem), problem.weight > 0
+        (_, means), good = star_means(problem), problem.weight > 0
         noise = NoiseModel([problem.weight**-0.5], [good], [True], jitter=False, robust=False)
-        vector = solve(problem, noise, 200, lambda entry: None, anchors=changes).vector
+        problem, solution = solve(problem, noise, 200, lambda entry: None, means=means)
+        vector = solution.vector
         normal = posterior_mean(problem, problem.linearize(vector, precise=True), vector)
-        covariance = normal.factor().border_covariance() + changes.added_covariance(normal)
+        covariance = normal.factor().border_covariance() + means.added_covariance(problem, normal)
         at = int((normal.border == problem.free.global_slices["rv"].start).nonzero())
         errors.append(float(covariance[at, at]) ** 0.5)
         behind.append(problem.free.model.doppler.rv.item() - ideal_velocity(offsets, scale))
@@ -123,7 +132,7 @@ def test_velocity_and_error_of_lines_that_scatter():
 @pytest.mark.parametrize("strength", [-1.2, 0.6])
 def test_a_common_strength_is_found(strength):
     changes = settled(star_problem(5, strength=strength))
-    found, error = float(changes.state[0]), float(changes.error[0])
+    found, error = float(changes.value[0]), float(changes.error[0])
     assert abs(found - strength) < 3.0 * error and error < 0.15
     assert changes.inflation["ln_area"] == 1.0  # nobody scatters: all are stronger alike
 
@@ -138,28 +147,26 @@ def test_a_common_width_is_free_once_the_lines_scatter():
 
 def test_lines_that_are_held_do_not_vote():
     problem = star_problem(8, strength=0.5, kinds=())
-    changes = StarAnchors(problem)
+    changes, means = star_means(problem)
     vector = minimize(problem, absolute_tolerance=1e-4).vector
-    assert not changes.learn(vector) and changes.settle(vector) is None
+    assert means.follow(problem, vector) is None
     assert changes.scale().strength == 1.0
 
 
 def test_joint_changes_share_their_state_with_the_parts():
     problem = star_problem(9, strength=0.4)
-    part = StarAnchors(problem)
-    joint = JointChanges([part])
+    part, joint = star_means(problem)
     vector = minimize(problem, absolute_tolerance=1e-4, max_iterations=60).vector
-    joint.learn(vector)
-    assert joint.settle(vector) is not None
-    assert float(part.state[0]) == float(joint.state[0]) != 0.0
+    assert joint.follow(problem, vector) is not None
+    assert float(part.value[0]) == float(joint.value[0]) != 0.0
     assert float(part.error[0]) == float(joint.error[0]) < 1.0
 
 
 def test_added_covariance_is_that_of_the_joint_posterior():
     """With Gaussian priors: lines and common changes in one dense matrix, inverted."""
     problem = star_problem(10, free=("rv", "vsini"))
-    problem.set_line_priors("star", LinePriors(degrees_of_freedom=np.inf))
-    changes = StarAnchors(problem)
+    problem = problem.with_line_priors("star", LinePriors(degrees_of_freedom=np.inf))
+    _, changes = star_means(problem)
     changes.precision[1] = 0.2**-2  # as where lines scatter
     vector = minimize(problem, absolute_tolerance=1e-4, max_iterations=60).vector
     normal = problem.linearize(vector, precise=True)
@@ -175,9 +182,9 @@ def test_added_covariance_is_that_of_the_joint_posterior():
     )
     dense = torch.linalg.inv(joint)[: len(vector), : len(vector)]
     border = normal.border
-    told = factor.border_covariance() + changes.added_covariance(normal)
+    told = factor.border_covariance() + changes.added_covariance(problem, normal)
     torch.testing.assert_close(told, dense[border][:, border], rtol=1e-6, atol=1e-12)
-    added = changes.added_covariance(normal).diagonal() / factor.border_covariance().diagonal()
+    added = changes.added_covariance(problem, normal).diagonal() / factor.border_covariance().diagonal()
     assert float(added.max()) > 0.05  # and it is not nothing: rotation depends on the common width
 
 
@@ -185,17 +192,19 @@ def test_added_covariance_is_that_of_the_joint_posterior():
 def test_the_error_of_rotation_reaches_where_the_width_is_the_templates(width):
     """Solved with the common width and without: v sin i goes from the one to the other, and its error as far."""
     free, held = (star_problem(7, wider=3.0, width=width, free=("rv", "vsini"), vsini=6.0) for _ in range(2))
-    changes = settled(free)
+    free, lines, means = settled(free, told=True)
     vector = free.read()
     column = free.free.global_slices["vsini"].start
     normal = free.linearize(vector, precise=True)
     place = int((normal.border == column).nonzero())
-    error = float((normal.factor().border_covariance() + changes.added_covariance(normal))[place, place].sqrt())
-    template = StarAnchors(held)
-    held.set_line_priors("star", free.line_priors["star"], changes.wide)
+    error = float((normal.factor().border_covariance() + means.added_covariance(free, normal))[place, place].sqrt())
+    _, template = star_means(held)
+    held = held.with_line_priors("star", free.line_priors["star"], lines.wide)
     for _ in range(12):
         without = minimize(held, absolute_tolerance=1e-4, max_iterations=60).vector
-        if template.settle(without) is None:
+        moved = template.settle(held, without)
+        if moved is None:
             break
+        held = moved
     apart = abs(float(vector[column] - without[column]))
     assert apart < error < 1.6 * apart

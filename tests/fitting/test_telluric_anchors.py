@@ -1,4 +1,4 @@
-"""Factors and shift of a sky's anchors, against a search for the least cost and truths drawn from the priors."""
+"""Factors and shift of a sky's prior means, against a search for the least cost and truths drawn from the priors."""
 
 import numpy as np
 import pytest
@@ -6,13 +6,14 @@ import torch
 from scipy.optimize import minimize_scalar
 
 from specutils_blase.fitting import stages as solving
+from specutils_blase.fitting.prior_means.telluric import TelluricAmounts
 from specutils_blase.fitting.residuals.noise import NoiseModel
-from specutils_blase.fitting.shared_changes.changes import STILL
-from specutils_blase.fitting.shared_changes.telluric import TelluricAnchors
 from specutils_blase.fitting.start.tellurics import FACTOR_PRIOR, SHIFT_PRIOR, TelluricScale, scale_telluric
-from specutils_blase.inference.minimize import MESSAGES, minimize
-from specutils_blase.inference.objective import AnchoredProblem
+from specutils_blase.inference.minimize import minimize
+from specutils_blase.inference.objective import Objective
+from specutils_blase.inference.prior_mean import STILL, PriorMeans
 from specutils_blase.inference.priors import LinePriors
+from specutils_blase.inference.solution import Status
 from specutils_blase.model.emulator import LineEmulator
 from specutils_blase.model.order import ForwardModel
 from specutils_blase.model.parameters import FreeParameters
@@ -63,26 +64,34 @@ def sky_problem(seed, *, kinds=KINDS, freedom=4.0, held=0, snr=SNR):
     weight = torch.full((len(PIXELS),), snr**2, dtype=F64)
     scale = scale_telluric(model, [flux], [weight])
     layout = FreeParameters(model, {"telluric": kinds}, {"telluric": torch.arange(held, N_LINE)}, ("continuum",))
-    return AnchoredProblem(layout, flux, weight, {"telluric": priors}), scale
+    return Objective(layout, flux, weight, {"telluric": priors}), scale
+
+
+def amounts(objective, scale):
+    """The amounts and the shift, and the hyperparameters of the objective."""
+    mean = TelluricAmounts("telluric", scale)
+    return mean, PriorMeans(objective.free, [mean])
 
 
 def settled(problem, scale):
-    """Lines and anchors in turn, until both stand."""
-    anchors, vector = TelluricAnchors(problem, scale), problem.read()
+    """Lines and their prior means in turn, until both stand: the objective then, its means, and the lines."""
+    mean, means = amounts(problem, scale)
     for _ in range(8):
         vector = minimize(problem, absolute_tolerance=1e-8, from_afar=False).vector
-        if anchors.settle(vector) is None:
-            return anchors, vector
+        moved = means.settle(problem, vector)
+        if moved is None:
+            return problem, mean, means, vector
+        problem = moved
     raise AssertionError("anchors do not stand still")
 
 
 @torch.no_grad()
-def cost(problem, anchors, change):
-    """Twice ψ with the anchors moved by `change`, all lines following to their best."""
-    anchors._apply(torch.as_tensor(change), problem.read())
-    total = minimize(problem, absolute_tolerance=1e-9, from_afar=False).history[-1]["cost"]
-    total += float((anchors.precision * anchors.state.square()).sum())
-    anchors._apply(-torch.as_tensor(change), problem.read())
+def cost(problem, means, change):
+    """Twice ψ with the prior means moved by `change`, all lines following to their best."""
+    moved = means.moved(problem, torch.as_tensor(change), problem.read())
+    total = minimize(moved, absolute_tolerance=1e-9, from_afar=False).history[-1]["cost"]
+    total += float((means.precision * means.value.square()).sum())
+    means.moved(moved, -torch.as_tensor(change), moved.read())
     return total
 
 
@@ -90,11 +99,11 @@ def cost(problem, anchors, change):
 def test_anchors_stand_where_the_posterior_is_highest(freedom):
     """Parabolas through the least cost over all lines: their summits within `STILL`, their widths the errors told."""
     problem, scale = sky_problem(1, freedom=freedom)
-    anchors, _ = settled(problem, scale)
-    for k, error in enumerate(anchors.error.tolist()):
+    problem, _, means, _ = settled(problem, scale)
+    for k, error in enumerate(means.error.tolist()):
         change = np.zeros(3)
         change[k] = error
-        here, low, high = (cost(problem, anchors, side * change) for side in (0.0, -1.0, 1.0))
+        here, low, high = (cost(problem, means, side * change) for side in (0.0, -1.0, 1.0))
         turn = high + low - 2.0 * here
         assert abs(0.5 * (low - high) / turn) < STILL, k
         # Student's t bends less than the Gaussian that touches it.
@@ -105,14 +114,14 @@ def test_anchors_stand_where_the_posterior_is_highest(freedom):
 def test_anchors_of_lines_that_are_known(seed):
     """Where noise hides no line, they stand at the likeliest centres of Student's t for what the lines are off by."""
     problem, scale = sky_problem(seed, snr=10_000.0)
-    anchors, _ = settled(problem, scale)
+    _, mean, _, _ = settled(problem, scale)
     draws, priors, freedom = scattered(seed, 4.0, 0), LinePriors(), 4.0
     species = np.array(SPECIES)
     samples = [
         (AMOUNT[name] + priors.ln_area * draws[species == name, 0], priors.ln_area, FACTOR_PRIOR)
-        for name in anchors.names
+        for name in mean.species
     ] + [(SHIFT + priors.rv_offset * draws[:, 2], priors.rv_offset, SHIFT_PRIOR)]
-    for (values, width, prior), found, error in zip(samples, anchors.state.tolist(), anchors.error, strict=True):
+    for (values, width, prior), found, error in zip(samples, mean.value.tolist(), mean.error, strict=True):
 
         def cost(center, values=values, width=width, prior=prior):
             terms = np.log1p(((values - center) / width) ** 2 / freedom)
@@ -132,8 +141,8 @@ def test_amounts_are_nearer_than_those_of_the_strongest_lines():
     truth = np.array([AMOUNT[name] for name in ("H2O", "O2")] + [SHIFT])
     for seed in range(16):
         problem, scale = sky_problem(100 + seed)
-        anchors, _ = settled(problem, scale)
-        after = anchors.scale()
+        _, mean, _, _ = settled(problem, scale)
+        after = mean.scale()
         for found, each in ((first, scale), (pulls, after)):
             value = np.array([np.log(each.factors["H2O"]), np.log(each.factors["O2"]), each.shift])
             errors = [each.errors[name] / each.factors[name] for name in ("H2O", "O2")]
@@ -146,26 +155,28 @@ def test_lines_held_move_with_the_others():
     problem, scale = sky_problem(5, held=4)
     emulator = problem.free.model.telluric
     area, center = emulator.ln_area.detach().clone(), emulator.center.clone()
-    anchors, vector = settled(problem, scale)
-    change = anchors.state - torch.tensor([*np.log([scale.factors[name] for name in anchors.names]), scale.shift])
+    problem, mean, _, vector = settled(problem, scale)
+    change = mean.value - torch.tensor([*np.log([scale.factors[name] for name in mean.species]), scale.shift])
+    member = torch.tensor([mean.species.index(name) for name in emulator.species])
     assert (change.abs() > 0.005).any()
     moved = emulator.ln_area.detach() - area
-    torch.testing.assert_close(moved[:4], change[anchors.member[:4]], rtol=0, atol=1e-12)
+    torch.testing.assert_close(moved[:4], change[member[:4]], rtol=0, atol=1e-12)
     ratio = (emulator.center / center - 1.0) * SPEED_OF_LIGHT
     torch.testing.assert_close(ratio, change[-1].expand(N_LINE), rtol=0, atol=1e-6)
-    torch.testing.assert_close(problem.anchored_area("telluric") - area, change[anchors.member], rtol=0, atol=1e-12)
+    moved = problem.prior_mean_of_ln_area("telluric") - area
+    torch.testing.assert_close(moved, change[member], rtol=0, atol=1e-12)
     torch.testing.assert_close(problem.read(), vector)
 
 
 def test_what_no_line_may_change_stays():
     """Offsets held: no common shift. All held: nothing moves, and the first scale is told."""
     problem, scale = sky_problem(7, kinds=("ln_area",))
-    anchors, _ = settled(problem, scale)
-    assert anchors.scale().shift == scale.shift and anchors.scale().factors != scale.factors
+    _, mean, _, _ = settled(problem, scale)
+    assert mean.scale().shift == scale.shift and mean.scale().factors != scale.factors
     problem, scale = sky_problem(7, kinds=())
-    anchors = TelluricAnchors(problem, scale)
-    assert anchors.settle(problem.read()) is None
-    after = anchors.scale()
+    mean, means = amounts(problem, scale)
+    assert means.settle(problem, problem.read()) is None
+    after = mean.scale()
     assert after.factors == pytest.approx(scale.factors) and after.errors == pytest.approx(scale.errors)
 
 
@@ -175,13 +186,12 @@ def test_a_species_that_nobody_sees_keeps_its_amount():
     emulator.species[3] = "N2O"
     with torch.no_grad():
         emulator.ln_area[3] = -18.0
-    problem.forget()
-    problem.anchor = problem.read()
+    problem = problem.with_priors(mean=problem.read()).afresh()
     one = dict.fromkeys(("H2O", "N2O", "O2"), 1.0)
     scale = TelluricScale(one, 0.0, one, SHIFT_PRIOR)
-    anchors, _ = settled(problem, scale)
-    assert anchors.scale().factors["N2O"] == pytest.approx(1.0, abs=0.02)
-    assert anchors.scale().errors["N2O"] == pytest.approx(FACTOR_PRIOR, rel=0.02)
+    _, mean, _, _ = settled(problem, scale)
+    assert mean.scale().factors["N2O"] == pytest.approx(1.0, abs=0.02)
+    assert mean.scale().errors["N2O"] == pytest.approx(FACTOR_PRIOR, rel=0.02)
 
 
 @pytest.mark.parametrize("n_turn", [1, 6])
@@ -190,18 +200,19 @@ def test_a_fit_whose_anchors_still_move_has_not_converged(n_turn, monkeypatch):
     monkeypatch.setattr(solving, "LATE_ROUNDS", n_turn)
     problem, scale = sky_problem(3, freedom=np.inf)
     noise = NoiseModel([problem.weight**-0.5], [problem.weight > 0], [True], jitter=False, robust=False)
-    anchors = TelluricAnchors(problem, scale)
-    solution = solving.solve(problem, noise, 100, lambda entry: None, anchors=anchors)
+    mean, means = amounts(problem, scale)
+    problem, solution = solving.solve(problem, noise, 100, lambda entry: None, means=means)
     assert solution.success == (n_turn == 6)
-    assert solution.message == (solving.UNSETTLED if n_turn == 1 else MESSAGES["converged"])
-    assert anchors.step(solution.vector) is None or n_turn == 1
+    assert solution.status is (Status.UNSETTLED if n_turn == 1 else Status.CONVERGED)
+    assert means.step(problem, solution.vector) is None or n_turn == 1
     torch.testing.assert_close(problem.read(), solution.vector, rtol=0, atol=1e-12)
-    assert anchors.scale().errors["H2O"] > 2.0 * scale.errors["H2O"]
+    assert mean.scale().errors["H2O"] > 2.0 * scale.errors["H2O"]
 
 
 def test_iterations_are_no_more_than_allowed():
     for limit in (0, 1, 3):
         problem, scale = sky_problem(3, freedom=np.inf)
         noise = NoiseModel([problem.weight**-0.5], [problem.weight > 0], [True], jitter=False, robust=False)
-        solution = solving.solve(problem, noise, limit, lambda entry: None, anchors=TelluricAnchors(problem, scale))
+        _, means = amounts(problem, scale)
+        _, solution = solving.solve(problem, noise, limit, lambda entry: None, means=means)
         assert len(solution.history) <= limit + 1  # the first entry is the start

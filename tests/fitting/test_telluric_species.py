@@ -9,8 +9,8 @@ import torch
 
 import specutils_blase as sb
 from specutils_blase import simulate
-from specutils_blase.fitting.shared_changes import telluric_species
-from specutils_blase.fitting.shared_changes.telluric_species import by_place, species_at
+from specutils_blase.fitting.prior_means import telluric_species
+from specutils_blase.fitting.prior_means.telluric_species import by_place, species_at
 from specutils_blase.model.emulator import LineEmulator
 
 pytest.importorskip("muler", reason="the templates are in muler's wheel")

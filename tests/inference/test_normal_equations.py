@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from specutils_blase.inference.linear.blocks import LINES_PER_BLOCK, Structure, Window
 from specutils_blase.inference.linear.jacobian import Jacobian, LocalBlock, linearize
 from specutils_blase.inference.linear.normal_equations import NormalEquations
+from specutils_blase.inference.noise import Diagonal
 from specutils_blase.model.emulator import LineEmulator
 from specutils_blase.model.order import ForwardModel
 from specutils_blase.model.parameters import KINDS, FreeParameters
@@ -58,7 +59,7 @@ def normal_equations(jacobian, matrix, seed=0, masked=0.2):
     precision = torch.as_tensor(10.0 ** rng.uniform(-3, 2, n_parameter))
     pull = torch.as_tensor(rng.standard_normal(n_parameter))
     pull[(matrix == 0).all(0)] = 0.0  # a parameter that nothing touches has not left its anchor
-    normal = NormalEquations(jacobian, residual, weight, precision, pull)
+    normal = NormalEquations(jacobian, residual, Diagonal(weight), precision, pull)
     full = matrix.T @ (weight.unsqueeze(1) * matrix) + torch.diag(precision)
     return normal, full, matrix.T @ (weight * residual) + pull, weight, residual
 
@@ -246,7 +247,7 @@ def test_a_parameter_without_information_is_an_error():
     jacobian, matrix = structured(19, n_line=5)
     precision = torch.zeros(matrix.shape[1], dtype=F64)
     weight = torch.zeros(len(matrix), dtype=F64)
-    normal = NormalEquations(jacobian, weight, weight, precision, precision)
+    normal = NormalEquations(jacobian, weight, Diagonal(weight), precision, precision)
     with pytest.raises(torch.linalg.LinAlgError, match="a parameter has no information"):
         normal.factor()
 
@@ -289,7 +290,7 @@ def test_real_model(vsini):
     matrix[:, jacobian.dense_columns] = jacobian.dense
     weight, residual = torch.rand(500, dtype=F64) * 1e4, 0.01 * torch.randn(500, dtype=F64)
     precision, pull = torch.full((len(free),), 10.0, dtype=F64), torch.zeros(len(free), dtype=F64)
-    normal = NormalEquations(jacobian, residual, weight, precision, pull)
+    normal = NormalEquations(jacobian, residual, Diagonal(weight), precision, pull)
     full = matrix.T @ (weight.unsqueeze(1) * matrix) + torch.diag(precision)
     gradient, inverse, factor = matrix.T @ (weight * residual), torch.linalg.inv(full), normal.factor()
     assert_near(normal.gradient, gradient)

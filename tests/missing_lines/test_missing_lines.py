@@ -10,7 +10,7 @@ from specutils import SpectrumList
 
 import specutils_blase as sb
 from specutils_blase.fitting.line_search.comparison import expected_false
-from specutils_blase.inference.objective import AnchoredProblem
+from specutils_blase.inference.objective import Objective
 from specutils_blase.inference.priors import LinePriors, penalty, square_of_penalty
 from specutils_blase.missing_lines.matched_filter import FREE, Feature, search, with_lines
 from specutils_blase.missing_lines.matched_filter import _try as tried
@@ -266,14 +266,14 @@ def test_lines_in_the_tails_are_expected(without):
     """The number of old parameters that are worth as much as a new line, against draws of true ones."""
     rng, n_draw = np.random.default_rng(3), 4000
     free = free_parameters(without.model, without.parameters, without.curvature)
-    problem = AnchoredProblem(
+    problem = Objective(
         free, without.data.flux, without.curvature.weight[0], {"star": LinePriors(), "telluric": LinePriors()}
     )
     known = torch.as_tensor(10.0 ** rng.uniform(-1.0, 5.0, len(free)))  # from what data hardly see to what they fix
     feature = Feature(10_514.0, "star", "star", 4.0, 0.1, 10_514.0, 0.1, 0.05, 0.02, 10.0, (0,), level=3.5)
     n_line = free.n_line_parameter
     distance = rng.standard_t(4.0, (n_draw, n_line))
-    data = known[:n_line].numpy() / problem.precision[:n_line].numpy() * distance**2
+    data = known[:n_line].numpy() / problem.priors.precision[:n_line].numpy() * distance**2
     for gain in (4.0, 12.0, 20.0):
         worth = (5.0 * np.log1p(distance**2 / 4.0) >= gain) & (data >= gain)
         drawn = worth.sum() / n_draw

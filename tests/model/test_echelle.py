@@ -8,7 +8,7 @@ from specutils_blase.inference.linear import windows as jacobian_windows
 from specutils_blase.inference.linear.jacobian import linearize
 from specutils_blase.inference.linear.normal_equations import NormalEquations
 from specutils_blase.inference.linear.windows import Cut, Layout
-from specutils_blase.inference.objective import AnchoredProblem
+from specutils_blase.inference.objective import Objective
 from specutils_blase.inference.priors import LinePriors
 from specutils_blase.model.echelle import EchelleModel
 from specutils_blase.model.emulator import LineEmulator
@@ -195,7 +195,7 @@ def problem(model, seed=3):
     weight = torch.full_like(flux, 1e4)
     weight[100:130] = 0.0
     noise = 0.01 * torch.randn(flux.shape, generator=generator, dtype=F64)
-    return AnchoredProblem(free, flux + noise, weight, dict.fromkeys(model.components, LinePriors()))
+    return Objective(free, flux + noise, weight, dict.fromkeys(model.components, LinePriors()))
 
 
 def test_normal_equations_against_dense_ones():
@@ -203,7 +203,7 @@ def test_normal_equations_against_dense_ones():
     vector = p.read()
     normal = p.linearize(vector)
     matrix = dense(p.free, linearize(p.free))
-    full = matrix.T @ (p.weight.unsqueeze(1) * matrix) + torch.diag(p.prior_precision(vector))
+    full = matrix.T @ (p.weight.unsqueeze(1) * matrix) + torch.diag(p.priors.precision_at(vector))
     factor = normal.factor()
     right = torch.randn(len(vector), generator=torch.Generator().manual_seed(1), dtype=F64)
     touched = matrix.abs().sum(0) > 0  # lines between the orders stay at their priors
@@ -222,11 +222,11 @@ def test_normal_equations_against_dense_ones():
 def test_gradient_against_differences():
     p = problem(echelle())
     vector = p.read()
-    gradient = p.value_and_pull(vector)[1]
+    gradient = p.value_and_gradient(vector)[1]
     for column in (0, 77, 241, 399, p.free.global_slices["rv"].start, p.free.global_slices["continuum[2]"].start):
         step = torch.zeros_like(vector)
         step[column] = 1e-5
-        up, down = (p.value_and_pull(vector + sign * step)[0] for sign in (1, -1))
+        up, down = (p.value_and_gradient(vector + sign * step)[0] for sign in (1, -1))
         assert float(gradient[column]) == pytest.approx(-(up - down) / 4e-5, rel=1e-5, abs=1e-4)
 
 
@@ -234,8 +234,8 @@ def test_gains_by_line_count_both_orders():
     """Sum over the middle half of a line's windows, in the one order and the other."""
     p = problem(echelle())
     jacobian = linearize(p.free)
-    zero = torch.zeros(len(p.anchor), dtype=F64)
-    normal = NormalEquations(jacobian, p.flux - jacobian.flux, p.weight, p.prior_precision(p.anchor), zero)
+    zero = torch.zeros(len(p.priors.mean), dtype=F64)
+    normal = NormalEquations(jacobian, p.flux - jacobian.flux, p.noise, p.priors.precision_at(p.priors.mean), zero)
     rows = torch.rand(p.flux.numel(), generator=torch.Generator().manual_seed(5), dtype=F64)
     found, expected = normal.by_line(rows, zero), torch.zeros_like(zero)
     for window in Layout(p.free).windows:

@@ -11,7 +11,7 @@ from scipy.stats import norm
 from scipy.stats import t as student
 
 from specutils_blase.inference.minimize import minimize
-from specutils_blase.inference.objective import AnchoredProblem
+from specutils_blase.inference.objective import Objective
 from specutils_blase.inference.priors import LinePriors
 from specutils_blase.model.emulator import LineEmulator
 from specutils_blase.model.order import ForwardModel
@@ -55,7 +55,7 @@ def problem(kinds, free=(), *, snr=100.0, freedom=4.0, n_line=14, vsini=6.0, see
         flux = model() + torch.as_tensor(rng.standard_normal(len(PIXELS))) / snr
     layout.write(start)
     priors = LinePriors(ln_area=0.3, ln_sigma=0.2, ln_gamma=0.3, rv_offset=0.2, degrees_of_freedom=freedom)
-    return AnchoredProblem(layout, flux, torch.full((len(PIXELS),), snr**2, dtype=F64), dict.fromkeys(given, priors))
+    return Objective(layout, flux, torch.full((len(PIXELS),), snr**2, dtype=F64), dict.fromkeys(given, priors))
 
 
 def solved(made):
@@ -68,7 +68,7 @@ def solved(made):
 def cost(made, vector):
     """χ² of every pixel and prior term of every parameter, without the graph that `evaluate` keeps."""
     made.write(vector)
-    return made.weight * (made.flux - made.free.flux()).square(), made.prior_cost(vector)
+    return made.weight * (made.flux - made.free.flux()).square(), made.priors.cost(vector)
 
 
 @pytest.mark.parametrize("freedom", [2.5, 4.0, 30.0])
@@ -129,8 +129,8 @@ def test_other_precisions(free):
     made = problem(("ln_area", "ln_sigma"), free, freedom=math.inf)
     vector, normal = solved(made)
     changed = normal.prior_precision * torch.linspace(0.5, 2.0, len(vector), dtype=F64)
-    made.precision *= changed / made.prior_precision(vector)
-    torch.testing.assert_close(made.prior_precision(vector), changed)
+    made = made.with_priors(precision=made.priors.precision * changed / made.priors.precision_at(vector))
+    torch.testing.assert_close(made.priors.precision_at(vector), changed)
     expected = made.linearize(vector, precise=True).factor().variance()
     torch.testing.assert_close(normal.with_precision(changed).factor().variance(), expected)
 
@@ -145,7 +145,7 @@ def test_errors_are_those_of_the_posterior(snr, scatter):
     line = torch.as_tensor(np.abs(PIXELS[:, None] - CENTERS[:10]).argmin(1))
     ln_density = torch.zeros(len(grid), 10, dtype=F64)
     for k, offset in enumerate(grid):
-        pixels, priors = cost(made, made.anchor + offset)
+        pixels, priors = cost(made, made.priors.mean + offset)
         ln_density[k] = -0.5 * (priors + torch.zeros(10, dtype=F64).index_add(0, line, pixels))
     weight = torch.softmax(ln_density, dim=0)
     mean = (weight * grid.unsqueeze(1)).sum(0)
@@ -196,7 +196,7 @@ def marginal_of_one_shared(name, made, least=-math.inf, n_value=26, n_offset=36)
     # One parameter: as far as priors go. More: as far as the data let them, about the summit.
     if n_kind == 1:
         grid = torch.linspace(-1.6, 1.2, n_offset, dtype=F64).view(-1, 1, 1).expand(-1, n_line, 1)
-        grid = grid + made.anchor[columns]
+        grid = grid + made.priors.mean[columns]
     else:
         covariance = match_priors(made, normal, vector).factor().covariance_blocks(columns)
         axis = torch.linspace(-1.0, 1.0, n_offset, dtype=F64)
@@ -244,7 +244,7 @@ def test_a_line_of_which_the_data_know_nothing():
     before = match_priors(made, normal, vector).factor().variance().sqrt()
     for off in (-0.05, 0.05):
         moved = vector.clone()
-        moved[:2] += off * made.precision[:2] ** -0.5
+        moved[:2] += off * made.priors.precision[:2] ** -0.5
         found = match_priors(made, made.linearize(moved, precise=True), moved).factor().variance().sqrt()
         for k, kind in enumerate(("ln_area", "ln_sigma")):
             assert float(found[k]) == pytest.approx(prior_error(made.line_priors["star"], kind), rel=0.02)
@@ -258,7 +258,7 @@ def test_nothing_to_move():
     assert not mean_shift(made, normal, vector).any()
     made = problem(("ln_area",), ("vsini",), vsini=0.0, n_line=3)
     vector, normal = solved(made)
-    if float(vector[-1]) <= float(made.lower[-1]):
+    if float(vector[-1]) <= float(made.priors.lower[-1]):
         assert not mean_shift(made, normal, vector).any()
     posterior_mean(made, normal, vector)
     torch.testing.assert_close(made.read()[:3], vector[:3])

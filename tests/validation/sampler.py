@@ -14,7 +14,7 @@ import torch
 from astropy.table import Table
 
 import specutils_blase as sb
-from specutils_blase.inference.objective import AnchoredProblem
+from specutils_blase.inference.objective import Objective
 from specutils_blase.inference.priors import LinePriors
 from specutils_blase.posterior.laplace import free_parameters, normal_equations
 from specutils_blase.simulate import perturbed, simulate
@@ -73,17 +73,18 @@ def fitted(seed: int = FIRST_SEED, priors: LinePriors | None = None):
     )  # fmt: skip
 
 
-def posterior(result, priors: LinePriors) -> tuple[AnchoredProblem, torch.Tensor]:
+def posterior(result, priors: LinePriors) -> tuple[Objective, torch.Tensor]:
     """The problem that a fit solved, anchored at the clones, and its solution."""
     free = free_parameters(result.model, result.parameters, result.curvature)
     solution = free.read()
-    problem = AnchoredProblem(free, result.data.flux, result.curvature.weight[0], dict.fromkeys(free.lines, priors))
+    problem = Objective(free, result.data.flux, result.curvature.weight[0], dict.fromkeys(free.lines, priors))
+    mean = problem.priors.mean.clone()
     for name, table in (("star", STAR), ("telluric", SKY)):
         table = table[np.argsort(table["center"])]
         logs = [np.log(np.asarray(table[column])) for column in ("area", "sigma", "gamma")]
         anchor = torch.as_tensor(np.stack([*logs, np.zeros(len(table))], axis=1))
-        problem.anchor[free.columns(name)] = anchor[free.lines[name]]
-    return problem, solution
+        mean[free.columns(name)] = anchor[free.lines[name]]
+    return problem.with_priors(mean=mean), solution
 
 
 class _Potential(torch.autograd.Function):
@@ -95,7 +96,7 @@ class _Potential(torch.autograd.Function):
         if not torch.equal(vector, problem.project(vector)):
             ctx.gradient = torch.zeros_like(z)
             return z.new_tensor(torch.inf)
-        cost, pull = problem.value_and_pull(vector)
+        cost, pull = problem.value_and_gradient(vector)
         ctx.gradient = -(root.T @ pull)
         return z.new_tensor(0.5 * cost)
 
@@ -104,9 +105,7 @@ class _Potential(torch.autograd.Function):
         return cotangent * ctx.gradient, None, None, None
 
 
-def sample(
-    problem: AnchoredProblem, solution: torch.Tensor, root: torch.Tensor, n_warmup: int, n_sample: int, seed: int
-):
+def sample(problem: Objective, solution: torch.Tensor, root: torch.Tensor, n_warmup: int, n_sample: int, seed: int):
     """Samples of the whitened parameters, (n_sample, n); the model is left at the solution, where the fit stands."""
     import pyro
     from pyro.infer.mcmc import MCMC, NUTS

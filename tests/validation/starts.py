@@ -28,7 +28,9 @@ from specutils import Spectrum
 import specutils_blase as sb
 from specutils_blase import simulate, templates
 from specutils_blase.cloning.clone import NoLinesError
-from specutils_blase.fitting.observation import read_orders
+from specutils_blase.fitting.inputs import templates_of
+from specutils_blase.fitting.observation import Observation, read_orders
+from specutils_blase.fitting.options import FitOptions
 from specutils_blase.fitting.start.cross_correlation import cross_correlate
 from specutils_blase.fitting.start.first_model import first_model
 from specutils_blase.fitting.start.hypotheses import likeliest
@@ -237,9 +239,10 @@ def start(instrument: str, orders: int, template: str, sky: bool, seed: int) -> 
         search = cross_correlate(
             [order.data for order in read], case["star"], case["sky"], resolving_power=powers, continuum=degree
         )
-        parts = {"star": case["star"]} | ({} if case["sky"] is None else {"telluric": case["sky"]})
-        options = {"limb_darkening": LIMB_DARKENING, "continuum_degree": degree, "velocity_step": None}
-        build = partial(first_model, read, parts, many=many, jitter=True, robust=True, **options)
+        options = FitOptions(limb_darkening=LIMB_DARKENING, continuum=degree)
+        observation = Observation(tuple(read), many)
+        templates = templates_of(observation, case["star"], case["sky"], (), options)
+        build = partial(first_model, observation, templates, options)
         scaling = {"tellurics": True, "star": True}
         _, told = likeliest(build, search, ("rv", "vsini", "continuum"), SPEED_OF_LIGHT / power, False, scaling)
     seconds = time.process_time() - began
