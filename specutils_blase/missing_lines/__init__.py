@@ -1,21 +1,21 @@
-"""Lines that no template has: a matched filter on residuals, its table, and what a finished fit lacks.
+"""Lines that no template has: a matched filter on residuals, its table, and the search of a finished fit.
 
-Does not live here: how a fit takes them in (`fitting.line_search`).
+Does not live here: the addition of lines to a fit (`fitting.line_search`).
 """
 
 from .._lazy import attach
 
 __all__ = [
+    "CANDIDATE_PART",
     "DECISIVE",
-    "EXPECTED",
-    "FREE",
+    "EXPECTED_FALSE",
+    "FREE_PRECISION",
     "HELD",
-    "HINT",
     "LINE",
-    "MOST_PIXELS",
+    "MOST_RESPONSE_PIXELS",
     "NOTHING_FREE",
-    "SEEN",
-    "WINGS",
+    "RESPONSE_END",
+    "SEEN_WIDTHS",
     "Feature",
     "Grown",
     "search",

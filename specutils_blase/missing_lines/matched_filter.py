@@ -1,19 +1,19 @@
-r"""Lines that no template knew: features of the residuals, how significant they are, and whose they are.
+r"""Matched-filter search for lines that no template has: features of the residuals, their significance and component.
 
-What a fit leaves behind is compared with what one more line would do to it. At each pixel, for each component, the
-response to a line of the component's usual widths, through rotation, line spread and pixels, is the filter of a matched
-filter; its maxima are candidates. Each candidate is then tried as a line of the star and as a line of the sky, with all
-that the fit had free following along: with the response t of the candidates, the curvature A of the fit and the
-residuals r, one Gauss-Newton step of both together. The strength that comes out over its error, z, is the score test's,
+Residuals are compared with the effect of one more line. At each pixel, for each component, the matched filter is the
+response to a line of the component's usual widths through rotation, line spread and pixels. Its maxima are candidates.
+Each candidate is then tried as a line of the star and as a telluric line, together with all free parameters of the fit.
+With the response t of the candidates, the curvature A of the fit and the residuals r, this is one Gauss-Newton step.
+The resulting strength over its error, z, is that of the score test,
 
 .. math:: z = \frac{t^T W r}{\sqrt{t^T W t - t^T W J A^{-1} J^T W t}},
 
-normal where there is no line, however much of it neighbours and continuum could have taken in. A maximum of z anywhere
-in the data is more likely than one in a given place: z is a smooth Gaussian process of the place, of which Rice (1945)
-knows how often it rises through a level, :math:`E[N(z)] = (L / 2π) \sqrt{λ_2}\, e^{-z^2/2}` over a length L, with the
-curvature λ₂ of its autocorrelation, which is that of the response.
+which is normal where there is no line, however much neighbours and continuum can absorb. The maximum of z over the data
+exceeds a level more often than z at a given wavelength. z is a smooth Gaussian process of wavelength. Over a length L
+it rises through a level :math:`E[N(z)] = (L / 2π) \sqrt{λ_2}\, e^{-z^2/2}` times (Rice 1945), with the curvature λ₂ of
+its autocorrelation, which is that of the response.
 
-Does not live here: adding the lines and fitting again (`line_discovery`).
+Does not live here: the addition of the lines and the next fit (`fitting.line_search.search`).
 """
 
 from __future__ import annotations
@@ -34,41 +34,45 @@ from ..model.order import ForwardModel
 from ..model.parameters import FreeParameters
 from ..physics.grids import SPEED_OF_LIGHT
 from ..physics.kernels import convolve
+from ..physics.parabola import vertex_offset
+from ..physics.scatter import robust_sigma
 from ..physics.voigt import voigt, voigt_fwhm
 
-EXPECTED = 0.1
-"""False lines that a search is expected to bring, where nothing else is asked for."""
+EXPECTED_FALSE = 0.1
+"""Default expected number of false lines of a search."""
 
-HINT = 0.6
-"""Part of the threshold from which on a maximum of the matched filter is tried as a line: a neighbour may hide it."""
+CANDIDATE_PART = 0.6
+"""Height, in units of the threshold, above which a maximum of the matched filter is a candidate.
+
+A neighbouring feature may lower the maximum of a significant line."""
 
 DECISIVE = 6.0
-"""Difference of Δχ² from which on a line is the star's or the sky's rather than undecided; odds of 20."""
+"""Difference of Δχ² above which a line is the star's or telluric rather than undecided; odds of 20."""
 
 HELD = 1e12
-"""Precision of what is held while candidates are tried."""
+"""Precision of held parameters while candidates are tried."""
 
-FREE = 1e-6
-"""Precision of the strength of a candidate, in units of itself."""
+FREE_PRECISION = 1e-6
+"""Prior precision of ln area of a candidate: none in effect."""
 
-WINGS = 1e-3
-"""Part of the response's peak at which it ends."""
+RESPONSE_END = 1e-3
+"""Height, in units of its peak, at which a response is cut off."""
 
 LINE = ("center", "area", "sigma", "gamma", "blur")
-"""What a `Feature` tells of the line that it would be."""
+"""Attributes of a `Feature` that describe its line."""
 
-SEEN = 3.0
+SEEN_WIDTHS = 3.0
 """Distance beyond an order's ends, in widths of the response, up to which the order sees a line."""
 
 NOTHING_FREE = "a search for missing lines needs ln_area among star_lines or telluric_lines; all are held: free one"
 
-MOST_PIXELS = 400
+MOST_RESPONSE_PIXELS = 400
 """Largest half width of a response, in pixels."""
 
 
 @dataclass(frozen=True)
 class Feature:
-    """A significant feature of the residuals, and the line that it would be.
+    """A significant feature of the residuals, and the line that would explain it.
 
     Parameters
     ----------
@@ -77,27 +81,27 @@ class Feature:
     verdict : str
         "star", "telluric" or "undecided".
     component : str
-        The one that explains it best, if only by chance.
+        Component whose line has the largest z.
     significance : float
         z in that component.
     expected : float
-        Number of false features at least as significant that noise brings to the whole fit; once it was tried, that
-        noise and old lines far from their places bring.
+        Expected number of false detections in the whole fit, from noise, and once tried also from strongly displaced
+        template lines.
     center, area, sigma, gamma : float
-        Of the line, in Å at rest.
+        Parameters of the line, in Å at rest.
     blur : float
         Full width at half maximum [km/s] with which such a line is observed.
     orders : tuple of int
-        Which orders see it.
+        Orders in whose range it is.
     level : float
-        Significance from which on features counted when it was found.
+        Threshold of the significance in the search that found it.
     usual : dict
-        ln σ and ln γ [Å] of the component's usual lines there, which `sigma` and `gamma` are until the line has been
-        fitted, and by how much they scatter: "ln_sigma" and "ln_gamma" to pairs.
+        "ln_sigma" and "ln_gamma" to pairs: median ln σ and ln γ [Å] of the component's lines there, and their scatter.
+        `sigma` and `gamma` are these medians until the line has been fitted.
     rival : Feature, optional
         The same feature as a line of the other component.
     tried : bool
-        Whether it has been shown that the old lines do not do without it.
+        Whether a fit without the line has been compared with one with it.
     """
 
     wavelength: float
@@ -179,7 +183,7 @@ def _matched(order: ForwardModel, usual: _Usual, flux: np.ndarray, residual: np.
     velocity = SPEED_OF_LIGHT * np.log(edges.mean(1) / edges[0, 0])
     width = SPEED_OF_LIGHT * (edges[:, 1] - edges[:, 0]) / edges.mean(1)
     typical = float(np.median(width))
-    half = min(math.ceil(usual.half_width(typical, WINGS) / float(width.min())), MOST_PIXELS)
+    half = min(math.ceil(usual.half_width(typical, RESPONSE_END) / float(width.min())), MOST_RESPONSE_PIXELS)
     pixel = np.arange(len(velocity))[:, None] + np.arange(-half, half + 1)
     inside = (pixel >= 0) & (pixel < len(velocity))
     pixel = pixel.clip(0, len(velocity) - 1)
@@ -187,7 +191,7 @@ def _matched(order: ForwardModel, usual: _Usual, flux: np.ndarray, residual: np.
     gain = np.where(inside, weight[pixel] * response, 0.0)
     power = np.sum(gain * response, axis=1)
     match = np.sum(gain * residual[pixel], axis=1)
-    # Where hardly any light is left, a line would do nothing.
+    # Where hardly any light is left, a line has no effect.
     seen = (weight > 0) & (power > 1e-3 * np.median(power[weight > 0]))
     z = np.where(seen, match / np.sqrt(np.where(seen, power, 1.0)), 0.0)
     area = np.where(seen, match / np.where(seen, power, 1.0), 0.0)
@@ -201,119 +205,124 @@ def search(
     residual: Sequence[Tensor],
     weight: Sequence[Tensor],
     precision: Tensor,
-    expected: float = EXPECTED,
+    expected: float = EXPECTED_FALSE,
 ) -> tuple[list[Feature], float]:
-    """Significant features of a fit's residuals, in order of wavelength, and the significance from which on they are.
+    """Significant features of a fit's residuals, and the threshold of their significance.
 
     Parameters
     ----------
     free : FreeParameters
-        The solved model, and what was free in it. Only components whose areas were free can have lacked lines;
-        what another lacks looks like theirs.
+        The solved model and its free parameters. Lines are searched in components whose areas were free; a line that
+        another component lacks looks like theirs.
     residual, weight : sequence of Tensor
-        Of each order: data minus model, and inverse variances, zero where a pixel does not count. Where residuals
-        scatter more than these say, as the median of their sizes tells, the latter are lowered.
+        For each order data minus model, and inverse variances, zero where a pixel does not count. Weights are lowered
+        to the robust scatter of the residuals where that is larger.
     precision : Tensor, (n_parameter,)
-        Of the priors at the solution.
+        Precision of the priors at the solution.
     expected : float
-        Number of false lines that noise may be expected to bring to the whole fit.
+        Expected number of false lines in the whole fit, from noise.
 
-    Raises `ValueError` if no component's areas were free.
+    Returns
+    -------
+    features : list of Feature
+        In order of wavelength.
+    threshold : float
+        Smallest significance; infinite without any maximum.
+
+    Raises
+    ------
+    ValueError
+        If no component's areas were free.
     """
     names = [name for name in free.model.components if "ln_area" in free.kinds[name]]
     if not names:
         raise ValueError(NOTHING_FREE)
-    scaled = [one / _excess(left, one) for left, one in zip(residual, weight, strict=True)]
-    places, constant = [], 0.0
+    scaled = [part / _excess(left, part) for left, part in zip(residual, weight, strict=True)]
+    maxima, constant = [], 0.0
     for k, order in enumerate(free.orders):
-        found, own = _maxima(order, names, residual[k], scaled[k])
-        places += [(*each, k) for each in found]
-        constant += own
-    if not places:
+        order_maxima, order_constant = _maxima(order, names, residual[k], scaled[k])
+        maxima += [(*entry, k) for entry in order_maxima]
+        constant += order_constant
+    if not maxima:
         return [], math.inf
     threshold = math.sqrt(max(2.0 * math.log(constant / expected), 1.0))
-    places = _distinct(free.orders, [place for place in places if place[1] > HINT * threshold])
-    if not places:
+    maxima = _distinct(free.orders, [maximum for maximum in maxima if maximum[1] > CANDIDATE_PART * threshold])
+    if not maxima:
         return [], threshold
-    tried = {name: _try(free, name, places, residual, scaled, precision) for name in names}
+    tried = {name: _try(free, name, maxima, residual, scaled, precision) for name in names}
     features = []
-    for at, (wavelength, _, _, orders) in enumerate(places):
-        z = {name: float(tried[name][0][at]) for name in names}
+    for index, (wavelength, _, _, orders) in enumerate(maxima):
+        z = {name: float(tried[name][0][index]) for name in names}
         best = max(z, key=z.get)
         if not z[best] > threshold:
             continue
         others = [max(z[name], 0.0) for name in names if name != best]
         clear = bool(others) and z[best] ** 2 - max(others) ** 2 > DECISIVE
-        known = {"wavelength": wavelength, "verdict": best if clear else "undecided", "orders": tuple(orders)}
-        one = None
+        shared = {"wavelength": wavelength, "verdict": best if clear else "undecided", "orders": tuple(orders)}
+        feature = None
         for name in sorted(names, key=z.get):
-            line = {key: float(values[at]) for key, values in zip(LINE, tried[name][1], strict=True)}
+            line = {key: float(values[index]) for key, values in zip(LINE, tried[name][1], strict=True)}
             false = constant * math.exp(-0.5 * max(z[name], 0.0) ** 2)
-            usual = {kind: (math.log(line[kind[3:]]), scatter) for kind, scatter in tried[name][2][at].items()}
-            one = Feature(
-                **known, component=name, significance=z[name], expected=false, level=threshold, usual=usual, rival=one,
-                **line,
+            usual = {kind: (math.log(line[kind[3:]]), scatter) for kind, scatter in tried[name][2][index].items()}
+            feature = Feature(
+                **shared, component=name, significance=z[name], expected=false, level=threshold, usual=usual,
+                rival=feature, **line,
             )  # fmt: skip
-        features.append(one)
+        features.append(feature)
     return features, threshold
 
 
 def _excess(residual: Tensor, weight: Tensor) -> float:
-    """Variance of the residuals over what their weights say, by the median of their sizes, which lines do not move."""
+    """Variance of the residuals over that of their weights, robust against lines; at least 1."""
     good = weight > 0
     if not bool(good.any()):
         return 1.0
-    return max(1.0, (1.4826 * float((residual[good] * weight[good].sqrt()).abs().median())) ** 2)
+    return max(1.0, robust_sigma(residual[good] * weight[good].sqrt()) ** 2)
 
 
 def _maxima(order: ForwardModel, names: list[str], residual: Tensor, weight: Tensor) -> tuple[list[tuple], float]:
     """Wavelength, z, and line by component of the maxima of one order's matched filters, and Rice's constant.
 
-    Where star and sky respond alike, their maxima are one.
+    The filters of star and tellurics are nearly the same, so that their highest value counts at each pixel.
     """
     flux = order().double().numpy()
     filters, constant = {}, 0.0
     for name in names:
         usual = _Usual.of(order, name)
         if usual is not None:
-            z, area, blur, own = _matched(order, usual, flux, residual.double().numpy(), weight.double().numpy())
-            filters[name], constant = (z, area, usual, blur), constant + own
+            arrays = (residual.double().numpy(), weight.double().numpy())
+            z, area, blur, filter_constant = _matched(order, usual, flux, *arrays)
+            filters[name], constant = (z, area, usual, blur), constant + filter_constant
     if not filters:
         return [], 0.0
     height = np.max([z for z, *_ in filters.values()], axis=0)
     peaks, _ = find_peaks(np.concatenate([[0.0], height, [0.0]]), height=1.0)
     peaks = peaks - 1
     wavelength = order.pixels.edges.mean(1).numpy()
-    fine = _vertex(height, peaks)
-    places = np.interp(fine, np.arange(len(wavelength)), wavelength)
+    beside = height[np.maximum(peaks - 1, 0)], height[np.minimum(peaks + 1, len(height) - 1)]
+    position = peaks + vertex_offset(beside[0], height[peaks], beside[1])
+    wavelengths = np.interp(position, np.arange(len(wavelength)), wavelength)
     lines = [
         {
-            name: (float(max(area[at], 0.0)), usual.sigma, usual.gamma, blur, usual.scatter)
+            name: (float(max(area[peak], 0.0)), usual.sigma, usual.gamma, blur, usual.scatter)
             for name, (_, area, usual, blur) in filters.items()
         }
-        for at in peaks
+        for peak in peaks
     ]
-    return list(zip(places.tolist(), height[peaks].tolist(), lines, strict=True)), constant
+    return list(zip(wavelengths.tolist(), height[peaks].tolist(), lines, strict=True)), constant
 
 
-def _vertex(values: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """Places of maxima between the samples, by parabolas."""
-    before, after = values[np.maximum(at - 1, 0)], values[np.minimum(at + 1, len(values) - 1)]
-    bend = before - 2.0 * values[at] + after
-    return at + np.where(bend < 0, 0.5 * (before - after) / np.where(bend < 0, bend, -1.0), 0.0).clip(-0.5, 0.5)
-
-
-def _distinct(orders: Sequence[ForwardModel], places: list[tuple]) -> list[tuple]:
-    """Maxima of neighbouring orders that are one feature, made one: the highest, with all orders that it reaches."""
+def _distinct(orders: Sequence[ForwardModel], maxima: list[tuple]) -> list[tuple]:
+    """Maxima without duplicates in neighbouring orders: the highest of each feature, with all orders in its range."""
     kept: list[tuple] = []
-    for wavelength, height, lines, _ in sorted(places, key=lambda place: -place[1]):
+    for wavelength, height, lines, _ in sorted(maxima, key=lambda maximum: -maximum[1]):
         blur = max(line[3] for line in lines.values()) * wavelength / SPEED_OF_LIGHT
         if all(abs(wavelength - other[0]) > 0.5 * blur for other in kept):
-            low, high = wavelength - SEEN * blur, wavelength + SEEN * blur
+            low, high = wavelength - SEEN_WIDTHS * blur, wavelength + SEEN_WIDTHS * blur
             edges = [order.pixels.edges for order in orders]
             seen = [k for k, edge in enumerate(edges) if float(edge.max()) > low and float(edge.min()) < high]
             kept.append((wavelength, height, lines, seen))
-    return sorted(kept, key=lambda place: place[0])
+    return sorted(kept, key=lambda maximum: maximum[0])
 
 
 @torch.no_grad()
@@ -332,7 +341,7 @@ def _try(free: FreeParameters, name: str, places: list[tuple], residual, weight,
     priors = torch.full((len(free),), HELD, dtype=torch.float64)
     priors[old] = precision
     strength = grown.columns[name][:, free.kinds[name].index("ln_area")]
-    priors[strength] = FREE
+    priors[strength] = FREE_PRECISION
     normal = NormalEquations(jacobian, free.merge(residual), free.merge(weight), priors, torch.zeros_like(priors))
     normal.gradient[old] = 0.0  # they stand where data and priors balance
     factored = normal.factor()
@@ -342,18 +351,18 @@ def _try(free: FreeParameters, name: str, places: list[tuple], residual, weight,
 
 @dataclass(frozen=True)
 class Grown:
-    """A model with more lines, and where everything stands in it.
+    """A model with more lines, and the positions of old and new parameters in it.
 
     Parameters
     ----------
     free : FreeParameters
-        Of a model that shares all stages with the one before; its lines are its own.
+        Parameters of a model that shares all stages with the old one, with lines of its own.
     old : Tensor
-        Where the parameter vector of before stands in the new one.
+        Positions of the old parameter vector in the new one.
     columns : dict
         Component to the columns of the new lines' parameters, (n_new, n_kind).
     kept, added : dict
-        Component to where its lines of before, and the new ones, stand among all.
+        Component to the positions of its old and its new lines among all.
     """
 
     free: FreeParameters

@@ -19,15 +19,15 @@ from .matched_filter import LINE, Feature
 
 @dataclass
 class Discovery:
-    """Lines that a fit has found.
+    """Lines that a fit found.
 
     Parameters
     ----------
     expected : float
-        Number of false ones that may be expected.
+        Expected number of false lines.
     features : list of Feature
     index : list of int
-        Where each feature's line stands among its component's, if it was added.
+        Position of each feature's line among those of its component, if it was added.
     """
 
     expected: float
@@ -35,7 +35,7 @@ class Discovery:
     index: list[int] | None = None
 
 
-COLUMNS = {
+MISSING_LINE_COLUMNS = {
     "wavelength": (u.AA, "Observed vacuum wavelength"),
     "component": (None, "star or telluric, whichever explains it better; undecided where neither does decisively"),
     "added": (None, "Whether the fit took it in as a line and was repeated"),
@@ -44,43 +44,60 @@ COLUMNS = {
     "center": (u.AA, "Vacuum wavelength of the line at rest"),
     "equivalent_width": (u.AA, "Of the line at rest, as fitted; from the search where it was not added"),
     "equivalent_width_err": (u.AA, "1-sigma error of equivalent_width"),
-    "significance": (None, "Strength over its error when it was found, everything else following along"),
+    "significance": (None, "Strength over its error when it was found, marginal over all else"),
     "expected_false": (
         None,
-        "False features at least as significant that noise brings to the whole search; of added ones, noise and lines "
-        "of the templates that are far from their places there, whichever are more",
+        "Expected number of false features at least as significant in the whole search, from noise; for added lines, "
+        "from noise or from strongly displaced template lines, whichever is larger",
     ),
-    "false_alarm_probability": (None, "Probability that these bring one: 1 - exp(-expected_false)"),
+    "false_alarm_probability": (None, "Probability of at least one such feature: 1 - exp(-expected_false)"),
 }
 """Name → unit and meaning of every column of `FitResult.missing_lines`."""
 
 
-def missing_lines_table(model, found: Discovery, ledger: QTable | None = None) -> QTable:
-    """What was found, as a table in order of wavelength; with the ledger of the fit that has the lines, as fitted."""
-    rows = {name: [] for name in COLUMNS}
-    for one, at in zip(found.features, [-1] * len(found.features) if ledger is None else found.index, strict=True):
+def missing_lines_table(model, discovery: Discovery, ledger: QTable | None = None) -> QTable:
+    """Table of found lines in order of wavelength.
+
+    Parameters
+    ----------
+    model : ForwardModel or EchelleModel
+    discovery : Discovery
+    ledger : QTable, optional
+        Ledger of the fit that has the lines; without it their values are those of the search.
+
+    Returns
+    -------
+    QTable
+        With the columns of `MISSING_LINE_COLUMNS`.
+    """
+    rows = {name: [] for name in MISSING_LINE_COLUMNS}
+    indices = [-1] * len(discovery.features) if ledger is None else discovery.index
+    for feature, index in zip(discovery.features, indices, strict=True):
         if ledger is None:
-            law = model.components[one.component].law
-            line = (torch.tensor([getattr(one, key)], dtype=torch.float64) for key in LINE[:4])
+            law = model.components[feature.component].law
+            line = (torch.tensor([getattr(feature, key)], dtype=torch.float64) for key in LINE[:4])
             with torch.no_grad():
                 width = float(equivalent_width(law, *line)[0])
-            center, error = one.center, width / one.significance
+            center, error = feature.center, width / feature.significance
         else:
-            row = ledger[ledger["component"] == one.component][at]
+            row = ledger[ledger["component"] == feature.component][index]
             names = ("center", "equivalent_width", "equivalent_width_err")
             center, width, error = (row[key].to_value(u.AA) for key in names)
-        probability = -math.expm1(-one.expected)
+        probability = -math.expm1(-feature.expected)
         values = (
-            one.wavelength, one.verdict, ledger is not None, one.component, at, center, width, error, one.significance,
-            one.expected, probability,
+            feature.wavelength, feature.verdict, ledger is not None, feature.component, index, center, width, error,
+            feature.significance, feature.expected, probability,
         )  # fmt: skip
-        for key, value in zip(COLUMNS, values, strict=True):
+        for key, value in zip(MISSING_LINE_COLUMNS, values, strict=True):
             rows[key].append(value)
     table, order = QTable(), np.argsort(rows["wavelength"], kind="stable")
     kinds = {"component": "U9", "added_to": "U8", "added": bool, "id": int}
-    for key, (unit, meaning) in COLUMNS.items():
+    for key, (unit, meaning) in MISSING_LINE_COLUMNS.items():
         values = np.array(rows[key], dtype=kinds.get(key, float))[order]
         table[key] = values if unit is None else values * unit
         table[key].info.description = meaning
-    table.meta = {"expected_false": found.expected, "columns": {key: meaning for key, (_, meaning) in COLUMNS.items()}}
+    table.meta = {
+        "expected_false": discovery.expected,
+        "columns": {key: meaning for key, (_, meaning) in MISSING_LINE_COLUMNS.items()},
+    }
     return table

@@ -12,7 +12,7 @@ import specutils_blase as sb
 from specutils_blase.fitting.line_search.comparison import expected_false
 from specutils_blase.inference.objective import Objective
 from specutils_blase.inference.priors import LinePriors, penalty, square_of_penalty
-from specutils_blase.missing_lines.matched_filter import FREE, Feature, search, with_lines
+from specutils_blase.missing_lines.matched_filter import FREE_PRECISION, Feature, search, with_lines
 from specutils_blase.missing_lines.matched_filter import _try as tried
 from specutils_blase.physics.grids import SPEED_OF_LIGHT
 from specutils_blase.posterior.laplace import free_parameters, prior_precision
@@ -227,7 +227,7 @@ def test_the_score_test_is_dense_algebra(without):
         jacobian = torch.stack([grown.free.evaluate()[2](row) for row in unit])[:, grown.old]
         curvature = jacobian.T @ (weight[:, None] * jacobian) + torch.diag(precision)
         absorbed = jacobian.T @ (weight * t)
-        power = t @ (weight * t) - absorbed @ torch.linalg.solve(curvature, absorbed) + FREE
+        power = t @ (weight * t) - absorbed @ torch.linalg.solve(curvature, absorbed) + FREE_PRECISION
         expected = t @ (weight * residual) / power.sqrt()
         assert float(z[0]) == pytest.approx(float(expected), rel=2e-3, abs=2e-3)
 
