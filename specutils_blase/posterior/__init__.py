@@ -1,13 +1,13 @@
-"""What the curvature at a solution tells: errors, draws, means of lines, correlations, the photon limit.
+"""Posterior around a solution: draws, means, correlations, and the photon limit of the velocity.
 
-Does not live here: how the solution is found (`inference`).
+Does not live here: the search for the solution (`inference`).
 """
 
 from .._lazy import attach
 
 __all__ = [
-    "BATCH",
-    "KNOWN",
+    "KNOWN_PRECISION",
+    "LINES_AT_ONCE",
     "PHYSICAL",
     "SPECTRA",
     "WIDENED",

@@ -2,10 +2,9 @@ r"""The Laplace approximation of the posterior around a fit: its curvature rebui
 
 Around the solution θ̂ the posterior is taken for the Gaussian N(θ̂, A⁻¹), A = JᵀWJ + P, with the Jacobian J of the
 model, the weights W of the pixels and the precisions P of the priors. A result keeps the last two, a few numbers a
-pixel and a line; A follows from them and from the model whenever somebody asks, in about the time of one iteration of
-the fit.
+pixel and a line; A follows from them and from the model on demand, in about the time of one iteration of the fit.
 
-Does not live here: the factor of A and how it draws (`factor`), the fit (`fitting`).
+Does not live here: the Cholesky factor of A and its draws (`inference.linear.cholesky`), the fit (`fitting`).
 """
 
 from __future__ import annotations
@@ -34,19 +33,19 @@ from ..spectra.quantities import is_whole
 
 @dataclass(frozen=True)
 class Curvature:
-    """What the curvature at a solution needs beside the model, in the scale of the errors that the fit reports.
+    """Weights and prior precisions of the curvature at a solution, in the scale of the fit's errors.
 
     Parameters
     ----------
     weight : list of Tensor
-        Inverse variance of every pixel of each order [1/flux²], zero where it does not count; jitter, doubt about
-        outliers and a scale from the residuals are in it.
+        Inverse variance of every pixel of each order [1/flux²], zero where it does not count. Jitter, the
+        down-weighting of outliers and a scale from the residuals are included.
     prior_precision : dict of Tensor
         Component to (n_line, 4), the inverse variances of the priors of ln area, ln σ, ln γ and rv_offset at the
         solution; zero where a parameter was held.
     mean_pull : dict of Tensor, optional
-        Likewise the pulls that bring the means of these Gaussians to those of the priors; see `stand_in.mean_pull`.
-        Files of older versions have none.
+        Likewise the gradients that move the means of the moment-matched Gaussians to those under Student's t; see
+        `marginals.mean_pull`. Files of older versions have none.
     """
 
     weight: list[Tensor]
@@ -57,15 +56,15 @@ class Curvature:
     def of(
         cls, free: FreeParameters, weights: list[Tensor], precision: Tensor, mean_pull: Tensor, inflation: float
     ) -> Curvature:
-        """From a solved problem.
+        """From a solved objective.
 
         Parameters
         ----------
         free : FreeParameters
         weights : list of Tensor
-            Of each order.
+            Weights of each order.
         precision, mean_pull : Tensor, (n_parameter,)
-            Of the priors at the solution.
+            Precisions and gradients of the priors at the solution.
         inflation : float
             Factor on all variances.
         """
@@ -93,7 +92,7 @@ def of_lines(free: FreeParameters, lines: dict[str, Tensor]) -> Tensor:
 
 
 def free_parameters(model: ForwardModel | EchelleModel, parameters: QTable, curvature: Curvature) -> FreeParameters:
-    """Which parameters a fit had free, from what its result tells.
+    """Free parameters of a fit, from its result.
 
     Parameters
     ----------
@@ -132,6 +131,10 @@ def normal_equations(free: FreeParameters, curvature: Curvature, hold: str | Non
     curvature : Curvature
     hold : str, optional
         A component whose lines are taken as known.
+
+    Returns
+    -------
+    NormalEquations
     """
     jacobian = linearize(free, cut=covariance_cut(free))
     weight, precision = free.merge(curvature.weight), prior_precision(free, curvature)
@@ -141,15 +144,15 @@ def normal_equations(free: FreeParameters, curvature: Curvature, hold: str | Non
         return normal
     columns = free.columns(hold).reshape(-1)
     precision = precision.clone()
-    precision[columns] += KNOWN * normal.diagonal[columns]
+    precision[columns] += KNOWN_PRECISION * normal.diagonal[columns]
     return normal.with_precision(precision)
 
 
-BATCH = 4096
-"""Lines whose equivalent widths are integrated at once, each on two hundred points."""
+LINES_AT_ONCE = 4096
+"""Lines whose equivalent widths are integrated in one batch, each on two hundred points."""
 
-KNOWN = 1e12
-"""Precision of what counts as known, over the one that it has."""
+KNOWN_PRECISION = 1e12
+"""Precision of a parameter that counts as known, over its own."""
 
 
 class Draws:
@@ -223,8 +226,8 @@ class Draws:
         ln_area, ln_sigma, ln_gamma, offset = values.unbind(-1)
         area, sigma, gamma = ln_area.exp(), ln_sigma.exp(), ln_gamma.exp()
         center = emulator.center * (1.0 + offset / SPEED_OF_LIGHT)
-        flat = zip(*(values.reshape(-1).split(BATCH) for values in (center, area, sigma, gamma)), strict=True)
-        absorbed = torch.cat([equivalent_width(emulator.law, *each) for each in flat]).reshape(area.shape)
+        flat = zip(*(values.reshape(-1).split(LINES_AT_ONCE) for values in (center, area, sigma, gamma)), strict=True)
+        absorbed = torch.cat([equivalent_width(emulator.law, *arguments) for arguments in flat]).reshape(area.shape)
         columns = {
             "center": center,
             "rv_offset": offset,
@@ -244,6 +247,15 @@ class Draws:
         name : str
             Any spectrum of the fit: ``model_spectrum``, ``star_spectrum``, ``telluric_transmission``,
             ``telluric_corrected``, ``star_template``.
+
+        Returns
+        -------
+        list of Spectrum or SpectrumList
+
+        Raises
+        ------
+        ValueError
+            If the name is none of these.
         """
         if name not in SPECTRA:
             raise ValueError(f"name must be one of {', '.join(SPECTRA)}, got {name!r}")
@@ -282,7 +294,7 @@ def draw(result, n_draw: int, seed: int) -> Draws:
 
 
 def needed(result) -> Curvature:
-    """The curvature of a result, or an error that says where it is."""
+    """The curvature of a result; ValueError if the result has none."""
     if result.curvature is None:
         raise ValueError(
             "this result does not hold the weights and priors of its fit, as one order of a fit of many and files of "

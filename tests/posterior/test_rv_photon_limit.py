@@ -155,7 +155,7 @@ def test_every_unknown_costs(everything):
     kept = np.prod(1.0 - table["lost"][1:])
     assert kept == pytest.approx((limit.star_only / limit.reported) ** 2)
     text = repr(limit)
-    assert "m/s  the velocity alone, behind the sky" in text and "% of the information lost" in text
+    assert "m/s  the velocity alone, behind tellurics" in text and "% of the information lost" in text
 
 
 def test_orders_add_in_inverse_quadrature():

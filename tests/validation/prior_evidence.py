@@ -35,7 +35,7 @@ from specutils_blase.model.parameters import KINDS
 from specutils_blase.physics.grids import SPEED_OF_LIGHT
 from specutils_blase.physics.kernels import FWHM_PER_SIGMA
 from specutils_blase.posterior.laplace import free_parameters, normal_equations
-from specutils_blase.posterior.marginals import LEAST_PRECISION, student_evidence, student_moments
+from specutils_blase.posterior.marginals import LEAST_RELATIVE_PRECISION, student_evidence, student_moments
 
 COMPONENTS = ("star", "telluric")
 GROUPS = tuple((component, kind) for component in COMPONENTS for kind in KINDS)
@@ -219,7 +219,7 @@ def believe(data: Knowledge, widths: Tensor, freedom: float, start: Belief | Non
         q, h = known[line], pull[line]
         center, spread = student_moments(h + q * d[line], q, scale, torch.full_like(scale, freedom))
         center = center - d[line]
-        matched = torch.maximum(1.0 / spread - q, LEAST_PRECISION / scale**2)
+        matched = torch.maximum(1.0 / spread - q, LEAST_RELATIVE_PRECISION / scale**2)
         change = float(((mean - before)[line].abs() / variance[line].sqrt()).max())
         if change < SETTLED:
             break

@@ -30,7 +30,7 @@ from ...inference.priors import LinePriors
 from ...model.emulator import LineEmulator
 from ...model.parameters import FreeParameters
 from ...physics.voigt import voigt_fwhm
-from ...posterior.marginals import ROUNDING, student_evidence, without_prior
+from ...posterior.marginals import LEAST_VARIANCE_LEFT, student_evidence, without_prior
 from ..start.star import STRENGTH_PRIOR, StarScale
 
 LARGEST_WIDTH_PRIOR, LEAST_WIDTH_PRIOR = 0.2, 1e-4
@@ -198,7 +198,7 @@ class StarLines(PriorMean):
         unit = torch.eye(len(variance), dtype=variance.dtype, device=variance.device)[shared]
         columns = torch.stack([factor.solve(each) for each in unit], dim=1)
         explained = (columns @ torch.linalg.inv(columns[shared]) * columns).sum(1)
-        return torch.maximum(variance - explained, ROUNDING * variance)
+        return torch.maximum(variance - explained, LEAST_VARIANCE_LEFT * variance)
 
     def _best(self, kind: str, pull: Tensor, precision: Tensor, freedom: Tensor) -> float:
         """Inflation of a kind of parameter, from the gradient and the precision that all but its prior leave it."""
