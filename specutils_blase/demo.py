@@ -36,7 +36,7 @@ CONTINUUM = (1.0, -0.06, 0.02)
 SCATTER = {f"scatter_{name}": getattr(LinePriors(), name) for name in ("ln_area", "ln_sigma", "ln_gamma", "rv_offset")}
 SEED = 1
 
-VELOCITY_MARGIN = 200.0
+REGION_MARGIN_KMS = 200.0
 """Velocity [km/s] by which the star's clone exceeds the order at both ends."""
 
 WELL_MEASURED = 0.1
@@ -165,7 +165,7 @@ def run(*, progress: bool = False) -> Demonstration:
         seconds[stage], start = now - start, now
 
     wavelength = simulate.hpf_wavelengths(ORDER)
-    margin = VELOCITY_MARGIN / SPEED_OF_LIGHT
+    margin = REGION_MARGIN_KMS / SPEED_OF_LIGHT
     region = (wavelength[0] * (1.0 - margin), wavelength[-1] * (1.0 + margin))
     star = clone(templates.arcturus(), region=region, progress=progress)
     sky = clone(templates.telfit_hpf(), region=region, resolving_power=RESOLVING_POWER, progress=progress)

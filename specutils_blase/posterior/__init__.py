@@ -7,10 +7,10 @@ from .._lazy import attach
 
 __all__ = [
     "KNOWN_PRECISION",
-    "LINES_AT_ONCE",
     "PHYSICAL",
     "SPECTRA",
     "WIDENED",
+    "WIDTHS_AT_ONCE",
     "Curvature",
     "Draws",
     "by_line",

@@ -10,7 +10,7 @@ import re
 import numpy as np
 from astropy.table import QTable
 
-LEAST_CORRELATION = 0.9
+REPORTED_CORRELATION = 0.9
 """Smallest correlation that is reported."""
 
 PARAMETER_WORDS = {
@@ -52,7 +52,7 @@ def degeneracies(parameters: QTable, covariance: np.ndarray) -> list[str]:
     for i, j in zip(*np.triu_indices(len(rows), 1), strict=True):
         value = float(correlation[i, j])
         together = all(str(rows[k]["name"]).startswith("continuum") for k in (i, j))  # nobody wants them for themselves
-        if abs(value) > LEAST_CORRELATION and not together:
+        if abs(value) > REPORTED_CORRELATION and not together:
             gain = 1.0 / np.sqrt(max(1.0 - value**2, 1e-12))
             first, second = _words(rows[i]), _words(rows[j])
             direction = "one up, the other up" if value > 0 else "one up, the other down"

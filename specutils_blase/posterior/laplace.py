@@ -148,7 +148,7 @@ def normal_equations(free: FreeParameters, curvature: Curvature, hold: str | Non
     return normal.with_precision(precision)
 
 
-LINES_AT_ONCE = 4096
+WIDTHS_AT_ONCE = 4096
 """Lines whose equivalent widths are integrated in one batch, each on two hundred points."""
 
 KNOWN_PRECISION = 1e12
@@ -226,7 +226,7 @@ class Draws:
         ln_area, ln_sigma, ln_gamma, offset = values.unbind(-1)
         area, sigma, gamma = ln_area.exp(), ln_sigma.exp(), ln_gamma.exp()
         center = emulator.center * (1.0 + offset / SPEED_OF_LIGHT)
-        flat = zip(*(values.reshape(-1).split(LINES_AT_ONCE) for values in (center, area, sigma, gamma)), strict=True)
+        flat = zip(*(values.reshape(-1).split(WIDTHS_AT_ONCE) for values in (center, area, sigma, gamma)), strict=True)
         absorbed = torch.cat([equivalent_width(emulator.law, *arguments) for arguments in flat]).reshape(area.shape)
         columns = {
             "center": center,

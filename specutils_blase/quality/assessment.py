@@ -240,7 +240,7 @@ def _velocities(result, agreement: Agreement | None) -> Iterator[Reason]:
         yield Reason("vsini_bound", "bad", text, vsini, rotation.max_vsini)
     spreads = [order.line_spread for order in result.model.orders if order.line_spread is not None]
     if spreads:
-        widths = [SPEED_OF_LIGHT / math.exp(one.ln_resolving_power[0].item()) for one in spreads]
+        widths = [SPEED_OF_LIGHT / math.exp(spread.ln_resolving_power[0].item()) for spread in spreads]
         element = min(widths)
         if vsini + error < RESOLVED_FWHM * element:
             text = (

@@ -35,10 +35,10 @@ def start_reasons(start: dict | None) -> Iterator[Reason]:
     gap = start.get("delta_chi2")
     if gap is not None:
         other = start.get("second") or {}
-        place = (
+        where = (
             f" at rv {other['rv']:.1f}, v sin i {other['vsini']:.1f} km/s" if {"rv", "vsini"} <= other.keys() else ""
         )
-        text = f"a second solution{place} is worse by only {gap:.2g} in χ²: the answer may be that one"
+        text = f"a second solution{where} is worse by only {gap:.2g} in χ²: the answer may be that one"
         yield from graded("second_solution", text, gap, SECOND_DOUBTFUL, SECOND_BAD, below=True)
     gain = start.get("detection")
     if gain is not None:

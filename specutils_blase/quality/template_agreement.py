@@ -167,17 +167,17 @@ def _compare(model, pixels, fitted, template, smearing) -> Agreement | None:
         residual = weight * (seen - level * star).square()
         left += max(float(residual.sum()) - expected, 0.0)
         noise += expected
-        own = project(level * star)
-        star_power += float(own.square().sum())
+        star_signal = project(level * star)
+        star_power += float(star_signal.square().sum())
         count += float((weight * (level * star - (level * star).mean()).square()).sum())
         weights += float((weight * level.square()).sum())
         profiles.append(_log_likelihoods(order, design, weight, seen, added, shifts))
     if not profiles or not power > 0.0:
         return None
     scores = torch.stack(profiles).sum(0)
-    here = shifts.abs() <= _nearby(model)
+    nearby = shifts.abs() <= _nearby(model)
     best = int(scores.argmax())
-    gain = float(scores[best] - scores[here].max())
+    gain = float(scores[best] - scores[nearby].max())
     # The error follows from the scatter of the data.
     freedom = max(sum(int((one.weight > 0).sum()) for one in pixels) - len(profiles), 1)
     scatter = max(total - overlap**2 / power, 0.0) / freedom

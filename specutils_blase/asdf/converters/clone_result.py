@@ -2,7 +2,7 @@
 
 from asdf.extension import Converter
 
-from .fit_result import LEDGER_COLUMNS, load_quality, quality_of
+from .fit_result import FILE_LEDGER, load_quality, quality_of
 
 
 class CloneResultConverter(Converter):
@@ -19,7 +19,7 @@ class CloneResultConverter(Converter):
         template, clone = share([spectrum_record(obj.template), spectrum_record(obj.model_spectrum)])
         return {
             "emulator": obj.emulator,
-            "ledger": table_record(obj.ledger, "ledger", LEDGER_COLUMNS),
+            "ledger": table_record(obj.ledger, "ledger", FILE_LEDGER),
             "rms": float(obj.rms),
             "quality": quality_of(obj, assess_clone).record(),
             "success": bool(obj.success),
@@ -42,7 +42,7 @@ class CloneResultConverter(Converter):
             raise ValueError("expected the emulator of a clone as a line emulator, got other data")
         result = CloneResult(
             emulator=node["emulator"],
-            ledger=load_table(node["ledger"], "ledger", LEDGER_COLUMNS),
+            ledger=load_table(node["ledger"], "ledger", FILE_LEDGER),
             rms=float(node["rms"]),
             history=load_plain(node["history"]),
             template=load_spectrum(node["template"]),

@@ -6,11 +6,12 @@ written as that of one, with lists of data, frames and spectra.
 
 from asdf.extension import Converter
 
-PARAMETER_COLUMNS = ("name", "value", "error", "unit", "free")
-LEDGER_COLUMNS = ("component", "id", "center", "free")
-ORDER_COLUMNS = ("index", "order", "good", "rms", "reduced_chi2", "jitter", "fitted", "reason")
-REJECTED_COLUMNS = ("order", "index", "wavelength", "reason")
-MISSING_LINE_COLUMNS = ("wavelength", "component", "id", "significance", "false_alarm_probability")
+FILE_PARAMETERS = ("name", "value", "error", "unit", "free")
+FILE_LEDGER = ("component", "id", "center", "free")
+FILE_ORDERS = ("index", "order", "good", "rms", "reduced_chi2", "jitter", "fitted", "reason")
+FILE_REJECTED = ("order", "index", "wavelength", "reason")
+FILE_MISSING_LINES = ("wavelength", "component", "id", "significance", "false_alarm_probability")
+"""Columns that the tables of a file must have."""
 
 
 class FitResultConverter(Converter):
@@ -124,8 +125,8 @@ def _outcome_record(obj, more_parameters=(), more_ledger=()):
     settings = plain(obj.settings)
     words = {name: {"source": str(settings.get(name, ""))} for name in obj.model.components}
     record = {
-        "parameters": table_record(obj.parameters, "parameters", (*PARAMETER_COLUMNS, *more_parameters)),
-        "ledger": table_record(obj.ledger, "ledger", (*LEDGER_COLUMNS, *more_ledger)),
+        "parameters": table_record(obj.parameters, "parameters", (*FILE_PARAMETERS, *more_parameters)),
+        "ledger": table_record(obj.ledger, "ledger", (*FILE_LEDGER, *more_ledger)),
         "covariance": array(obj.covariance),
         "line_covariance": {name: array(values) for name, values in obj.line_covariance.items()},
         "reduced_chi2": float(obj.reduced_chi2),
@@ -139,11 +140,11 @@ def _outcome_record(obj, more_parameters=(), more_ledger=()):
         "written": written(),
     }
     if obj.orders is not None:
-        record["orders"] = table_record(obj.orders, "orders", ORDER_COLUMNS)
+        record["orders"] = table_record(obj.orders, "orders", FILE_ORDERS)
     if obj.rejected is not None:
-        record["rejected"] = table_record(obj.rejected, "rejected", REJECTED_COLUMNS)
+        record["rejected"] = table_record(obj.rejected, "rejected", FILE_REJECTED)
     if obj.found is not None:
-        record["missing_lines"] = table_record(obj.found, "missing_lines", MISSING_LINE_COLUMNS)
+        record["missing_lines"] = table_record(obj.found, "missing_lines", FILE_MISSING_LINES)
     if obj.curvature is not None:
         record["curvature"] = {
             "weight": [array(weight) for weight in obj.curvature.weight],
@@ -165,11 +166,11 @@ def _load_outcome(node, model, more_parameters=(), more_ledger=()):
     if set(node["line_covariance"]) != set(n_line):
         came = ", ".join(node["line_covariance"])
         raise ValueError(f"expected line_covariance of {', '.join(n_line)}, got it of {came or 'nothing'}")
-    parameters = load_table(node["parameters"], "parameters", (*PARAMETER_COLUMNS, *more_parameters))
+    parameters = load_table(node["parameters"], "parameters", (*FILE_PARAMETERS, *more_parameters))
     n_free = int(np.sum(parameters["free"]))
     return {
         "parameters": parameters,
-        "ledger": load_table(node["ledger"], "ledger", (*LEDGER_COLUMNS, *more_ledger)),
+        "ledger": load_table(node["ledger"], "ledger", (*FILE_LEDGER, *more_ledger)),
         "covariance": load_array(node["covariance"], "covariance", shape=(n_free, n_free)),
         "line_covariance": {
             name: load_array(node["line_covariance"][name], "line_covariance", shape=(count, 4, 4))
@@ -181,10 +182,10 @@ def _load_outcome(node, model, more_parameters=(), more_ledger=()):
         "message": node["message"],
         "history": load_plain(node["history"]),
         "settings": load_plain(node["settings"]),
-        "orders": load_table(node["orders"], "orders", ORDER_COLUMNS) if "orders" in node else None,
+        "orders": load_table(node["orders"], "orders", FILE_ORDERS) if "orders" in node else None,
         "curvature": _load_curvature(node["curvature"], model) if "curvature" in node else None,
-        "rejected": load_table(node["rejected"], "rejected", REJECTED_COLUMNS) if "rejected" in node else None,
-        "found": load_table(node["missing_lines"], "missing_lines", MISSING_LINE_COLUMNS)
+        "rejected": load_table(node["rejected"], "rejected", FILE_REJECTED) if "rejected" in node else None,
+        "found": load_table(node["missing_lines"], "missing_lines", FILE_MISSING_LINES)
         if "missing_lines" in node
         else None,
     }
