@@ -107,19 +107,54 @@ class CloneResult:
         return "\n".join([*lines, summary])
 
     def assessed(self, quality: Quality) -> CloneResult:
-        """The clone with its quality, which is also written to its ledger."""
+        """The clone with its quality, which is also written to its ledger.
+
+        Parameters
+        ----------
+        quality : Quality
+
+        Returns
+        -------
+        CloneResult
+            The same object.
+        """
         self.quality = quality
         quality.write_into(self.ledger)
         return self
 
     def plot(self, **options):
-        """Template, clone and residual; see `specutils_blase.plotting.order.plot_clone`."""
+        """Template, clone and residual; see `specutils_blase.plotting.order.plot_clone`.
+
+        Parameters
+        ----------
+        **options
+            Those of that function.
+
+        Returns
+        -------
+        Figure
+        """
         from ..plotting.order import plot_clone
 
         return plot_clone(self, **options)
 
     def write(self, path, *, overwrite: bool = False, compression: str | None = None) -> None:
-        """Write to an ASDF file, which `specutils_blase.read` reads; see `specutils_blase.asdf.files.write`."""
+        """Write to an ASDF file, which `specutils_blase.read` reads; see `specutils_blase.asdf.files.write`.
+
+        Parameters
+        ----------
+        path : path-like
+            By custom it ends in ``.asdf``.
+        overwrite : bool
+            Replace a file that is there already.
+        compression : {None, "zlib", "bzp2", "lz4"}
+            Compression of arrays.
+
+        Raises
+        ------
+        FileExistsError, OSError, ValueError
+            As `specutils_blase.asdf.files.write`.
+        """
         writer()(self, path, overwrite=overwrite, compression=compression)
 
 

@@ -223,7 +223,21 @@ def _overlapping(center: Tensor, half_width: Tensor) -> Tensor:
 
 
 def equivalent_width_with_gradient(law, center, area, sigma, gamma) -> tuple[Tensor, Tensor]:
-    """Equivalent width [Å] of each line alone, (n_line,), and its derivatives to (ln area, ln σ, ln γ), (n_line, 3)."""
+    """Equivalent width of each line alone, and its derivatives to (ln area, ln σ, ln γ).
+
+    Parameters
+    ----------
+    law : SaturationLaw
+    center, area, sigma, gamma : Tensor, (n_line,)
+        In Å.
+
+    Returns
+    -------
+    width : Tensor, (n_line,)
+        In Å.
+    gradient : Tensor, (n_line, 3)
+        In Å.
+    """
     logs = [t.detach().log().requires_grad_(True) for t in (area, sigma, gamma)]
     with torch.enable_grad():
         width = equivalent_width(law, center, *(t.exp() for t in logs))
@@ -285,7 +299,16 @@ def emulator_from_ledger(table, *, component: str | None = None, law=None, wavel
 
 
 def ledger_meta(table) -> dict:
-    """Meta of a ledger as a dict; of a table from FITS, the content of its card `PACKED_META`."""
+    """Meta of a ledger, of a table from FITS the content of its card `PACKED_META`.
+
+    Parameters
+    ----------
+    table : Table
+
+    Returns
+    -------
+    dict
+    """
     packed = table.meta.get(PACKED_META)
     return {**table.meta, **json.loads(packed)} if isinstance(packed, str) else dict(table.meta)
 
@@ -330,7 +353,20 @@ def column_values(table, name: str, unit: u.UnitBase) -> np.ndarray:
 
 
 def text_column(table, name: str, default: str = "") -> np.ndarray:
-    """A column of text, (n_row,); `default` where it is masked, or everywhere if the table has no such column."""
+    """A column of text.
+
+    Parameters
+    ----------
+    table : Table
+    name : str
+        Name of the column.
+    default : str
+        Value where the column is masked, or everywhere if the table has no such column.
+
+    Returns
+    -------
+    ndarray of str, (n_row,)
+    """
     if name not in table.colnames:
         return np.full(len(table), default)
     column = table[name]
@@ -411,7 +447,17 @@ def _of(value, component: str | None):
 
 
 def law_shape(law: SaturationLaw) -> dict:
-    """Parameters of a law beside its name, as in a ledger's meta."""
+    """Parameters of a law beside its name, as in a ledger's meta.
+
+    Parameters
+    ----------
+    law : SaturationLaw
+
+    Returns
+    -------
+    dict
+        "guard", or "coefficients" and "wavelength_range" [Å]; empty for a law without parameters.
+    """
     if law.n_parameter:
         return {"coefficients": law.coefficients.detach().tolist(), "wavelength_range": list(law.wavelength_range)}
     return {"guard": law.guard} if hasattr(law, "guard") else {}
@@ -429,7 +475,16 @@ def _law(meta: dict, component: str | None) -> str | SaturationLaw:
 
 
 def held_errors(emulator: LineEmulator) -> LineErrors:
-    """Errors of an emulator that was not fitted: all lines held, zero covariance."""
+    """Errors of an emulator that was not fitted: all lines held, zero covariance.
+
+    Parameters
+    ----------
+    emulator : LineEmulator
+
+    Returns
+    -------
+    LineErrors
+    """
     n_line = len(emulator)
     return LineErrors(
         torch.zeros(n_line, dtype=torch.bool),

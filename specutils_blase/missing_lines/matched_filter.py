@@ -380,6 +380,10 @@ def with_lines(free: FreeParameters, more: dict[str, tuple]) -> Grown:
     free : FreeParameters
     more : dict
         Component to centre, area, σ, γ [Å at rest] of the new lines, (n_new,) each, and the orders that see each.
+
+    Returns
+    -------
+    Grown
     """
     model, emulators, lines, kept, added = free.model, {}, {}, {}, {}
     nothing = (torch.zeros(0, dtype=torch.float64),) * 4

@@ -91,7 +91,12 @@ class Quality:
         return "\n".join(self.lines())
 
     def lines(self) -> list[str]:
-        """The status and each reason, a line each."""
+        """The status and each reason, a line each.
+
+        Returns
+        -------
+        list of str
+        """
         return [
             f"quality: {self.status}",
             *(f"  {reason.name} ({reason.status}): {reason.text}" for reason in self.reasons),
@@ -103,7 +108,16 @@ class Quality:
         return tuple(reason.name for reason in self.reasons if reason.status != "good")
 
     def reason(self, name: str) -> Reason | None:
-        """The reason of that name, if there is one."""
+        """The reason of a name.
+
+        Parameters
+        ----------
+        name : str
+
+        Returns
+        -------
+        Reason or None
+        """
         return next((reason for reason in self.reasons if reason.name == name), None)
 
     @property
@@ -132,18 +146,39 @@ class Quality:
             warnings.warn(f"the result is {self.status}: {texts}", BlaseQualityWarning, stacklevel=stacklevel + 1)
 
     def record(self) -> dict:
-        """The quality as a dict of plain data, for files and tables."""
+        """The quality as plain data, for files and tables.
+
+        Returns
+        -------
+        dict
+            "status", and "reasons" as a list of dicts.
+        """
         return {"status": self.status, "reasons": [_plain(reason) for reason in self.reasons]}
 
     def write_into(self, *tables) -> None:
-        """Put the quality first into the meta of tables; None among them is skipped."""
+        """Put the quality first into the meta of tables.
+
+        Parameters
+        ----------
+        *tables : Table or None
+            None is skipped.
+        """
         for table in tables:
             if table is not None:
                 table.meta = {"quality": self.record(), **{k: v for k, v in table.meta.items() if k != "quality"}}
 
     @classmethod
     def from_record(cls, record: Mapping) -> Quality:
-        """The inverse of `record`."""
+        """The quality of a record; the inverse of `record`.
+
+        Parameters
+        ----------
+        record : mapping
+
+        Returns
+        -------
+        Quality
+        """
         return cls(record["status"], tuple(Reason(**dict(reason)) for reason in record["reasons"]))
 
 

@@ -113,7 +113,13 @@ class EchelleFitResult(FitResult):
         return result
 
     def evaluate(self) -> list[dict[str, torch.Tensor]]:
-        """Model spectra of each order on its pixels; see `FitResult.evaluate`."""
+        """Model spectra of each order on its pixels.
+
+        Returns
+        -------
+        list of dict of Tensor
+            One a fitted order, as of `FitResult.evaluate`.
+        """
         spectra = []
         for k, order in enumerate(self.model.orders):
             evaluated = self._evaluated.setdefault(k, {})
@@ -183,7 +189,19 @@ class EchelleFitResult(FitResult):
         return spectrum_on(wavelength, flux, meta=meta)
 
     def plot(self, order: int | None = None, **options):
-        """Quick look at all orders, or at the k-th; see `plotting.echelle.plot_orders`, `plotting.order.plot_fit`."""
+        """Quick look at all orders, or at one; see `plotting.echelle.plot_orders`, `plotting.order.plot_fit`.
+
+        Parameters
+        ----------
+        order : int, optional
+            Position among the fitted orders; all by default.
+        **options
+            Those of the function.
+
+        Returns
+        -------
+        Figure
+        """
         from ..plotting.echelle import plot_orders
 
         return plot_orders(self, **options) if order is None else self.order(order).plot(**options)

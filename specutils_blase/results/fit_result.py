@@ -118,17 +118,54 @@ class FitResult:
         return [] if self.quality is None else [f"  {line}" for line in self.quality.lines()]
 
     def assessed(self, quality: Quality) -> FitResult:
-        """The result with its quality, which also comes first in the meta of its tables."""
+        """The result with its quality, which also comes first in the meta of its tables.
+
+        Parameters
+        ----------
+        quality : Quality
+
+        Returns
+        -------
+        FitResult
+            The same object.
+        """
         self.quality = quality
         quality.write_into(self.parameters, self.ledger, self.orders)
         return self
 
     def value(self, name: str) -> float:
-        """Value of a row of `parameters`."""
+        """Value of a row of `parameters`.
+
+        Parameters
+        ----------
+        name : str
+            Such as "rv" or "vsini".
+
+        Returns
+        -------
+        float
+            In the row's unit.
+
+        Raises
+        ------
+        ValueError
+            If there is no such row.
+        """
         return float(self.parameters["value"][list(self.parameters["name"]).index(name)])
 
     def error(self, name: str) -> float:
-        """Error of a row of `parameters`."""
+        """1-sigma error of a row of `parameters`.
+
+        Parameters
+        ----------
+        name : str
+            As of `value`, which raises the same.
+
+        Returns
+        -------
+        float
+            In the row's unit; 0 for a held parameter.
+        """
         return float(self.parameters["error"][list(self.parameters["name"]).index(name)])
 
     @property
@@ -331,13 +368,38 @@ class FitResult:
         return [spectrum]
 
     def plot(self, **options):
-        """Quick look at the fit; see `specutils_blase.plotting.order.plot_fit`."""
+        """Quick look at the fit; see `specutils_blase.plotting.order.plot_fit`.
+
+        Parameters
+        ----------
+        **options
+            Those of that function.
+
+        Returns
+        -------
+        Figure
+        """
         from ..plotting.order import plot_fit
 
         return plot_fit(self, **options)
 
     def write(self, path, *, overwrite: bool = False, compression: str | None = None) -> None:
-        """Write to an ASDF file, which `specutils_blase.read` reads; see `specutils_blase.asdf.files.write`."""
+        """Write to an ASDF file, which `specutils_blase.read` reads; see `specutils_blase.asdf.files.write`.
+
+        Parameters
+        ----------
+        path : path-like
+            By custom it ends in ``.asdf``.
+        overwrite : bool
+            Replace a file that is there already.
+        compression : {None, "zlib", "bzp2", "lz4"}
+            Compression of arrays.
+
+        Raises
+        ------
+        FileExistsError, OSError, ValueError
+            As `specutils_blase.asdf.files.write`.
+        """
         writer()(self, path, overwrite=overwrite, compression=compression)
 
 

@@ -229,7 +229,20 @@ def saturation_laws(
 
 
 def voigt(offset, sigma, gamma):
-    """Unit-area Voigt profile Re w(z)/(σ√(2π)), z = (offset + iγ)/(σ√2); [1/Å] for arguments in Å."""
+    """Unit-area Voigt profile Re w(z)/(σ√(2π)), z = (offset + iγ)/(σ√2).
+
+    Parameters
+    ----------
+    offset : array_like
+        Distance from the centre [Å].
+    sigma, gamma : float or array_like
+        Gaussian standard deviation and Lorentzian half width at half maximum [Å].
+
+    Returns
+    -------
+    numpy.ndarray
+        In 1/Å.
+    """
     return wofz((offset + 1j * gamma) / (sigma * np.sqrt(2.0))).real / (sigma * np.sqrt(2.0 * np.pi))
 
 
@@ -238,6 +251,22 @@ def rotation_kernel(x, u1=0.0, u2=0.0):
 
     The intensity 1 − u1(1 − μ) − u2(1 − μ)² integrated along the chord of the stellar disc at x, with s = √(1 − x²):
     K(x) = [2s(1 − u1 − u2) + (π/2)(u1 + 2u2)s² − (4/3)u2 s³] / [π(1 − u1/3 − u2/6)].
+
+    Parameters
+    ----------
+    x : array_like
+        Velocity over v sin i; K is zero beyond ±1.
+    u1, u2 : float
+        Quadratic limb-darkening coefficients.
+
+    Returns
+    -------
+    numpy.ndarray
+
+    Raises
+    ------
+    ValueError
+        If the disc has no light.
     """
     total = np.pi * (1.0 - u1 / 3.0 - u2 / 6.0)
     if not total > 0:

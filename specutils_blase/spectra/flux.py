@@ -18,7 +18,16 @@ class WrongUnitsError(u.UnitsError, ValueError):
 
 
 def read_flux(spectrum: Spectrum) -> np.ndarray:
-    """Flux of one spectrum, float64, shape (n,), in its own unit.
+    """Flux of one spectrum.
+
+    Parameters
+    ----------
+    spectrum : `~specutils.Spectrum`
+
+    Returns
+    -------
+    ndarray, shape (n,)
+        float64, in the spectrum's own unit.
 
     Raises
     ------
@@ -43,7 +52,12 @@ def read_flux(spectrum: Spectrum) -> np.ndarray:
 
 
 def check_linear(unit: u.UnitBase | u.function.FunctionUnitBase) -> None:
-    """Raise `~astropy.units.UnitsError` if a flux in this unit is a logarithm (dex, mag, dB, or these of a unit)."""
+    """Raise `~astropy.units.UnitsError` if a flux in a unit is a logarithm (dex, mag, dB, or these of a unit).
+
+    Parameters
+    ----------
+    unit : unit
+    """
     of_unit = isinstance(unit, u.function.FunctionUnitBase)
     scale = unit.function_unit if of_unit else unit
     if u.dex not in scale.decompose().bases:
@@ -61,6 +75,10 @@ def check_linear(unit: u.UnitBase | u.function.FunctionUnitBase) -> None:
 
 def read_sigma(spectrum: Spectrum) -> np.ndarray | None:
     """One-sigma noise of a spectrum.
+
+    Parameters
+    ----------
+    spectrum : `~specutils.Spectrum`
 
     Returns
     -------

@@ -378,17 +378,57 @@ def to_kms(value: u.Quantity | float, name: str = "velocity") -> float:
 
 
 def to_teff(value: u.Quantity | float, name: str = "teff") -> float:
-    """A positive temperature as a number of K; arguments and errors as of `to_kms`."""
+    """A positive temperature as a number of K; errors as of `to_kms`.
+
+    Parameters
+    ----------
+    value : `~astropy.units.Quantity` or float
+        A bare number is in K.
+    name : str
+        Name of the argument in messages.
+
+    Returns
+    -------
+    float
+        In K.
+    """
     return to_number(value, u.K, name, positive=True)
 
 
 def to_resolving_power(value: u.Quantity | float, name: str = "resolving_power") -> float:
-    """A positive resolving power λ/FWHM as a number; arguments and errors as of `to_kms`."""
+    """A positive resolving power λ/FWHM as a number; errors as of `to_kms`.
+
+    Parameters
+    ----------
+    value : `~astropy.units.Quantity` or float
+    name : str
+        Name of the argument in messages.
+
+    Returns
+    -------
+    float
+    """
     return to_number(value, u.dimensionless_unscaled, name, positive=True)
 
 
 def to_number(value: Any, unit: u.UnitBase, name: str, positive: bool = False) -> float:
-    """One finite number of `unit`, which bare numbers are taken to be in; arguments and errors as of `to_kms`."""
+    """One finite number in a unit; errors as of `to_kms`.
+
+    Parameters
+    ----------
+    value : `~astropy.units.Quantity` or float
+        A bare number is in `unit`.
+    unit : unit
+    name : str
+        Name of the argument in messages.
+    positive : bool
+        Whether zero and negative numbers are errors.
+
+    Returns
+    -------
+    float
+        In `unit`.
+    """
     of = "" if unit == u.dimensionless_unscaled else f" of {unit}, or a Quantity that converts to it"
     expected = f"expected {name} as one finite{' positive' if positive else ''} number{of}"
     if isinstance(value, u.Quantity):
