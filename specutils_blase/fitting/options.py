@@ -90,6 +90,7 @@ class FitOptions:
         prior_means,
         with_star: bool,
         further: Iterable[str] = (),
+        further_lines: dict[str, Iterable[str]] | None = None,
         **others,
     ) -> FitOptions:
         """From the arguments of `fit`.
@@ -100,6 +101,8 @@ class FitOptions:
             Whether there is a star whose rotation could be searched.
         further : iterable of str
             Names of parameters that components and line spread bring along.
+        further_lines : dict, optional
+            Further component to its free line parameters, where not all of them are.
 
         Raises
         ------
@@ -112,6 +115,8 @@ class FitOptions:
             "star": names_among(star_lines, KINDS, "star_lines"),
             "telluric": names_among(telluric_lines, KINDS, "telluric_lines"),
         }
+        for name, given in (further_lines or {}).items():
+            kinds[name] = names_among(given, KINDS, f"free_lines of the component {name}")
         vsini = None if vsini is None else to_kms(vsini, "vsini")
         if vsini is None and ("vsini" not in free or not with_star):
             vsini = HELD_VSINI

@@ -160,6 +160,7 @@ def fit(
         Likewise for arguments of another kind, such as priors that are no `LinePriors`.
     """
     further = [parameter.name for component in components for parameter in _parameters_of(component)]
+    partly = [part for part in components if isinstance(part, Component) and part.free_lines is not None]
     options = FitOptions.of(
         free=free,
         star_lines=star_lines,
@@ -175,6 +176,7 @@ def fit(
         prior_means=prior_means,
         with_star=star is not None,
         further=[*further, *(parameter.name for parameter in _parameters_of(line_spread))],
+        further_lines={part.name: part.free_lines for part in partly},
         limb_darkening=limb_darkening,
         flux_scale=flux_scale,
         medium=medium,

@@ -459,7 +459,9 @@ def law_shape(law: SaturationLaw) -> dict:
         "guard", or "coefficients" and "wavelength_range" [Å]; empty for a law without parameters.
     """
     if law.n_parameter:
-        return {"coefficients": law.coefficients.detach().tolist(), "wavelength_range": list(law.wavelength_range)}
+        shape = {"coefficients": law.coefficients.detach().tolist()}
+        # A law of a user's own need not have a range.
+        return shape | ({"wavelength_range": list(law.wavelength_range)} if hasattr(law, "wavelength_range") else {})
     return {"guard": law.guard} if hasattr(law, "guard") else {}
 
 

@@ -11,6 +11,7 @@ Does not live here: Voigt lines (`model.emulator`), the kernels of motion (`mode
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from copy import copy, deepcopy
 from dataclasses import dataclass, replace
 
@@ -78,6 +79,9 @@ class Component(DoublePrecision):
         Factor on its light, or on its optical depth. Learnable as ``NAME_amount`` where given; 1 otherwise.
     prefix : str, optional
         Of the names of its velocities and rotation in ``fit(free=)`` and in tables: ``NAME_`` by default.
+    free_lines : iterable of str, optional
+        Line parameters that a fit may change, among "ln_area", "ln_sigma", "ln_gamma", "rv_offset": all by default,
+        none for ().
 
     Examples
     --------
@@ -99,9 +103,11 @@ class Component(DoublePrecision):
         shines: bool = False,
         amount: float | None = None,
         prefix: str | None = None,
+        free_lines: Iterable[str] | None = None,
     ):
         super().__init__()
         self.name, self.shines = name, shines
+        self.free_lines = None if free_lines is None else tuple(free_lines)
         self.prefix = f"{name}_" if prefix is None else prefix
         self.emulator, self.doppler, self.rotation = emulator, doppler, rotation
         self.amount = None if amount is None else nn.Parameter(torch.tensor(float(amount), dtype=torch.float64))

@@ -275,9 +275,13 @@ class _Heavy:
     def of(cls, objective: Objective, normal: NormalEquations, vector: Tensor, variance: Tensor) -> _Heavy:
         """At a vector where priors and data balance, with the variance of each parameter."""
         which = objective.priors.freedom.isfinite()
-        gradient, information = without_prior(objective, normal, vector, variance, objective.priors.precision_at(vector))
+        gradient, information = without_prior(
+            objective, normal, vector, variance, objective.priors.precision_at(vector)
+        )
         offset, width = vector - objective.priors.mean, objective.priors.precision**-0.5
-        return cls(which, *(values[which] for values in (gradient, information, offset, width, objective.priors.freedom)))
+        return cls(
+            which, *(values[which] for values in (gradient, information, offset, width, objective.priors.freedom))
+        )
 
     def matched(self, precision: Tensor) -> Tensor:
         """Precisions in which priors of Student's t have those of their moment-matched Gaussians."""
