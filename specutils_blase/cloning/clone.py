@@ -33,6 +33,7 @@ from .refinement import (
     CLONE_PRIORS,
     LEAST_PROMINENCE,
     NOISE_PROMINENCE,
+    Progress,
     Template,
     clone_at_once,
     clone_in_rounds,
@@ -235,34 +236,136 @@ def clone(
         For options out of range, or a template that cannot be cloned; the message says what was expected. A template
         without lines raises `NoLinesError`, one of them.
     """
-    _check_options(free, prominence, rms_target, in_rounds)
-    power = None if resolving_power is None else to_resolving_power(resolving_power)
-    data, frame = read_spectrum(template, medium=medium)
-    pixels, gap_ranges = _template_pixels(data, region, continuum, teff, power)
+    options = CloneOptions.of(
+        prominence=prominence,
+        flux_scale=flux_scale,
+        continuum=continuum,
+        teff=teff,
+        resolving_power=resolving_power,
+        medium=medium,
+        region=region,
+        free=tuple(free),
+        emission=emission,
+        in_rounds=in_rounds,
+        rms_target=rms_target,
+        max_iterations=max_iterations,
+        progress=progress,
+    )
+    result = clone_template(observe(template, options), options)
+    result.quality.warn()
+    return result
+
+
+@dataclass(frozen=True)
+class CloneOptions:
+    """What a clone is asked for; `CloneOptions.of` checks it. The fields are the arguments of `clone`."""
+
+    prominence: float = 0.01
+    flux_scale: object = "log"
+    continuum: str | int = "none"
+    teff: object = None
+    resolving_power: float | None = None
+    medium: str = "vacuum"
+    region: object = None
+    free: tuple[str, ...] = KINDS
+    emission: bool = False
+    in_rounds: bool = True
+    rms_target: float | None = None
+    max_iterations: int = 100
+    progress: bool = False
+
+    @classmethod
+    def of(cls, *, resolving_power, **given) -> CloneOptions:
+        """From the arguments of `clone`.
+
+        Raises
+        ------
+        ValueError
+            For options that are out of range or contradict each other.
+        """
+        power = None if resolving_power is None else to_resolving_power(resolving_power)
+        options = cls(resolving_power=power, **given)
+        prominence, target = options.prominence, options.rms_target
+        unknown = set(options.free) - set(KINDS)
+        if unknown:
+            raise ValueError(f"free must be among {', '.join(KINDS)}; got {', '.join(sorted(unknown))}")
+        if not (is_number(prominence) and 0.0 < prominence < 1.0):
+            raise ValueError(f"prominence must lie between 0 and 1 (in units of the continuum), got {prominence!r}")
+        if target is not None and not (is_number(target) and 0.0 < target < 1.0):
+            raise ValueError(f"rms_target must lie between 0 and 1 (in units of the continuum), got {target!r}")
+        if target is not None and not options.in_rounds:
+            raise ValueError("rms_target is reached in rounds only: leave it out, or in_rounds=False")
+        return options
+
+
+@dataclass(frozen=True, eq=False)
+class ReadTemplate:
+    """A template as it is cloned.
+
+    Parameters
+    ----------
+    pixels : Template
+        Divided by their continuum.
+    gaps : list of [float, float]
+        Ranges [vacuum Å] of pixels without data.
+    meta : dict
+        Of the template.
+    source : str
+        What the template calls itself.
+    """
+
+    pixels: Template
+    gaps: list[list[float]]
+    meta: dict
+    source: str
+
+
+def observe(template: Spectrum, options: CloneOptions) -> ReadTemplate:
+    """The pixels of a template that are cloned."""
+    data, frame = read_spectrum(template, medium=options.medium)
+    pixels, gap_ranges = _template_pixels(data, options)
+    return ReadTemplate(pixels, gap_ranges, dict(frame.meta), str(template.meta.get("source", "")))
+
+
+def clone_template(read: ReadTemplate, options: CloneOptions) -> CloneResult:
+    """Clone a template: a pure function of data; see `clone`."""
+    return assemble(read, solve(read.pixels, start(read.pixels, options), options), options)
+
+
+def start(pixels: Template, options: CloneOptions) -> LineEmulator:
+    """Lines of the template, with first guesses."""
     noise = pixels.noise_in(pixels.flux)
-    least = max(prominence, NOISE_PROMINENCE * noise) if in_rounds else prominence
-    emulator = _first_lines(pixels, least, noise, flux_scale, emission)
-    options = {"free": free, "max_iterations": max_iterations, "progress": progress}
-    if in_rounds:
-        done = clone_in_rounds(pixels, emulator, rms_target=rms_target, **options)
-    else:
-        done = clone_at_once(pixels, emulator, **options)
+    least = max(options.prominence, NOISE_PROMINENCE * noise) if options.in_rounds else options.prominence
+    return _first_lines(pixels, least, noise, options.flux_scale, options.emission)
+
+
+def solve(pixels: Template, emulator: LineEmulator, options: CloneOptions) -> Progress:
+    """The lines optimised, with those that the residual shows."""
+    given = {"free": options.free, "max_iterations": options.max_iterations, "progress": options.progress}
+    if options.in_rounds:
+        return clone_in_rounds(pixels, emulator, rms_target=options.rms_target, **given)
+    return clone_at_once(pixels, emulator, **given)
+
+
+def assemble(read: ReadTemplate, done: Progress, options: CloneOptions) -> CloneResult:
+    """The result with its ledger, its spectra and its quality."""
+    pixels = read.pixels
     settings = {
-        "prominence": prominence,
-        "flux_scale": emulator.law.name,
-        "continuum": continuum,
-        "teff": None if teff is None else to_teff(teff),
-        "resolving_power": power,
-        "medium": medium,
-        "free": list(free),
-        "in_rounds": in_rounds,
-        "rms_target": rms_target,
+        "prominence": options.prominence,
+        "flux_scale": done.emulator.law.name,
+        "continuum": options.continuum,
+        "teff": None if options.teff is None else to_teff(options.teff),
+        "resolving_power": options.resolving_power,
+        "medium": options.medium,
+        "free": list(options.free),
+        "in_rounds": options.in_rounds,
+        "rms_target": options.rms_target,
         "rounds": done.rounds,
         "ended": done.ended,
         "noise": done.noise,
         "worst": worst_places(pixels, done.emulator, done.flux),
-        "gaps": gap_ranges,
-        "template": str(template.meta.get("source", "")),
+        "gaps": read.gaps,
+        "template": read.source,
     }
     logger.info("cloned %d lines, RMS %.3f %%, %s", len(done.emulator), 100 * done.rms, done.message)
     wavelength = pixels.wavelength[pixels.inside]
@@ -271,34 +374,18 @@ def clone(
         clone_ledger(done.emulator, done.start_area, settings),
         done.rms,
         done.history,
-        spectrum_on(wavelength, pixels.flux[pixels.inside], meta=dict(frame.meta)),
+        spectrum_on(wavelength, pixels.flux[pixels.inside], meta=dict(read.meta)),
         spectrum_on(wavelength, done.flux[pixels.inside], meta={"source": "specutils_blase clone", **settings}),
         done.success,
         done.message,
         settings,
     )
-    result.assessed(assess_clone(result)).quality.warn()
-    return result
+    return result.assessed(assess_clone(result))
 
 
-def _check_options(free: tuple[str, ...], prominence: float, rms_target: float | None, in_rounds: bool) -> None:
-    """Raise ValueError for options of `clone` that are out of range or contradict each other."""
-    unknown = set(free) - set(KINDS)
-    if unknown:
-        raise ValueError(f"free must be among {', '.join(KINDS)}; got {', '.join(sorted(unknown))}")
-    if not (is_number(prominence) and 0.0 < prominence < 1.0):
-        raise ValueError(f"prominence must lie between 0 and 1 (in units of the continuum), got {prominence!r}")
-    if rms_target is not None and not (is_number(rms_target) and 0.0 < rms_target < 1.0):
-        raise ValueError(f"rms_target must lie between 0 and 1 (in units of the continuum), got {rms_target!r}")
-    if rms_target is not None and not in_rounds:
-        raise ValueError("rms_target is reached in rounds only: leave it out, or in_rounds=False")
-
-
-def _template_pixels(
-    data: SpectralData, region, continuum, teff, resolving_power: float | None
-) -> tuple[Template, list[list[float]]]:
+def _template_pixels(data: SpectralData, options: CloneOptions) -> tuple[Template, list[list[float]]]:
     """The pixels to clone, divided by their continuum, and the gaps among them as [low, high] in vacuum Å."""
-    selected, inside = _select_region(data.wavelength, region)
+    selected, inside = _select_region(data.wavelength, options.region)
     edges = data.edges[selected]
     wavelength, flux, good = (part[selected].numpy() for part in (data.wavelength, data.flux, data.good))
     pixel_runs = gaps(flux, good)
@@ -307,10 +394,10 @@ def _template_pixels(
     if not good[inside].any():
         low, high = wavelength[inside][0], wavelength[inside][-1]
         raise ValueError(f"the template has no flux in {low:.2f}-{high:.2f} Å, only gaps: give another region")
-    level = template_continuum(wavelength, flux, good, continuum, teff)
+    level = template_continuum(wavelength, flux, good, options.continuum, options.teff)
     normalised = np.where(good, flux / level, np.nan)
     gap_ranges = [[float(edges[first, 0]), float(edges[after - 1, 1])] for first, after in pixel_runs]
-    return Template(data.wavelength[selected], edges, normalised, inside, resolving_power), gap_ranges
+    return Template(data.wavelength[selected], edges, normalised, inside, options.resolving_power), gap_ranges
 
 
 def _select_region(wavelength: Tensor, region) -> tuple[Tensor | slice, np.ndarray]:

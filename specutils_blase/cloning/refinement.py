@@ -287,8 +287,8 @@ def _optimised(
     """Solution with all lines optimised together, the clone's flux, and the RMS of the residual."""
     model = clone_model(emulator, template.wavelength, template.edges, template.resolving_power)
     (name,) = model.components
-    parameters = ("star_law",) if name == "star" else ("telluric_law",)
-    layout = FreeParameters(model, {name: tuple(free)}, {name: torch.arange(len(emulator))}, parameters)
+    lines = {name: torch.arange(len(emulator))}
+    layout = FreeParameters(model, {name: tuple(free)}, lines, (f"{name}_law",))
     counted = np.isfinite(template.flux)
     flux = torch.as_tensor(np.where(counted, template.flux, 0.0))
     weight = torch.where(torch.as_tensor(counted), RESIDUAL_SIGMA**-2, 0.0)

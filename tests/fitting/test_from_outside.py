@@ -119,12 +119,11 @@ def fitted(data, star, **options):
 def cramer_rao(fit, names):
     """Errors of rows of the parameters by finite differences of the model to all that is free and global."""
     free = [str(row["name"]) for row in fit.parameters if row["free"]]
-    keys = tuple(
-        dict.fromkeys(o.parameter.name for o in fit.model.global_parameters().values() if set(o.rows) & set(free))
-    )
-    everything = FreeParameters(
-        fit.model, dict.fromkeys(fit.model.components, ()), {n: torch.zeros(0).long() for n in fit.model.components}, keys
-    )  # fmt: skip
+    known = fit.model.global_parameters().values()
+    keys = tuple(dict.fromkeys(owned.parameter.name for owned in known if set(owned.rows) & set(free)))
+    components = fit.model.components
+    held = {name: torch.zeros(0, dtype=torch.long) for name in components}
+    everything = FreeParameters(fit.model, dict.fromkeys(components, ()), held, keys)
     start = everything.read()
     columns = []
     for k in range(len(start)):
