@@ -278,7 +278,7 @@ def test_package_imports_only_what_it_registers_when_it_loads():
 
 
 # Functions that still wait for their cut; nothing may be added.
-LONG_STILL = {"fitting/pipeline.py": {"fit"}}
+LONG_STILL: dict[str, set[str]] = {}
 
 LONGEST_BODY = 60  # lines, the docstring not counted
 
