@@ -17,7 +17,7 @@ from specutils_blase.adapters.files import load_spectrum
 from specutils_blase.fitting.pipeline import fit
 from specutils_blase.inference.priors import LinePriors
 from specutils_blase.model.order import ForwardModel
-from specutils_blase.results.fit_result import SPECTRA
+from specutils_blase.results.fit_result import SPECTRUM_NAMES
 from specutils_blase.simulate import perturbed
 
 
@@ -98,7 +98,7 @@ def test_spectra_as_one_list(recovered):
     result = recovered[2]
     spectra = result.to_spectrum_list()
     assert isinstance(spectra, SpectrumList)
-    assert [spectrum.meta["name"] for spectrum in spectra] == list(SPECTRA)
+    assert [spectrum.meta["name"] for spectrum in spectra] == list(SPECTRUM_NAMES)
     for spectrum in spectra[1:]:
         np.testing.assert_array_equal(spectrum.flux.value, getattr(result, spectrum.meta["name"]).flux.value)
     np.testing.assert_allclose(spectra[0].uncertainty.array, result.data.sigma.numpy())
