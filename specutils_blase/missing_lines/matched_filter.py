@@ -326,16 +326,16 @@ def _distinct(orders: Sequence[ForwardModel], maxima: list[tuple]) -> list[tuple
 
 
 @torch.no_grad()
-def _try(free: FreeParameters, name: str, places: list[tuple], residual, weight, precision: Tensor):
+def _try(free: FreeParameters, name: str, maxima: list[tuple], residual, weight, precision: Tensor):
     """z of every place as a line of one component, and centre, area, σ and γ [Å at rest] of these lines."""
     factor = float(free.model.parts[name].doppler_factor)
-    center = torch.tensor([place[0] for place in places], dtype=torch.float64) / factor
-    usual = [place[2].get(name) or next(iter(place[2].values())) for place in places]
+    center = torch.tensor([maximum[0] for maximum in maxima], dtype=torch.float64) / factor
+    usual = [maximum[2].get(name) or next(iter(maximum[2].values())) for maximum in maxima]
     *usual, scatter = zip(*usual, strict=True)
     area, sigma, gamma, blur = (torch.tensor(values, dtype=torch.float64) for values in usual)
     area, sigma, gamma = (center / SPEED_OF_LIGHT * velocity for velocity in (area, sigma, gamma))
     area = torch.maximum(area, 1e-3 * voigt_fwhm(sigma, gamma))  # its derivative to ln area needs some
-    grown = with_lines(free, {name: (center, area, sigma, gamma, [place[3] for place in places])})
+    grown = with_lines(free, {name: (center, area, sigma, gamma, [maximum[3] for maximum in maxima])})
     free, old = grown.free, grown.old
     jacobian = linearize(free, cut=covariance_cut(free))
     priors = torch.full((len(free),), HELD, dtype=torch.float64)
@@ -391,7 +391,7 @@ def with_lines(free: FreeParameters, more: dict[str, tuple]) -> Grown:
         emulators[name], kept[name], added[name] = emulator.with_lines(*more.get(name, nothing)[:4])
         lines[name] = torch.cat([kept[name][free.lines[name]], added[name]]).sort().values
     sees = {
-        name: [[at for at, orders in enumerate(columns[4]) if k in orders] for k in range(len(model.orders))]
+        name: [[line for line, orders in enumerate(columns[4]) if k in orders] for k in range(len(model.orders))]
         for name, columns in more.items()
     }
     seen = [

@@ -108,16 +108,16 @@ def _room(free: FreeParameters, start: Tensor, probe: Tensor) -> float:
     """Largest step both ways along a probe, within the bounds below which the model is not smooth."""
     room = SPREAD
     for key, owned in free.owned.items():
-        own, lowest = free.global_slices[key], owned.bounds[0]
-        if math.isfinite(lowest) and float(probe[own].abs().max()):
-            room = min(room, float(((start[own] - lowest) / probe[own].abs()).min()))
+        columns, lowest = free.global_slices[key], owned.bounds[0]
+        if math.isfinite(lowest) and float(probe[columns].abs().max()):
+            room = min(room, float(((start[columns] - lowest) / probe[columns].abs()).min()))
     return room
 
 
 def _with_shared_held(free: FreeParameters, factor: Factor, step: Tensor) -> Tensor:
     """A step in all parameters, with those that all lines share held and the others following them."""
-    places = [free.global_slices[name] for name in free.at_posterior_mean]
-    shared = [k for place in places for k in range(place.start, place.stop)]
+    slices = [free.global_slices[name] for name in free.at_posterior_mean]
+    shared = [k for columns in slices for k in range(columns.start, columns.stop)]
     if not shared:
         return step
     unit = torch.eye(len(step), dtype=step.dtype, device=step.device)[shared]

@@ -69,12 +69,12 @@ def wanted_resolving_power(
     spreads = [order.line_spread for order in free.orders]
     if None in spreads or any(owned.stage in spreads for owned in free.owned.values()):
         return None
-    parts = [line_spread_tangents(one) for one in free.orders]
+    parts = [line_spread_tangents(order) for order in free.orders]
     tangents = torch.stack([free.merge([part.double() for part in of_all]) for of_all in zip(*parts, strict=True)])
     # By the Jacobian that A is made of: another one could make the information negative.
     root = objective.weight.sqrt()
     along = torch.stack([normal.pull_back(root * tangent) for tangent in tangents])
-    responses = torch.stack([factor.solve(one) for one in along])
+    responses = torch.stack([factor.solve(column) for column in along])
     vsini, change, error = 0.0, 0.0, math.inf
     target = free.model.target
     speed_key = None if target is None or target.rotation is None else free.key_of(target.rotation.vsini)

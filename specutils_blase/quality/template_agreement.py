@@ -152,18 +152,18 @@ def _compare(model, pixels, fitted, template, smearing) -> Agreement | None:
     overlap = power = total = 0.0  # f·y, f·f, y·y of the template
     left = noise = star_power = count = weights = 0.0
     profiles, shifts = [], _shifts(model)
-    for order, one, (without, star), held in zip(model.orders, pixels, fitted, template, strict=True):
-        weight = one.weight.double()
+    for order, order_pixels, (without, star), held in zip(model.orders, pixels, fitted, template, strict=True):
+        weight = order_pixels.weight.double()
         if not bool((weight > 0).any()):
             continue
         level, basis = _continuum(order, len(weight))
         # Changes of the model by the continuum.
         design = (basis * (without + star)).T.double()
         project = _Projection(design, weight)
-        seen, added = one.flux.double() - level * without, level * held
+        seen, added = order_pixels.flux.double() - level * without, level * held
         f, y = project(added), project(seen)
         overlap, power, total = overlap + float(f @ y), power + float(f @ f), total + float(y @ y)
-        expected = float((weight * one.sigma.double().square()).sum())
+        expected = float((weight * order_pixels.sigma.double().square()).sum())
         residual = weight * (seen - level * star).square()
         left += max(float(residual.sum()) - expected, 0.0)
         noise += expected
@@ -179,7 +179,7 @@ def _compare(model, pixels, fitted, template, smearing) -> Agreement | None:
     best = int(scores.argmax())
     gain = float(scores[best] - scores[nearby].max())
     # The error follows from the scatter of the data.
-    freedom = max(sum(int((one.weight > 0).sum()) for one in pixels) - len(profiles), 1)
+    freedom = max(sum(int((order_pixels.weight > 0).sum()) for order_pixels in pixels) - len(profiles), 1)
     scatter = max(total - overlap**2 / power, 0.0) / freedom
     return Agreement(
         strength=overlap / power,
@@ -221,7 +221,9 @@ def _shifts(model) -> Tensor:
 def _nearby(model) -> float:
     """Distance [km/s] of the fitted velocity within which the template still agrees, by its broadening."""
     spreads = [order.line_spread for order in model.orders if order.line_spread is not None]
-    resolution = max((SPEED_OF_LIGHT / math.exp(one.ln_resolving_power[0].item()) for one in spreads), default=5.0)
+    resolution = max(
+        (SPEED_OF_LIGHT / math.exp(spread.ln_resolving_power[0].item()) for spread in spreads), default=5.0
+    )
     turning = 0.0 if model.rotation is None else model.rotation.vsini.item()
     return 2.0 * (resolution + turning) + 2.0 * SEARCH_KMS / (MOST_SHIFTS - 1)
 
