@@ -38,15 +38,15 @@ LISTS = {"SpectrumList": lambda: SpectrumList([order(), order()]), "HPFSpectrumL
 
 @pytest.fixture
 def pipelines(monkeypatch):
-    """Stand-ins for the two pipelines that return what they were called with."""
+    """Fakes of the two pipelines that return the arguments of their calls."""
 
-    def stand_in(module, function):
+    def replace(module, function):
         fake = types.ModuleType(f"specutils_blase.{module}")
         setattr(fake, function, lambda *args, **options: (function, args, options))
         monkeypatch.setitem(sys.modules, fake.__name__, fake)
 
-    stand_in("cloning", "clone")
-    stand_in("fitting", "fit")
+    replace("cloning.clone", "clone")
+    replace("fitting.pipeline", "fit")
 
 
 @pytest.mark.parametrize("make", SPECTRA.values(), ids=SPECTRA)

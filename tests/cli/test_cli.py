@@ -468,7 +468,8 @@ def test_version_and_help(capsys):
 
 
 def test_help_is_light():
-    code = "import sys; from specutils_blase.cli import main; assert 'torch' not in sys.modules; sys.exit(main(['-h']))"
+    imports = "import sys; from specutils_blase.cli.main import main"
+    code = f"{imports}; assert 'torch' not in sys.modules; sys.exit(main(['-h']))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60).returncode == 0
 
 
