@@ -15,7 +15,7 @@ import pytest
 
 import specutils_blase as sb
 from specutils_blase.cli import arguments as cli_arguments
-from specutils_blase.cli import main as cli
+from specutils_blase.cli import commands as cli
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "tutorials"

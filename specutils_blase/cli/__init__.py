@@ -20,4 +20,4 @@ __all__ = [
     "run_orders",
 ]
 
-__getattr__, __dir__ = attach(__name__, dict.fromkeys(__all__, ".main"))
+__getattr__, __dir__ = attach(__name__, dict.fromkeys(__all__, ".commands"))

@@ -23,7 +23,7 @@ from specutils import Spectrum
 import specutils_blase as sb
 from specutils_blase import demo
 from specutils_blase.cli import arguments as cli_arguments
-from specutils_blase.cli import main as cli
+from specutils_blase.cli import commands as cli
 from specutils_blase.simulate import hpf_wavelengths, perturbed, simulate
 
 RV, VSINI, R = -12.4, 6.0, 55_000
@@ -468,7 +468,7 @@ def test_version_and_help(capsys):
 
 
 def test_help_is_light():
-    imports = "import sys; from specutils_blase.cli.main import main"
+    imports = "import sys; from specutils_blase.cli import main"
     code = f"{imports}; assert 'torch' not in sys.modules; sys.exit(main(['-h']))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60).returncode == 0
 
