@@ -318,7 +318,7 @@ def bugs(records: list[dict]) -> str:
     """Section 7: the first test that fails with each bug, in the order of `planted_bugs.BUGS`."""
     from planted_bugs import BUGS
 
-    found = {record["arguments"]["name"]: record["result"]["caught_by"] for record in records}
+    found = {record["arguments"]["name"]: record["result"]["caught_by"].split("[")[0] for record in records}
     rows = [
         [bug.what, f"`{bug.module}`", f"`{found[name]}`" if found[name] else "NOTHING"]
         for name, bug in BUGS.items()
