@@ -30,6 +30,7 @@ from torch import Tensor
 from ..inference.linear.jacobian import linearize
 from ..inference.linear.normal_equations import NormalEquations
 from ..inference.linear.windows import covariance_cut
+from ..inference.noise import Diagonal
 from ..model.order import ForwardModel
 from ..model.parameters import FreeParameters
 from ..physics.grids import SPEED_OF_LIGHT
@@ -342,7 +343,8 @@ def _try(free: FreeParameters, name: str, maxima: list[tuple], residual, weight,
     priors[old] = precision
     strength = grown.columns[name][:, free.kinds[name].index("ln_area")]
     priors[strength] = FREE_PRECISION
-    normal = NormalEquations(jacobian, free.merge(residual), free.merge(weight), priors, torch.zeros_like(priors))
+    noise = Diagonal(free.merge(weight))
+    normal = NormalEquations(jacobian, free.merge(residual), noise, priors, torch.zeros_like(priors))
     normal.gradient[old] = 0.0  # they stand where data and priors balance
     factored = normal.factor()
     step, variance = factored.solve(normal.gradient)[strength], factored.variance()[strength]

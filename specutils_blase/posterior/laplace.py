@@ -21,6 +21,7 @@ from torch import Tensor
 from ..inference.linear.jacobian import linearize
 from ..inference.linear.normal_equations import NormalEquations
 from ..inference.linear.windows import covariance_cut
+from ..inference.noise import Diagonal
 from ..ledger.columns import COLUMNS
 from ..ledger.table import equivalent_width
 from ..model.echelle import EchelleModel
@@ -139,7 +140,7 @@ def normal_equations(free: FreeParameters, curvature: Curvature, hold: str | Non
     jacobian = linearize(free, cut=covariance_cut(free))
     weight, precision = free.merge(curvature.weight), prior_precision(free, curvature)
     nothing = torch.zeros_like(weight)
-    normal = NormalEquations(jacobian, nothing, weight, precision, torch.zeros_like(precision))
+    normal = NormalEquations(jacobian, nothing, Diagonal(weight), precision, torch.zeros_like(precision))
     if hold is None:
         return normal
     columns = free.columns(hold).reshape(-1)
