@@ -106,6 +106,8 @@ class Component(DoublePrecision):
         free_lines: Iterable[str] | None = None,
     ):
         super().__init__()
+        if not name or "." in name or hasattr(nn.ModuleDict, name):
+            raise ValueError(f"expected the name of a component, such as 'companion', got {name!r}")
         self.name, self.shines = name, shines
         self.free_lines = None if free_lines is None else tuple(free_lines)
         self.prefix = f"{name}_" if prefix is None else prefix

@@ -119,6 +119,16 @@ class ForwardModel(OfComponents, nn.Module):
             raise ValueError(f"two components have one name: {', '.join(part.name for part in parts)}")
         self.line_spread, self.pixels, self.continuum = line_spread, pixels, continuum
         self._windows: dict[str, Windows] = {}
+        names = [parameter.name for stage in self._learning_stages for parameter in stage.global_parameters()]
+        if len(set(names)) < len(names):
+            twice = ", ".join(sorted({name for name in names if names.count(name) > 1}))
+            raise ValueError(f"expected parameters of different names, got {twice} twice: give a component a prefix")
+
+    @property
+    def _learning_stages(self) -> list[nn.Module]:
+        """The stages that list global parameters."""
+        stages = (*self.parts.values(), self.line_spread, self.continuum)
+        return [stage for stage in stages if stage is not None]
 
     @classmethod
     def for_order(
@@ -224,8 +234,7 @@ class ForwardModel(OfComponents, nn.Module):
 
     def global_parameters(self) -> dict[str, Owned]:
         """All parameters that touch every pixel, by name: of the components, then of the instrument."""
-        stages = (*self.parts.values(), self.line_spread, self.continuum)
-        return {name: owned for stage in stages for name, owned in owned_by(stage).items()}
+        return {name: owned for stage in self._learning_stages for name, owned in owned_by(stage).items()}
 
     @property
     def n_pixel(self) -> int:
