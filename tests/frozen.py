@@ -1,8 +1,9 @@
 """Small results, and the frozen files of them in ``tests/data``: one of each kind for each version of the file format.
 
 ``python tests/frozen.py`` writes those of the present version (`VERSION`) anew and prints `FLUX` of
-``tests/test_asdf_frozen.py``. That is right as long as the version is not released, and never again: a released file
-says what users have on their disks. With a new manifest, `VERSION` moves on and the older files stay.
+``tests/asdf/test_asdf_frozen.py``. That is right as long as the version is not released, and never again: a released
+file says what users have on their disks. With a new manifest, `VERSION` moves on and the older files stay. A kind that
+a new version writes as an older one did keeps the file of that version: see `VERSIONS`.
 """
 
 import sys
@@ -14,10 +15,15 @@ import numpy as np
 from specutils import Spectrum
 
 import specutils_blase as sb
+from specutils_blase.model import Component, DopplerShift
 from specutils_blase.model.emulator import LineEmulator
+from specutils_blase.model.extrinsic import RotationalBroadening
 from specutils_blase.simulate import simulate
 
-VERSION = "1.1.0"
+VERSION = "1.2.0"
+VERSIONS = {"clone": "1.1.0", "fit": "1.1.0", "echelle": "1.1.0", "companion": "1.2.0", "companions": "1.2.0"}
+"""Kind of result to the version of its newest file."""
+
 FOLDER = Path(__file__).parent / "data"
 ORDERS = (np.linspace(10490.0, 10493.5, 40), np.linspace(10492.9, 10496.4, 40))
 HIT = 25
@@ -41,6 +47,14 @@ def sky():
     """Four telluric lines on a linear scale."""
     center = [10490.6, 10492.2, 10493.2, 10495.3]
     return LineEmulator(center, [0.03] * 4, [0.03] * 4, [0.02] * 4, law="linear", wavelength_range=(10489.0, 10497.5))
+
+
+def companion():
+    """The light of a second star, at a velocity and with a rotation of its own."""
+    center = [10490.9, 10492.4, 10493.6, 10495.9]
+    lines = LineEmulator(center, [0.05] * 4, [0.06] * 4, [0.03] * 4, wavelength_range=(10483.0, 10504.0))
+    motion = {"doppler": DopplerShift(21.0), "rotation": RotationalBroadening(6.0, max_vsini=25.0)}
+    return Component("companion", lines, shines=True, amount=0.2, prefix="b_", free_lines=(), **motion)
 
 
 def observed():
@@ -73,6 +87,33 @@ def results():
         }
 
 
+def companion_results():
+    """Fits with a third component, by the names of their files."""
+    options = {"telluric": sky(), "rv": -12.0, "resolving_power": 55_000, "progress": False}
+    options |= {"star_lines": ["ln_area"], "telluric_lines": ["ln_area", "rv_offset"], "max_iterations": 60}
+    data = observed()
+    names = ("center", "area", "sigma", "gamma", "rv_offset")
+    second, absorbing = (
+        {name: getattr(each, name).detach().numpy() for name in names} for each in (companion().emulator, sky())
+    )
+    truth = TRUTH | {"rv": 21.0, "vsini": 6.0, "continuum": (0.6, 0.02)}
+    for order, pixels in ((data[0], ORDERS[0]), (data[2], ORDERS[1])):
+        order.flux[:] += simulate(pixels, second, absorbing, snr=1e5, **truth).flux
+    data[0].flux[HIT] *= -0.1 * np.sign(data[0].flux[HIT])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # order 1 of the list is left out
+        warnings.simplefilter("ignore", sb.BlaseQualityWarning)  # its saturation is not free
+        return {
+            "companion": sb.fit(data[0], star(), components=[companion()], **options),
+            "companions": sb.fit(data, star(), components=[companion()], **options),
+        }
+
+
+def path(name):
+    """The newest file of a kind."""
+    return FOLDER / f"{name}-{VERSIONS[name]}.asdf"
+
+
 def flux(result):
     """The numbers by which a result is known again: every eighth pixel of its model, of all orders."""
     spectra = result.model_spectrum
@@ -82,11 +123,12 @@ def flux(result):
 
 def main():
     FOLDER.mkdir(exist_ok=True)
-    for name, result in results().items():
-        path = FOLDER / f"{name}-{VERSION}.asdf"
-        result.write(path, overwrite=True)
+    for name, result in (results() | companion_results()).items():
+        if VERSIONS[name] != VERSION:
+            continue
+        result.write(path(name), overwrite=True, compression="zlib")
         numbers = ", ".join(repr(float(value)) for value in flux(result))
-        sys.stdout.write(f'    "{path.stem}": [{numbers}],\n')
+        sys.stdout.write(f'    "{path(name).stem}": [{numbers}],\n')
 
 
 if __name__ == "__main__":

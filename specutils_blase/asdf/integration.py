@@ -8,7 +8,7 @@ from importlib.resources import files
 ROOT = "asdf://specutils-blase.org/specutils_blase"
 """What every URI of ours starts with. URIs are names: nothing is ever fetched from there."""
 
-MANIFESTS = ("specutils_blase-1.1.0", "specutils_blase-1.0.0")
+MANIFESTS = ("specutils_blase-1.2.0", "specutils_blase-1.1.0", "specutils_blase-1.0.0")
 """Released manifests, newest first. A released manifest or schema is never edited: add the next version of both."""
 
 

@@ -376,7 +376,7 @@ print(np.array(clone["template"]["flux"]["value"]).size)
 
 
 def test_plain_asdf_prints_the_ledger_of_many_orders():
-    path = frozen.FOLDER / f"echelle-{frozen.VERSION}.asdf"
+    path = frozen.path("echelle")
     if not path.exists():
         pytest.skip(f"{path.name} did not come with these tests")
     code = (

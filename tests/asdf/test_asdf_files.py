@@ -326,7 +326,7 @@ def test_arrays_in_other_files_are_not_fetched(content, tmp_path):
 
 @pytest.mark.parametrize(
     ("old", "new"),
-    [("line_emulator-1.0.0", "line_emulator-9.0.0"), ("forward_model-1.0.0", "forward_model-1.1.0")],
+    [("line_emulator-1.0.0", "line_emulator-9.0.0"), ("forward_model-1.0.0", "forward_model-1.2.0")],
 )
 def test_future_version(old, new, content, tmp_path):
     """Whether the whole or a part of it is newer than we are."""

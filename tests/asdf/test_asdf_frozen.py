@@ -43,7 +43,29 @@ FLUX |= {
         2.9985863347382256,
     ],
 }
+FLUX |= {
+    "companion-1.2.0": [
+        2.9857516667878787,
+        3.154910593704754,
+        3.410183336388828,
+        3.273296845318585,
+        3.5205421905752377,
+    ],
+    "companions-1.2.0": [
+        3.0074974626309747,
+        3.1614807320508493,
+        3.4167525880910117,
+        3.2685641427579584,
+        3.5060767209023322,
+        3.3740308728261352,
+        3.1412759579334386,
+        3.301047571656074,
+        3.3678310941813887,
+        3.6101428832069042,
+    ],
+}
 TYPES = {"clone": sb.CloneResult, "fit": sb.FitResult, "echelle": sb.EchelleFitResult}
+TYPES |= {"companion": sb.FitResult, "companions": sb.EchelleFitResult}
 
 
 @pytest.fixture(params=FLUX)
@@ -76,8 +98,22 @@ def test_frozen_file_has_a_quality(frozen_file):
     assert (quality.reason("file") is not None) == frozen_file.stem.endswith("1.0.0")
     # A clone of three iterations; a fit whose star saturates otherwise than the truth, without and with jitter.
     told = {"clone-1.0.0": "converged", "clone-1.1.0": "converged", "fit-1.0.0": "chi2", "fit-1.1.0": "detection"}
+    told["companion-1.2.0"] = "detection"  # so many lines in so few pixels
     speaks_against = told.get(frozen_file.stem)
     assert speaks_against in quality.names if speaks_against else quality.status == "good"
+
+
+@pytest.mark.parametrize("frozen_file", ["companion-1.2.0", "companions-1.2.0"], indirect=True)
+def test_frozen_file_tells_what_1_2_0_added(frozen_file):
+    fit = sb.read(frozen_file)
+    assert list(fit.model.parts) == ["star", "telluric", "companion"]
+    part = fit.model.parts["companion"]
+    assert part.shines and (part.velocity, part.vsini, float(part.amount.detach())) == (21.0, 6.0, 0.2)
+    assert part.free_lines == () and part.prefix == "b_"
+    for order in fit.model.orders:
+        rotation = order.parts["companion"].rotation
+        assert rotation.max_vsini == 25.0 and rotation.step == pytest.approx(order.sampling.step * 299792.458)
+    assert (fit.ledger["component"] == "companion").sum() == 4 and fit.line_covariance["companion"].shape == (4, 4, 4)
 
 
 @pytest.mark.parametrize("frozen_file", ["fit-1.1.0", "echelle-1.1.0"], indirect=True)

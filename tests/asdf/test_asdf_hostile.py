@@ -8,7 +8,8 @@ import warnings
 
 import numpy as np
 import pytest
-from frozen import FOLDER, VERSION, flux
+from frozen import VERSIONS, flux
+from frozen import path as frozen_path
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -16,14 +17,14 @@ import specutils_blase as sb
 from specutils_blase.asdf import checks
 from specutils_blase.asdf.files import read
 
-NAMES = ("clone", "fit", "echelle")
+NAMES = tuple(VERSIONS)
 SEAL = re.compile(rb"\nsha256: '[0-9a-f]{64}'")
 BLOCK = b"\xd3BLK"
 
 
 def sealed(name):
     """The bytes of a frozen file."""
-    path = FOLDER / f"{name}-{VERSION}.asdf"
+    path = frozen_path(name)
     if not path.exists():
         pytest.skip(f"{path.name} did not come with these tests")
     return path.read_bytes()
@@ -38,8 +39,8 @@ def unsealed(name):
 def warm():
     """What reading loads and keeps is not what a file costs."""
     for name in NAMES:
-        if (FOLDER / f"{name}-{VERSION}.asdf").exists():
-            read(FOLDER / f"{name}-{VERSION}.asdf")
+        if frozen_path(name).exists():
+            read(frozen_path(name))
 
 
 def refused(folder, content):
@@ -200,7 +201,7 @@ def test_false_index_of_blocks_harms_nobody(tmp_path):
     path = tmp_path / "index.asdf"
     for index in (b"", b"#ASDF BLOCK INDEX\n%YAML 1.1\n---\n[1, 2, 3]\n...", b"#ASDF BLOCK INDEX\n[[["):
         path.write_bytes(content[:end] + index)
-        np.testing.assert_array_equal(flux(read(path)), flux(read(FOLDER / f"fit-{VERSION}.asdf")))
+        np.testing.assert_array_equal(flux(read(path)), flux(read(frozen_path("fit"))))
 
 
 @pytest.mark.parametrize(
@@ -242,7 +243,7 @@ def test_orders_that_do_not_fit_are_refused(old, new, reason, tmp_path):
 def test_no_flipped_bit_changes_a_number(name, tmp_path):
     """The checksum of the whole file covers what asdf's of the arrays do not: its text."""
     content = sealed(name)
-    expected = flux(read(FOLDER / f"{name}-{VERSION}.asdf"))
+    expected = flux(read(frozen_path(name)))
     path = tmp_path / "flipped.asdf"
     rng = np.random.default_rng(5)
     accepted = 0

@@ -9,6 +9,9 @@ from asdf.extension import Converter
 WIDEST_SPREAD_GRIDS = 10
 """Limit on the half width of a line spread, in lengths of its grid."""
 
+FASTEST_ROTATION = 299_792
+"""Limit on a v sin i [km/s], as the schema has it for the largest one that a kernel has room for."""
+
 
 class ForwardModelConverter(Converter):
     """Between `ForwardModel` and ``forward_model-*``."""
@@ -16,23 +19,114 @@ class ForwardModelConverter(Converter):
     tags = ["asdf://specutils-blase.org/specutils_blase/tags/forward_model-*"]
     types = ["specutils_blase.model.order.ForwardModel"]
 
+    def select_tag(self, obj, tags, ctx):
+        return version_for(obj, tags)
+
     def to_yaml_tree(self, obj, tag, ctx):
-        node = {**instrument_record(obj), **obj.components}
+        node = instrument_record(obj)
+        if has_list(tag):
+            return node | {"components": [_component_record(part) for part in obj.parts.values()]}
         motion = motion_record(obj)
         if "rotation" in motion:
-            motion["rotation"] |= room_record(obj)
-        return node | motion
+            motion["rotation"] |= room_record(obj.rotation)
+        return node | obj.components | motion
 
     def from_yaml_tree(self, node, tag, ctx):
         from ...model.extrinsic import DopplerShift
         from ...model.order import ForwardModel
 
         stages = instrument_from_record(node)
+        if has_list(tag):
+            parts = [component_from_record(record, stages["sampling"]) for record in node["components"]]
+            return ForwardModel(**stages, components=parts)
         if "rv" in node:
             stages["doppler"] = DopplerShift(node["rv"])
         if "rotation" in node:
             stages["rotation"] = rotation_from_record(node["rotation"], stages["sampling"])
         return ForwardModel(**stages, **emulators_from_record(node))
+
+
+def version_for(model, tags):
+    """The tag of a model: 1.0.0 where it has the two usual components alone, otherwise the newest."""
+    return min(tags) if is_usual(model) else max(tags)
+
+
+def has_list(tag):
+    """Whether a model of this tag lists its components."""
+    return not tag.endswith("-1.0.0")
+
+
+def is_usual(model):
+    """Whether a model is of a star and tellurics as `star_and_telluric` makes them."""
+    from ...model.component import Component
+    from ...model.order import star_and_telluric
+
+    usual = star_and_telluric(model.star, model.telluric, model.doppler, model.rotation)
+    parts = list(model.parts.values())
+    return len(parts) == len(usual) and all(
+        type(part) is Component
+        and part.amount is None
+        and (part.name == "star" or (part.doppler is None and part.rotation is None))
+        and all(getattr(part, name) == getattr(other, name) for name in ("name", "prefix", "shines", "free_lines"))
+        for part, other in zip(parts, usual, strict=True)
+    )
+
+
+def component_record(part):
+    """A component without the room of its rotation.
+
+    Raises
+    ------
+    ValueError
+        If it is of a class that is not the package's own, or has no lines.
+    """
+    from ...model.component import Component
+
+    if type(part) is not Component:
+        raise ValueError(
+            f"expected a Component in the forward model, got {type(part).__module__}.{type(part).__qualname__}: a file "
+            "holds no code, so a component of another class cannot be written"
+        )
+    if part.emulator is None:
+        raise ValueError(f"expected the component {part.name!r} with lines, got one without: it has no spectrum")
+    node = {"name": part.name, "lines": part.emulator, "shines": bool(part.shines), "prefix": part.prefix}
+    if part.amount is not None:
+        node["amount"] = part.amount.item()
+    if part.free_lines is not None:
+        node["free_lines"] = list(part.free_lines)
+    return node | motion_record(part)
+
+
+def _component_record(part):
+    node = component_record(part)
+    if "rotation" in node:
+        node["rotation"] |= room_record(part.rotation)
+    return node
+
+
+def component_from_record(record, sampling):
+    """The component of `component_record`, with a rotation where its record has the room of that."""
+    import math
+
+    from ...model.component import Component
+    from ...model.emulator import LineEmulator
+    from ...model.extrinsic import DopplerShift
+
+    if not isinstance(record["lines"], LineEmulator):
+        raise ValueError(f"expected the lines of {record['name']} as a line emulator, got other data")
+    amount, rotation = record.get("amount"), record.get("rotation")
+    if amount is not None and not math.isfinite(amount):
+        raise ValueError(f"expected a finite amount of {record['name']}, got {amount}")
+    return Component(
+        record["name"],
+        record["lines"],
+        doppler=DopplerShift(record["rv"]) if "rv" in record else None,
+        rotation=None if rotation is None else rotation_from_record(rotation, sampling),
+        shines=record["shines"],
+        amount=amount,
+        prefix=record["prefix"],
+        free_lines=record.get("free_lines"),
+    )
 
 
 def emulators_from_record(node):
@@ -47,7 +141,7 @@ def emulators_from_record(node):
 
 
 def motion_record(model):
-    """Velocity, rotation and limb darkening of the star, as far as the model has them."""
+    """Velocity, rotation and limb darkening of a component, or of a model's star, as far as it has them."""
     from ...model.extrinsic import DopplerShift, RotationalBroadening
 
     node = {}
@@ -61,25 +155,18 @@ def motion_record(model):
     return node
 
 
-def room_record(model):
+def room_record(rotation):
     """Arguments of the rotation kernel beside its parameters: the step of the grid and the largest v sin i."""
-    return {"step": model.rotation.step, "max_vsini": model.rotation.max_vsini}
+    return {"step": rotation.step, "max_vsini": rotation.max_vsini}
 
 
 def rotation_from_record(record, sampling):
-    """The rotation of `motion_record` and `room_record`.
-
-    Raises
-    ------
-    ValueError
-        If its step is not that of the grid: one a million times smaller would make a kernel of as many more taps.
-    """
+    """The rotation of `motion_record` and `room_record`; raises as `check_room`."""
     from ...model.extrinsic import RotationalBroadening
-    from ...physics.grids import SPEED_OF_LIGHT
 
-    step = sampling.step * SPEED_OF_LIGHT
-    if not abs(record["step"] - step) < 1e-3 * step:
-        raise ValueError(f"expected a rotation in steps of the grid, {step:.4g} km/s, got {record['step']:.4g} km/s")
+    check_room(record, sampling)
+    if not record["vsini"] <= FASTEST_ROTATION:
+        raise ValueError(f"expected a vsini below {FASTEST_ROTATION} km/s, got {record['vsini']:.4g} km/s")
     rotation = RotationalBroadening(
         record["vsini"],
         record["step"],
@@ -88,6 +175,18 @@ def rotation_from_record(record, sampling):
     )
     _overwrite(rotation.vsini, record["vsini"])
     return rotation
+
+
+def check_room(record, sampling):
+    """Raise ValueError if the step of a rotation is not that of the grid.
+
+    A step a million times smaller would make a kernel of as many more taps.
+    """
+    from ...physics.grids import SPEED_OF_LIGHT
+
+    step = sampling.step * SPEED_OF_LIGHT
+    if not abs(record["step"] - step) < 1e-3 * step:
+        raise ValueError(f"expected a rotation in steps of the grid, {step:.4g} km/s, got {record['step']:.4g} km/s")
 
 
 def instrument_record(model):
