@@ -29,7 +29,7 @@ class Windows:
     line, start, count : Tensor, (n_run,)
         Line, first node and number of nodes, perhaps 0, of each run.
     fade_out, fade_in : Tensor, (n_run,)
-        Reciprocals of the relative distances |λ - λ_j| / λ_j at which the line has left this level for the next
+        Reciprocals of the relative distances ``|λ - λ_j| / λ_j`` at which the line has left this level for the next
         coarser one (0: never), and the next finer one for this (`NEVER`: there is none).
     """
 

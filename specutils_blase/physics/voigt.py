@@ -19,7 +19,7 @@ from .kernels import FWHM_PER_SIGMA
 SQRT_PI = math.sqrt(math.pi)
 
 FAR_RADIUS = {torch.float64: 8.0, torch.float32: 5.0}
-"""|z| beyond which the asymptotic series is used: inside, -2zw + 2i/√π loses |z|² roundings."""
+"""``|z|`` beyond which the asymptotic series is used: inside, -2zw + 2i/√π loses ``|z|²`` roundings."""
 
 _BLOCK = 1 << 15
 _BLOCK_ON_GPU = 1 << 22
@@ -112,8 +112,8 @@ def _far(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def faddeeva(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     r"""Faddeeva function w(z) = exp(-z²) erfc(-iz) and dw/dz at z = x + iy in the upper half plane.
 
-    Weideman's rational expansion inside |z| < `FAR_RADIUS` and the asymptotic series outside, in real arithmetic. Not
-    differentiable by autograd; `voigt` is.
+    Weideman's rational expansion inside ``|z|`` < `FAR_RADIUS` and the asymptotic series outside, in real arithmetic.
+    Not differentiable by autograd; `voigt` is.
 
     Parameters
     ----------

@@ -27,7 +27,7 @@ class NoiseModel:
     r"""Variance and weight of every pixel, :math:`w = h / (f^2 σ^2 + s^2)`.
 
     f scales a noise that the data do not tell; s, the jitter, is what must be added to a noise that they do tell for χ²
-    per degree of freedom to be 1, where without it this exceeds `INCOMPLETE`; h = min(1, 3σ/|r|) is Huber's weight.
+    per degree of freedom to be 1, where without it this exceeds `INCOMPLETE`; ``h = min(1, 3σ/|r|)`` is Huber's weight.
 
     Parameters
     ----------

@@ -1,0 +1,95 @@
+"""The documentation leads somewhere: links of Markdown resolve, and the reference describes every public name."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+import specutils_blase
+
+ROOT = Path(__file__).resolve().parents[1]
+REFERENCE = (ROOT / "docs" / "api.rst").read_text(encoding="utf-8")
+
+_spec = importlib.util.spec_from_file_location("check_links", ROOT / "docs" / "check_links.py")
+check_links = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(check_links)
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs", "tutorials"])
+def test_links_of_markdown_resolve(name):
+    """As GitHub follows them; .ci/run looks at the built pages."""
+    files = check_links.files(ROOT / name)
+    assert sum(len(check_links.links(path)) for path in files) > 0
+    assert [message for path in files for message in check_links.broken(path)] == []
+
+
+PAGE = """# First fit
+
+Text with [a link]({link}).
+
+```python
+table[0](nowhere)  # code, not a link
+```
+
+## λ and *v* sin i, again
+
+## λ and *v* sin i, again
+"""
+
+
+@pytest.mark.parametrize(
+    ("link", "wrong"),
+    [
+        ("other.md", None),
+        ("other.md#here", None),
+        ("#λ-and-v-sin-i-again-1", None),
+        ("https://example.org/nowhere#there", None),
+        ("another.md", "no file another.md"),
+        ("other.md#there", "no place other.md#there"),
+        ("#λ-and-v-sin-i-again-2", "no place #λ-and-v-sin-i-again-2"),
+    ],
+)
+def test_a_broken_link_of_markdown_is_found(link, wrong, tmp_path):
+    (tmp_path / "other.md").write_text("# Here\n", encoding="utf-8")
+    path = tmp_path / "page.md"
+    path.write_text(PAGE.format(link=link), encoding="utf-8")
+    assert check_links.broken(path) == ([] if wrong is None else [f"{path}: {wrong}"])
+
+
+@pytest.mark.parametrize(
+    ("link", "wrong"),
+    [
+        ('<a href="folder/">', None),
+        ('<a href="folder/index.html#here">', None),
+        ('<a href="#top">', None),
+        ('<a href="mailto:somebody">', None),
+        ('<a href="#bottom">', "no place #bottom"),
+        ('<a href="folder/index.html#there">', "no place folder/index.html#there"),
+        ('<img src="picture.png">', "no file picture.png"),
+    ],
+)
+def test_a_broken_link_of_a_page_is_found(link, wrong, tmp_path, capsys):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "index.html").write_text('<p id="here"></p>', encoding="utf-8")
+    path = tmp_path / "index.html"
+    path.write_text(f'<h1 id="top"></h1>{link}', encoding="utf-8")
+    assert check_links.main([str(tmp_path)]) == (0 if wrong is None else 1)
+    assert (f"{path}: {wrong}" in capsys.readouterr().out) == (wrong is not None)
+
+
+def test_nothing_to_look_at_is_no_success(tmp_path, capsys):
+    assert check_links.main([str(tmp_path)]) == 1
+
+
+@pytest.mark.parametrize("name", sorted(set(specutils_blase.__all__) - {"__version__"}))
+def test_reference_describes_every_public_name(name):
+    assert re.search(rf"^   {name}$", REFERENCE, re.MULTILINE)
+
+
+def test_reference_has_a_page_for_every_folder():
+    package = Path(specutils_blase.__file__).parent
+    folders = {path.parent.relative_to(package) for path in package.glob("*/**/__init__.py")}
+    assert len(folders) > 20
+    listed = set(re.findall(r"^   ([\w.]+)$", REFERENCE, re.MULTILINE))
+    assert {".".join(folder.parts) for folder in folders} - listed == set()
