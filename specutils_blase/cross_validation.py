@@ -12,6 +12,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -183,7 +184,7 @@ def _predicted(
     ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # convergence is counted, left-out orders are known
-        result = fit(parts if many else parts[0], **arguments, progress=False)
+        result: Any = fit(parts if many else parts[0], **arguments, progress=False)
     indices = [int(k) for k in result.orders["index"][result.orders["fitted"]]] if many else [0]
     spectra = result.evaluate() if many else [result.evaluate()]
     by_index = {order.index: order for order in orders}
@@ -211,7 +212,7 @@ def _comparison(predicted: Mapping[str, tuple[int, _Prediction]], folds: int) ->
         for name, (_, prediction) in predicted.items()
     }
     typical = {name: robust_sigma(values) for name, (_, values) in residuals.items()}
-    best = min(typical, key=typical.get)
+    best = min(typical, key=typical.__getitem__)
     rows = []
     for name, (converged, prediction) in predicted.items():
         rms = [float(np.sqrt(np.mean(values**2))) for values in (prediction.held_out, prediction.fitted)]

@@ -127,7 +127,7 @@ class Demonstration:
             f"{self.seconds['cloning']:.0f} s",
             f"Fitted {int(np.sum(self.fit.ledger['free']))} lines in {self.seconds['fitting']:.0f} s, velocities not "
             f"given: {self.fit.message}, reduced χ² = {self.fit.reduced_chi2:.2f}",
-            *self.fit.quality.lines(),
+            *([] if self.fit.quality is None else self.fit.quality.lines()),
             "",
             f"{'':12}{'true':>10}{'recovered':>14}{'error':>9}{'pull':>8}",
         ]

@@ -10,6 +10,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from functools import lru_cache
+from typing import TypeAlias
 
 import astropy.units as u
 from astropy.coordinates import FK5, Angle, EarthLocation, SkyCoord
@@ -50,7 +51,7 @@ HEADER_KEYWORDS = (
 POINTING_LIMIT_DEG = 0.2
 """Distance of target and telescope above which one of their coordinates is wrong; below it, 0.1 km/s at most."""
 
-Header = Mapping | fits.Header
+Header: TypeAlias = Mapping | fits.Header
 
 
 def number(header: Header, key: str) -> float | None:
@@ -104,8 +105,8 @@ def _start(header: Header, instrument: str) -> Time | None:
         return Time(mjd, format="mjd", scale="utc")
     # Older headers of IGRINS put a hyphen between date and time; those of NIRSPEC have the time in a keyword apart.
     date = re.fullmatch(r"(\d{4}-\d\d-\d\d)(?:[T -](\d\d:\d\d:\d\d(?:\.\d+)?))?", text(header, "DATE-OBS") or "")
-    clock = date and (date[2] or text(header, "UTC") or text(header, "UT"))
-    if not clock:
+    clock = None if date is None else date[2] or text(header, "UTC") or text(header, "UT")
+    if date is None or clock is None:
         return None
     try:
         return Time(f"{date[1]}T{clock}", format="isot", scale="utc")

@@ -112,7 +112,7 @@ def read_blase_state(
     law = saturation_law(flux_scale, (float(center.min()), float(center.max())))
     velocity = 0.0 if at_rest else scalars["radial_velocity"]
     if profile == "exact":
-        parts = (center, area, gamma, sigma)  # the names are wrong in blasé's exact profile
+        parts: tuple[torch.Tensor, ...] = (center, area, gamma, sigma)  # the names are wrong in blasé's exact profile
     else:
         # Errors of neighbours add up where they overlap: a few lines of depth at a time.
         parameters, count, error = exact_voigts(area, sigma, gamma, law, 0.2 * tolerance)
@@ -174,9 +174,9 @@ def _load(path) -> dict:
         reason = code if "GLOBAL" in str(error) else "of another kind, or damaged"
         raise ValueError(f"cannot read {path}: no state dict of PyTorch ({reason})") from error
     except Exception as error:  # a damaged archive can fail anywhere in torch's reader
-        reason = str(error).strip().splitlines()
+        said = str(error).strip().splitlines()
         raise ValueError(
-            f"cannot read {path}: no file of PyTorch, or damaged ({reason[0] if reason else error!r})"
+            f"cannot read {path}: no file of PyTorch, or damaged ({said[0] if said else error!r})"
         ) from error
     if not isinstance(state, dict):
         raise ValueError(f"cannot read {path}: expected a state dict, got {type(state).__name__}")

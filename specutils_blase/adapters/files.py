@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import astropy.units as u
 import numpy as np
@@ -148,7 +149,7 @@ def _existing(path) -> Path:
     return path
 
 
-def _read(path: Path, classes: tuple[type, ...], format: str | None) -> Spectrum | SpectrumList:
+def _read(path: Path, classes: tuple[Any, ...], format: str | None) -> Spectrum | SpectrumList:
     """By the first reader that can, those of specutils for each class in turn before the one for tables."""
     options = {} if format is None else {"format": format}
     readers = [(cls.read, options) for cls in classes]

@@ -184,8 +184,8 @@ def _contents(units: fits.HDUList) -> str:
 
 
 def _common_shape(path, units: fits.HDUList, numbers) -> tuple[int, ...]:
-    shapes = {None if units[number].data is None else units[number].data.shape for number in numbers}
-    if len(shapes) != 1 or None in shapes or len(shape := shapes.pop()) != 2:
+    shapes = {() if units[number].data is None else units[number].data.shape for number in numbers}
+    if len(shapes) != 1 or len(shape := shapes.pop()) != 2:
         raise ValueError(f"{path} is damaged: its units are not images of one shape (orders, pixels)")
     return shape
 
@@ -226,11 +226,11 @@ def _read_igrins(path: Path, extension: str | None) -> tuple[str, fits.Header, l
         if layout.flux:  # as muler does: the observation's keywords stand in the primary header
             header.extend(units[0].header)
         flux, micron = (np.array(units[number].data) for number in (layout.flux, layout.wavelength))
+        variance: np.ndarray | None = None
         if layout.variance is not None:
             variance = np.array(units[layout.variance].data)
-        else:
-            plain = layout.flux == 0 and units[0].name != DIVIDED_EXTENSION
-            variance = _variance_beside(path, flux.shape) if plain else None
+        elif layout.flux == 0 and units[0].name != DIVIDED_EXTENSION:
+            variance = _variance_beside(path, flux.shape)
     band = _band(path, micron)
     orders = []
     for row in range(len(micron)):
@@ -287,8 +287,9 @@ def _check_pair(paths: list[Path], first: Any, second: Any) -> None:
     if targets[0] != targets[1]:
         raise ValueError(f"{both}: the targets are {targets[0]} and {targets[1]}")
     times = [barycentric.mid_exposure(part[1], "IGRINS") for part in (first, second)]
-    if None not in times and abs((times[1] - times[0]).sec) > SAME_EXPOSURE_SECONDS:
-        raise ValueError(f"{both}: they are {abs((times[1] - times[0]).sec) / 60:.0f} minutes apart")
+    known = [time for time in times if time is not None]
+    if len(known) == 2 and (apart := abs((known[1] - known[0]).sec)) > SAME_EXPOSURE_SECONDS:
+        raise ValueError(f"{both}: they are {apart / 60:.0f} minutes apart")
 
 
 def _read_nirspec(path: Path) -> Spectrum:

@@ -165,7 +165,8 @@ def resolving_power(spectrum) -> float | None:
     """λ/FWHM: ``instrumental_resolution`` of a muler object, that of the instrument in the header, or None."""
     value = getattr(spectrum, "instrumental_resolution", None)
     if value is None:
-        value = INSTRUMENTS.get(_instrument(spectrum), (None,))[0]
+        instrument = INSTRUMENTS.get(_instrument(spectrum) or "")
+        value = None if instrument is None else instrument[0]
     return None if value is None else float(value)
 
 
@@ -211,7 +212,7 @@ def _trim(spectrum: Spectrum, instrument: str | None) -> tuple[int, int]:
     good = _with_light(spectrum)
     number = len(good)
     start, stop = 0, number
-    _, edges, native = INSTRUMENTS.get(instrument, (None, None, number))
+    edges, native = INSTRUMENTS[instrument][1:] if instrument in INSTRUMENTS else (None, number)
     edges = getattr(spectrum, "noisy_edges", None) or edges
     # The edges count detector pixels. They say nothing of an order that has been trimmed, and little of one that has
     # lost many pixels; a few, as those without light that `remove_nans` drops, make no difference.

@@ -78,7 +78,7 @@ def order_lines(spectra: Sequence[Spectrum], **options) -> list[str]:
     list of str
     """
     table = order_table(spectra, **options)
-    instruments = {info.instrument for info in map(describe_order, spectra)} - {None}
+    instruments = {info.instrument for info in map(describe_order, spectra) if info.instrument is not None}
     lines = [f"{len(table)} order{'s' * (len(table) > 1)}" + "".join(f" of {name}" for name in sorted(instruments))]
     shared = ("target", "time", "barycentric_velocity", "barycentric_source")
     groups: dict[tuple, list[int]] = {}

@@ -62,6 +62,8 @@ def seal(content: bytes) -> bytes:
     bytes
     """
     seal_match = _SEALED.search(content)
+    if seal_match is None:
+        raise ValueError(f"expected {DIGEST_KEY} with zeros in the tree of the file")
     return content[: seal_match.start(1)] + hashlib.sha256(content).hexdigest().encode() + content[seal_match.end(1) :]
 
 
@@ -166,7 +168,8 @@ def _check_size(root: yaml.Node | None, length: int) -> list[yaml.Node]:
     A few lines of aliases can stand for 10⁹ nodes. Iterative, because a hostile file nests deeper than Python recurses.
     """
     nodes: list[yaml.Node] = []
-    size, path, todo = {}, set(), [] if root is None else [(root, False)]
+    size: dict[int, int] = {}
+    path, todo = set(), [] if root is None else [(root, False)]
     while todo:
         node, seen_below = todo.pop()
         if seen_below:
@@ -248,4 +251,6 @@ def _item_size(datatype: yaml.Node | None) -> int:
 
 
 def _integer(node: yaml.Node) -> int:
-    return SafeConstructor().construct_yaml_int(node) if node.tag.endswith(":int") else 1
+    if not node.tag.endswith(":int"):
+        return 1
+    return SafeConstructor().construct_yaml_int(node)  # raises where it is no scalar

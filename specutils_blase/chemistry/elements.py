@@ -146,9 +146,9 @@ def _elements() -> dict[str, Element]:
     for row in _TABLE.strip().splitlines():
         _, symbol, *words = row.split()
         mass, abundance, first, second, *partition = map(float, words)
-        curves = tuple(np.polyfit(nodes, np.log(partition[4 * k : 4 * k + 4]), 3) for k in (0, 1))
+        neutral, ionised = (np.polyfit(nodes, np.log(partition[4 * k : 4 * k + 4]), 3) for k in (0, 1))
         energies = (first, second if second > 0 else float("inf"))
-        elements[symbol] = Element(symbol, mass, abundance, energies, curves, partition[8])
+        elements[symbol] = Element(symbol, mass, abundance, energies, (neutral, ionised), partition[8])
     return elements
 
 

@@ -146,18 +146,18 @@ def argument_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _common_options() -> argparse.ArgumentParser:
+def _common_options() -> _Parser:
     """Options of every command."""
-    common = argparse.ArgumentParser(add_help=False)
+    common = _Parser(add_help=False)
     common.add_argument("--quiet", action="store_true", help="no progress bars")
     common.add_argument("--threads", type=_count, help="of the computation (default: 1, or one an order of many)")
     common.add_argument("--debug", action="store_true", help="show where in the code an error arose")
     return common
 
 
-def _result_options() -> argparse.ArgumentParser:
+def _result_options() -> _Parser:
     """Options of the commands that write a result."""
-    results = argparse.ArgumentParser(add_help=False)
+    results = _Parser(add_help=False)
     results.add_argument("--ledger", metavar="ECSV", help="write the line ledger, a table with one row a line")
     results.add_argument("--plot", metavar="IMAGE", help="draw the result (png, pdf, svg, ...)")
     results.add_argument("--overwrite", action="store_true", help="replace files that exist")
@@ -168,9 +168,9 @@ def _result_options() -> argparse.ArgumentParser:
     return results
 
 
-def _observation_options() -> argparse.ArgumentParser:
+def _observation_options() -> _Parser:
     """Options of the commands that read an observation."""
-    observation = argparse.ArgumentParser(add_help=False)
+    observation = _Parser(add_help=False)
     observation.add_argument(
         "files", metavar="FILE", nargs="+", help="one file; or IGRINS' H and K; or orders of NIRSPEC"
     )

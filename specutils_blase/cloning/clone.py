@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
+from typing import Any
 
 import astropy.units as u
 import numpy as np
@@ -252,7 +253,8 @@ def clone(
         progress=progress,
     )
     result = clone_template(observe(template, options), options)
-    result.quality.warn()
+    if result.quality is not None:
+        result.quality.warn()
     return result
 
 
@@ -341,7 +343,11 @@ def start(pixels: Template, options: CloneOptions) -> LineEmulator:
 
 def solve(pixels: Template, emulator: LineEmulator, options: CloneOptions) -> Progress:
     """The lines optimised, with those that the residual shows."""
-    given = {"free": options.free, "max_iterations": options.max_iterations, "progress": options.progress}
+    given: dict[str, Any] = {
+        "free": options.free,
+        "max_iterations": options.max_iterations,
+        "progress": options.progress,
+    }
     if options.in_rounds:
         return clone_in_rounds(pixels, emulator, rms_target=options.rms_target, **given)
     return clone_at_once(pixels, emulator, **given)

@@ -98,15 +98,15 @@ def share_out_areas(wavelength, flux, lines, sign, law: SaturationLaw, n_iterati
     count = np.where(absorbing, high - low, 0)
     line = np.repeat(np.arange(center.size), count)
     node = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count) + np.repeat(low, count)
-    line, node = torch.as_tensor(line), torch.as_tensor(node)
-    x = torch.as_tensor(wavelength)[node] - torch.as_tensor(center)[line]
-    profile = voigt(x, torch.as_tensor(width)[line], torch.as_tensor(width)[line])
-    spacing = torch.as_tensor(np.gradient(wavelength) * counted)[node]
-    target = torch.zeros(center.size, dtype=torch.float64).index_add(0, line, profile * spacing * tau[node])
+    of_line, of_node = torch.as_tensor(line), torch.as_tensor(node)
+    x = torch.as_tensor(wavelength)[of_node] - torch.as_tensor(center)[of_line]
+    profile = voigt(x, torch.as_tensor(width)[of_line], torch.as_tensor(width)[of_line])
+    spacing = torch.as_tensor(np.gradient(wavelength) * counted)[of_node]
+    target = torch.zeros(center.size, dtype=torch.float64).index_add(0, of_line, profile * spacing * tau[of_node])
     area = torch.as_tensor(area)
     for _ in range(n_iteration):
-        model = torch.zeros(wavelength.size, dtype=torch.float64).index_add(0, node, profile * area[line])
-        overlap = torch.zeros_like(target).index_add(0, line, profile * spacing * model[node])
+        model = torch.zeros(wavelength.size, dtype=torch.float64).index_add(0, of_node, profile * area[of_line])
+        overlap = torch.zeros_like(target).index_add(0, of_line, profile * spacing * model[of_node])
         area = area * torch.where(overlap > 0, target / overlap, torch.ones_like(area)).clamp(0.1, 10.0)
     # The sum above is of opacities; an area is one of depths, alike at the peak.
     height = PEAK_OF_EQUAL_WIDTHS / torch.as_tensor(width)

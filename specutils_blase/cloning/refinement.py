@@ -130,7 +130,9 @@ def clone_in_rounds(
     """
     start_area = emulator.ln_area.detach().clone()
     limit = template.noise_in(template.flux)
-    rounds, history, best, n_left, poor = [], [], None, max_iterations, 0
+    rounds: list[dict] = []
+    history: list[dict] = []
+    best, n_left, poor = None, max_iterations, 0
     while True:
         solution, flux, rms = _optimised(template, emulator, free, min(ROUND_ITERATIONS, max(0, n_left)), progress)
         n_left -= len(solution.history) - 1

@@ -21,11 +21,13 @@ from .solution import Solution, Status
 class Minimizable(Protocol):
     """What `minimize` needs to know of an objective."""
 
-    n_datum: int
-    """Number of data that count."""
+    @property
+    def n_datum(self) -> int:
+        """Number of data that count."""
 
-    limit: Tensor
-    """Largest step of each parameter in one iteration."""
+    @property
+    def limit(self) -> Tensor:
+        """Largest step of each parameter in one iteration."""
 
     def read(self) -> Tensor:
         """Present parameter vector."""

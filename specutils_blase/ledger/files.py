@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from astropy.io.registry import IORegistryError
@@ -33,7 +34,10 @@ HDF5_PATH = "ledger"
 """Name of the table in an HDF5 file."""
 
 WRITER_OPTIONS = {"hdf5": {"path": HDF5_PATH, "serialize_meta": True}}
-READER_OPTIONS = {"hdf5": {"path": HDF5_PATH, "character_as_bytes": False}, "fits": {"mask_invalid": False}}
+READER_OPTIONS: dict[str, dict[str, Any]] = {
+    "hdf5": {"path": HDF5_PATH, "character_as_bytes": False},
+    "fits": {"mask_invalid": False},
+}
 """Options of astropy's writers and readers. NaN and empty text are values of a ledger, not missing ones."""
 
 

@@ -74,8 +74,8 @@ def select_lines(
         keep &= text_column(ledger, "component") == component
     if species is not None:
         _need(ledger, "species")
-        wanted = [species] if isinstance(species, str) else list(species)
-        wanted = {normalise_species(name) if name else "" for name in wanted}
+        names = [species] if isinstance(species, str) else list(species)
+        wanted = {normalise_species(name) if name else "" for name in names}
         keep &= np.isin(text_column(ledger, "species"), list(wanted))
     if region is not None:
         _need(ledger, "center")

@@ -51,9 +51,9 @@ def equivalent_width(law, center: Tensor, area: Tensor, sigma: Tensor, gamma: Te
     Tensor, (n_line,)
         In Å.
     """
-    node, weight = np.polynomial.legendre.leggauss(WIDTH_NODES)
-    node = torch.as_tensor(0.5 * (node + 1.0)).to(area)
-    weight = torch.as_tensor(0.5 * weight).to(area)
+    nodes, weights = np.polynomial.legendre.leggauss(WIDTH_NODES)
+    node = torch.as_tensor(0.5 * (nodes + 1.0)).to(area)
+    weight = torch.as_tensor(0.5 * weights).to(area)
     with torch.no_grad():
         peak_opacity = area / voigt_fwhm(sigma, gamma)
         width = 0.5 * voigt_fwhm(sigma, gamma) * (1.0 + peak_opacity.log1p()) + (area * gamma).sqrt()
@@ -294,7 +294,7 @@ def emulator_from_ledger(table, *, component: str | None = None, law=None, wavel
         sign=sign,
         law=_law(meta, component) if law is None else law,
         wavelength_range=wavelength_range or _of(meta.get("wavelength_range"), component),
-        species=text_column(table, "species") if "species" in table.colnames else None,
+        species=text_column(table, "species").tolist() if "species" in table.colnames else None,
     )
 
 

@@ -9,8 +9,10 @@ import bz2
 import gzip
 import lzma
 import zipfile
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +22,7 @@ MOST_BYTES = 1 << 30
 BINARY_MAGIC = (b"SIMPLE  =", b"\x89HDF", b"PAR1")
 """First bytes of FITS, HDF5 and Parquet."""
 
-_OPENERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+_OPENERS: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 
 
 class LineListError(ValueError):

@@ -47,13 +47,13 @@ def read_linemake(path, lines: list[str]) -> tuple[QTable, None]:
     medium : None
         Not said; by custom air.
     """
-    numbers = [k for k, line in enumerate(lines) if line.strip() and not line.startswith("#")]
-    if numbers and not _is_linemake(lines[numbers[0]]):
-        numbers = numbers[1:]  # the title
-    if not numbers:
+    rows = [k for k, line in enumerate(lines) if line.strip() and not line.startswith("#")]
+    if rows and not _is_linemake(lines[rows[0]]):
+        rows = rows[1:]  # the title
+    if not rows:
         raise LineListError(path, "expected lines of wavelength, species code, excitation and log gf, got none")
-    text = _columns([lines[k] for k in numbers], _LINEMAKE, 40)
-    numbers = np.array(numbers) + 1
+    text = _columns([lines[k] for k in rows], _LINEMAKE, 40)
+    numbers = np.array(rows) + 1
     parts = {name: text[name] for name in ("wavelength", "excitation", "log_gf")}
     values = {name: float_column(path, words, numbers, name.replace("_", " ")) for name, words in parts.items()}
     values["wavelength"] = np.abs(values["wavelength"])

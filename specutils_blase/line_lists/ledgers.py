@@ -202,8 +202,8 @@ def _stellar_width(line_list, center, gas: Equilibrium) -> np.ndarray:
         kelvin / 1e4
     ) ** (1 / 6)
     hydrogen = 1e-6 * gas.density("H I")
-    names, which = np.unique(np.asarray(line_list["species"]), return_inverse=True)
-    names = [str(name) for name in names]
+    distinct, which = np.unique(np.asarray(line_list["species"]), return_inverse=True)
+    names = [str(name) for name in distinct]
     unsold = _unsold(line_list, center, names, which)
     cross_section = np.nan_to_num(waals) > 0
     constant = (

@@ -122,7 +122,7 @@ def _read_file(path, format: str | None) -> tuple[QTable, str | None, str]:
     if lines is None and format not in (None, "table"):
         raise LineListError(path, "expected text, got binary data")
     format = "table" if lines is None else format or _recognised(lines)
-    if format != "table":
+    if lines is not None and format != "table":
         return *readers[format](path, lines), format
     return *from_table(read_table(path, content, lines), str(path)), "table"
 

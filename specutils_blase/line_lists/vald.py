@@ -28,8 +28,8 @@ _ENERGY_UNITS = {"eV": u.eV, "cm^-1": u.cm**-1}
 _DAMPING = ("damping_rad", "damping_stark", "damping_waals")
 _SHORT = ("species", "wavelength", "excitation", "log_gf", *_DAMPING, "lande")
 _SHORT_STELLAR = ("species", "wavelength", "excitation", "vmic", "log_gf", *_DAMPING, "lande", "depth")
-_LONG = ("species", "wavelength", "log_gf", "excitation", "j_lower", "upper_energy", "j_upper", "lande_lower")
-_LONG = (*_LONG, "lande_upper", "lande", *_DAMPING)
+_LEVELS = ("excitation", "j_lower", "upper_energy", "j_upper")
+_LONG = ("species", "wavelength", "log_gf", *_LEVELS, "lande_lower", "lande_upper", "lande", *_DAMPING)
 _LONG_STELLAR = (*_LONG, "depth")
 
 # Species and wavelength; and the end of the data: the model's name and abundances, remarks, references.
@@ -100,7 +100,10 @@ def read_vald(path, lines: list[str]) -> tuple[QTable, str]:
 
 
 def _units(path, header: str, line: int):
-    medium, wavelength_unit = _HEADER.search(header).groups()
+    wavelength = _HEADER.search(header)
+    if wavelength is None:
+        raise LineListError(path, f"expected a column WL_air or WL_vac, got {header.strip()!r}", line)
+    medium, wavelength_unit = wavelength.groups()
     energy = _ENERGY.search(header)
     if wavelength_unit not in _WAVELENGTH_UNITS:
         raise LineListError(path, f"expected wavelengths in A, nm or cm^-1, got {wavelength_unit!r}", line)

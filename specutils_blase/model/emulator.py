@@ -60,6 +60,9 @@ class LineEmulator(DoublePrecision):
 
     double = ("center",)
 
+    center: Tensor
+    sign: Tensor
+
     def __init__(
         self,
         center,

@@ -44,7 +44,7 @@ def _load() -> SimpleNamespace | None:
     try:
         import numba
 
-        if numba.config.DISABLE_JIT:
+        if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]  # set when numba loads
             raise ImportError("NUMBA_DISABLE_JIT is set")
         from . import compiled_grids, compiled_voigt
     except ImportError as error:

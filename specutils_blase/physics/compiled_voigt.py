@@ -13,6 +13,7 @@ Does not live here: tensors, autograd and laws (`line_sum`, `inference.linear.ja
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numba
 import numpy as np
@@ -37,7 +38,7 @@ _NEAREST = 1.0 / math.sqrt(NEVER)
 
 def kernel(function):
     """Compiled on its first call, for the types of that call, and kept on disk if there is a folder for it."""
-    options = {"nogil": True, "error_model": "numpy", "fastmath": _ARITHMETIC}
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": _ARITHMETIC}
     try:
         return numba.njit(cache=True, **options)(function)
     except RuntimeError:  # no folder that numba may write to

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .kernels import lagrange_weights
+from .kernels import lagrange_weights, weights_of_nodes
 
 SPEED_OF_LIGHT = 299792.458
 """km/s, exact."""
@@ -48,7 +48,7 @@ class DoublePrecision(nn.Module):
     and velocities must be differenced in float64 first. Devices change as usual.
     """
 
-    double: tuple[str, ...] = ()
+    double: tuple[str, ...] = ()  # type: ignore[assignment]  # hides Module.double()
 
     def _apply(self, fn, recurse=True):
         kept = {name: getattr(self, name).detach() for name in self.double}
@@ -74,6 +74,11 @@ class Sampling(DoublePrecision):
     """
 
     double = ("wavelength", "coarse", "weight")
+
+    wavelength: Tensor
+    coarse: Tensor
+    index: Tensor
+    weight: Tensor
 
     def __init__(self, wavelength: Tensor):
         super().__init__()
@@ -198,7 +203,7 @@ def pixel_overlap(edges: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
     end = (high.unsqueeze(1) - cell).clamp(0.0, 1.0)
     power_integrals = torch.stack([(end**p - begin**p) / p for p in range(1, 5)], dim=-1)
     cell_weights = lagrange_weights(power_integrals)  # (n_pixel, n_cell, 4)
-    weight = sum(torch.nn.functional.pad(cell_weights[..., node], (node, 3 - node)) for node in range(4))
+    weight = weights_of_nodes(cell_weights)
     start = (first - 1).long()
     node = (start.unsqueeze(1) + torch.arange(weight.shape[1], device=edges.device)).clamp(max=grid.numel() - 1)
     return start, weight * grid[node] * step / (edges[:, 1] - edges[:, 0]).unsqueeze(1)

@@ -49,6 +49,15 @@ def lagrange_weights(u_powers: Tensor) -> Tensor:
     return u_powers @ _LAGRANGE.to(u_powers).T
 
 
+def weights_of_nodes(cell_weights: Tensor) -> Tensor:
+    """Weights of four nodes a cell, (..., n_cell, 4), summed over cells: weights of nodes, (..., n_cell + 3)."""
+    pad = torch.nn.functional.pad
+    total = pad(cell_weights[..., 0], (0, 3))
+    for node in range(1, 4):
+        total = total + pad(cell_weights[..., node], (node, 3 - node))
+    return total
+
+
 def _taps(cumulative_moments: Tensor, n_half: int) -> Tensor:
     """Taps from the cumulative moments ∫^t t'^p K dt' at the cell edges -n_half … n_half.
 
@@ -76,7 +85,7 @@ def _taps(cumulative_moments: Tensor, n_half: int) -> Tensor:
     )
     weights = lagrange_weights(local)
     n_cell = 2 * n_half
-    taps = sum(torch.nn.functional.pad(weights[..., node], (node, 3 - node)) for node in range(4))
+    taps = weights_of_nodes(weights)
     return taps[..., : n_cell + 3] / taps.sum(-1, keepdim=True)
 
 

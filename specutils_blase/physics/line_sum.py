@@ -83,6 +83,7 @@ class _CompiledLineSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx, center, area, sigma, gamma, factor, windows, sampling, law, emits):
         code, nodes = kernels(center.device), sampling.nodes
+        assert code is not None  # else `line_sum` had taken the other class
         n_row, n_node, identity = 1 if emits is None else 2, nodes.numel(), law.is_identity
         row = torch.zeros_like(center, dtype=torch.int64) if emits is None else emits * n_node
         total = torch.zeros(n_row, n_node, dtype=torch.float64)
@@ -112,6 +113,7 @@ class _CompiledLineSum(torch.autograd.Function):
     def backward(ctx, grad):
         center, factor, *kept = ctx.saved_tensors
         code, by_line, of_factor = kernels(center.device), torch.zeros(4, center.numel(), dtype=torch.float64), 0.0
+        assert code is not None
         nodes = ctx.sampling.nodes
         everywhere = torch.zeros(grad.shape[0], nodes.numel(), dtype=torch.float64)
         code.carry_up(as_array(grad), *_grids(ctx.sampling), as_array(everywhere))
@@ -150,6 +152,7 @@ class _LineSum(torch.autograd.Function):
         kept, chunks = [], _chunks(windows)
         for part, n_entry in chunks:
             line, node, fade_out, fade_in = _entries(part, n_entry)
+            assert fade_out is not None and fade_in is not None
             middle = center[line]
             x = rest[node].sub_(middle)
             distance = x.abs().div_(middle).clamp_(min=1.0 / math.sqrt(NEVER))

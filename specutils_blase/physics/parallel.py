@@ -13,7 +13,8 @@ from typing import TypeVar
 
 import torch
 
-Item, Outcome = TypeVar("Item"), TypeVar("Outcome")
+Item = TypeVar("Item")
+Outcome = TypeVar("Outcome")
 
 _WORKERS: ContextVar[int] = ContextVar("workers", default=1)
 """Threads on which `each` may work; those threads themselves have one."""

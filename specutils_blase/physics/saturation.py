@@ -10,6 +10,7 @@ Does not live here: profiles, or which line is in emission (`model.emulator`).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +21,14 @@ from .kernels import tap_tangents
 class SaturationLaw(nn.Module):
     """Contract of a law; see the module docstring.
 
-    `n_parameter` counts the law's own learnable parameters, held in `coefficients`, which exist only where > 0.
+    `n_parameter` counts the law's own learnable parameters, held in `coefficients`. These and `wavelength_range`
+    [Å] exist only where > 0.
     """
 
     name: str
     n_parameter: int = 0
+    coefficients: Tensor
+    wavelength_range: tuple[float, float]
 
     def opacity(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Additive opacity t(y) of one line, and dt/dy."""
@@ -183,7 +187,11 @@ def saturation_law(flux_scale: str | SaturationLaw, wavelength_range: tuple[floa
     """The law behind a `flux_scale` name ("log", "linear", "minnaert"); a law passes through."""
     if isinstance(flux_scale, SaturationLaw):
         return flux_scale
-    makers = {"log": Exponential, "linear": Product, "minnaert": lambda: Minnaert(wavelength_range)}
+    makers: dict[str, Callable[[], SaturationLaw]] = {
+        "log": Exponential,
+        "linear": Product,
+        "minnaert": lambda: Minnaert(wavelength_range),
+    }
     if flux_scale not in makers:
         raise ValueError(f'flux_scale must be "log", "linear", "minnaert" or a SaturationLaw, got {flux_scale!r}')
     return makers[flux_scale]()

@@ -134,18 +134,21 @@ def faddeeva(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     away = torch.where(is_near, 2.0 * radius, x)  # the series diverges near the origin
     if x.device.type != "cpu":  # which points are near would have to come to the host: evaluate both, and choose
         pairs = zip(_near(x, y), _far(away, y), strict=True)
-        return tuple(torch.where(is_near, near, far) for near, far in pairs)
+        w_real, w_imag, slope_real, slope_imag = (torch.where(is_near, near, far) for near, far in pairs)
+        return w_real, w_imag, slope_real, slope_imag
     shape, index = x.shape, is_near.reshape(-1).nonzero().squeeze(-1)
     x, y = x.reshape(-1), y.reshape(-1)
     if 4 * index.numel() > 3 * x.numel():
         parts, index = _near(x, y), (~is_near).reshape(-1).nonzero().squeeze(-1)
-        others = _far(x[index], y[index]) if index.numel() else ()
+        others = _far(x[index], y[index]) if index.numel() else None
     else:
         parts = _far(away.reshape(-1), y)
-        others = _near(x[index], y[index]) if index.numel() else ()
-    for part, other in zip(parts, others, strict=False):
-        part[index] = other
-    return tuple(part.reshape(shape) for part in parts)
+        others = _near(x[index], y[index]) if index.numel() else None
+    if others is not None:
+        for part, other in zip(parts, others, strict=True):
+            part[index] = other
+    w_real, w_imag, slope_real, slope_imag = (part.reshape(shape) for part in parts)
+    return w_real, w_imag, slope_real, slope_imag
 
 
 def _voigt_block(x: Tensor, sigma: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -191,7 +194,8 @@ def voigt_with_derivatives(x: Tensor, sigma: Tensor, gamma: Tensor) -> tuple[Ten
             block = slice(start, start + size)
             for output, part in zip(outputs, _voigt_block(*(t[block] for t in flat)), strict=True):
                 output[block] = part
-        return tuple(output.reshape(x.shape) for output in outputs)
+        profile, d_x, d_sigma, d_gamma = (output.reshape(x.shape) for output in outputs)
+        return profile, d_x, d_sigma, d_gamma
 
 
 class _Voigt(torch.autograd.Function):

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import Protocol
+from typing import Any, Protocol
 
 import astropy.units as u
 import numpy as np
+from astropy.table import QTable
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator
+from specutils import Spectrum
 
 from ..physics.grids import SPEED_OF_LIGHT
 from ..spectra.quantities import is_whole
@@ -28,14 +30,19 @@ from .panels import crown, label_panels, legend_of, limits_around, make_panels, 
 class PlottableFit(Protocol):
     """Attributes of a fit that a figure needs; a `FitResult` has them."""
 
-    data: object
-    frame: object
-    model: object
-    ledger: object
-    quality: object
+    data: Any
+    frame: Any
+    model: Any
+    ledger: QTable
+    parameters: QTable
+    reduced_chi2: float
+    quality: Any
     settings: dict
 
-    def evaluate(self) -> dict: ...
+    @property
+    def rms(self) -> float: ...
+
+    def evaluate(self) -> Any: ...
 
     def value(self, name: str) -> float: ...
 
@@ -45,10 +52,12 @@ class PlottableFit(Protocol):
 class PlottableClone(Protocol):
     """Attributes of a clone that a figure needs; a `CloneResult` has them."""
 
-    template: object
-    emulator: object
-    ledger: object
-    quality: object
+    template: Spectrum
+    model_spectrum: Spectrum
+    emulator: Any
+    ledger: QTable
+    rms: float
+    quality: Any
 
 
 COLOURS = {

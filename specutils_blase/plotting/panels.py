@@ -79,7 +79,7 @@ class _ClearOfEnds(MaxNLocator):
     """Ticks whose labels stay within the panel: a label at its edge would stand on one of the panel beside it."""
 
     def tick_values(self, vmin, vmax):
-        panel = self.axis.axes
+        panel = self.axis.axes  # type: ignore[union-attr]  # an axis has set itself before it asks for ticks
         size = FontProperties(size=rcParams["ytick.labelsize"]).get_size_in_points()
         room = LABEL_ROOM * size * panel.figure.dpi / 72.0 / panel.bbox.height * abs(vmax - vmin)
         ticks = super().tick_values(vmin, vmax)
@@ -115,7 +115,7 @@ def crown(figure: Figure, title: str, handles, labels) -> None:
     )  # fmt: skip
     figure.align_ylabels()
     while (longer := heading.get_window_extent().width / figure.bbox.width) > 0.98:  # in steps of whole pixels
-        heading.set_fontsize(0.97 * heading.get_fontsize() / max(longer, 1.0))
+        heading.set_fontsize(0.97 * float(heading.get_fontsize()) / max(longer, 1.0))
     for _ in range(2):  # a narrower axis may choose other ticks
         _make_room(figure)
 
@@ -125,7 +125,7 @@ def _make_room(figure: Figure) -> None:
     for panel in figure.axes:
         label = panel.yaxis.label
         longer = label.get_window_extent().height / (LONGEST_LABEL * panel.get_window_extent().height)
-        label.set_fontsize(label.get_fontsize() / max(1.0, longer))
+        label.set_fontsize(float(label.get_fontsize()) / max(1.0, longer))
     axes = [axis for panel in figure.axes for axis in (panel.xaxis, panel.yaxis)]
     boxes = [box for axis in axes if (box := axis.get_tightbbox()) is not None]  # None: it shows no labels
     gap, width = LABEL_GAP_POINTS * figure.dpi / 72.0, figure.bbox.width

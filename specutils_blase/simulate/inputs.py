@@ -1,6 +1,7 @@
 """Inputs of a simulation: tables of lines, pixel edges and quantities, checked and turned into float64 arrays."""
 
 from dataclasses import dataclass
+from numbers import Real
 
 import astropy.units as u
 import numpy as np
@@ -33,7 +34,8 @@ def pixel_edges(wavelength):
     spacing = np.diff(wavelength)
     if not (np.all(np.isfinite(wavelength)) and wavelength[0] > 0 and np.all(spacing > 0)):
         raise ValueError("wavelength: expected finite, positive, strictly ascending pixel centres; sort them first")
-    below, above = np.r_[np.inf, spacing[:-1]], np.r_[spacing[1:], np.inf]
+    below: np.ndarray = np.r_[np.inf, spacing[:-1]]
+    above: np.ndarray = np.r_[spacing[1:], np.inf]
     gap = (spacing > 1.5 * np.minimum(below, above)) & (spacing.size > 1)
     inner = np.where(gap, np.nan, spacing)
     below, above = np.r_[inner[0], inner], np.r_[inner, inner[-1]]
@@ -104,7 +106,7 @@ def _template(spectrum, name, resolving_power):
     """A template Spectrum, if it is one that can be taken as it is."""
     template_power = spectrum.meta.get("resolving_power") if spectrum.meta else None
     if template_power is not None:
-        asked = f"{resolving_power:g}" if np.isscalar(resolving_power) else "the one asked for"
+        asked = f"{resolving_power:g}" if isinstance(resolving_power, Real) else "the one asked for"
         raise ValueError(
             f"{name}: this template is broadened already, to a resolving power of {template_power:g}, and "
             f"would be broadened once more to {asked}: give specutils_blase.clone(template, "

@@ -3,6 +3,8 @@
 The flux itself comes from ``flux.py``, the pixels of instruments from ``pixels.py``.
 """
 
+from collections.abc import Sequence
+
 import astropy.units as u
 import numpy as np
 from astropy.nddata import StdDevUncertainty
@@ -96,6 +98,7 @@ def simulate(
         orders = [orders]
     observing = {"snr": snr, "read_floor": read_floor, "continuum": continuum, "wavelength_drift": wavelength_drift}
     observing |= {"scattered_light": scattered_light, "uncertainty_factor": uncertainty_factor}
+    centers: Sequence | None = None
     if isinstance(wavelength, str):
         power, solutions = instrument(wavelength)
         centers = [order_wavelengths(wavelength, k) for k in (range(len(solutions)) if orders is None else orders)]
@@ -104,8 +107,6 @@ def simulate(
         raise ValueError(f"orders={orders!r} needs the name of an instrument for wavelength")
     elif isinstance(wavelength, (list, tuple)) and wavelength and all(np.ndim(item) == 1 for item in wavelength):
         centers = wavelength
-    else:
-        centers = None
     # The spline of a template is made once.
     star, telluric = (
         component(source, name, options.get("resolving_power"))[0] if hasattr(source, "spectral_axis") else source
@@ -115,7 +116,7 @@ def simulate(
         return _observed(wavelength, star, telluric, edges, np.random.default_rng(seed), seed, observing, options)
     if edges is not None:
         raise ValueError("edges can be given for one order only: simulate orders with edges of their own one by one")
-    noise = [np.random.default_rng([seed, k]) for k in range(len(centers))]
+    noise = [np.random.default_rng([int(seed), k]) for k in range(len(centers))]
     return SpectrumList(
         [
             _observed(item, star, telluric, None, random, seed, observing, options)

@@ -73,7 +73,7 @@ def of_template(template: Spectrum) -> dict[str, str | float]:
         ``source``, ``medium``, ``citation`` (text), ``resolving_power`` (number) where its meta has them; ``sha256``.
     """
     meta = template.meta or {}
-    record = {name: str(meta[name]) for name in KEPT_META if meta.get(name) is not None}
+    record: dict[str, str | float] = {name: str(meta[name]) for name in KEPT_META if meta.get(name) is not None}
     if meta.get("resolving_power") is not None:
         record["resolving_power"] = float(meta["resolving_power"])
     return {**record, "sha256": digest(template.spectral_axis.value, template.flux.value)}

@@ -1,5 +1,7 @@
 """`EchelleModel` in a file: its components once, and for each order its instrument and the lines that it sees."""
 
+from typing import Any
+
 from asdf.extension import Converter
 
 
@@ -149,7 +151,9 @@ def _order(record, emulators, doppler, rotation):
     stages = _instrument(record, list(emulators))
     if rotation is not None:
         stages["rotation"] = rotation_from_record({**rotation, **record["rotation"]}, stages["sampling"])
-    views = {name: LineView(emulator, _index(record["lines"][name], emulator)) for name, emulator in emulators.items()}
+    views: dict[str, Any] = {
+        name: LineView(emulator, _index(record["lines"][name], emulator)) for name, emulator in emulators.items()
+    }
     return ForwardModel(**stages, doppler=doppler, **views)
 
 

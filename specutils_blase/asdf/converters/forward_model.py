@@ -4,6 +4,8 @@ Kernels, overlap weights and polynomial bases are not stored: they follow from t
 parameters. Windows kept by `ForwardModel.freeze_windows` are not stored either: a model that was read is thawed.
 """
 
+from typing import Any
+
 from asdf.extension import Converter
 
 WIDEST_SPREAD_GRIDS = 10
@@ -195,7 +197,7 @@ def instrument_record(model):
     from ...physics.grids import Sampling
     from ..records import array
 
-    node = {"wavelength": array(_own(model.sampling, Sampling).wavelength)}
+    node: dict[str, Any] = {"wavelength": array(_own(model.sampling, Sampling).wavelength)}
     if _own(model.line_spread, LineSpreadFunction):
         node["line_spread"] = {
             "ln_resolving_power": array(model.line_spread.ln_resolving_power),
@@ -218,7 +220,7 @@ def instrument_from_record(node):
     from ..records import tensor
 
     grid = tensor(node["wavelength"], "wavelength")
-    stages = {"sampling": Sampling(grid)}
+    stages: dict[str, Any] = {"sampling": Sampling(grid)}
     if "line_spread" in node:
         stages["line_spread"] = _line_spread(node["line_spread"], grid)
     if "pixels" in node:

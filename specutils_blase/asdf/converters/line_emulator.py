@@ -1,5 +1,7 @@
 """`LineEmulator` in a file: one array for each line parameter, and the saturation law by name and parameters."""
 
+from typing import Any
+
 from asdf.extension import Converter
 
 LINE_PARAMETERS = ("ln_area", "ln_sigma", "ln_gamma", "rv_offset")
@@ -15,7 +17,7 @@ class LineEmulatorConverter(Converter):
     def to_yaml_tree(self, obj, tag, ctx):
         from ..records import array, text
 
-        node = {name: array(getattr(obj, name)) for name in ("center", *LINE_PARAMETERS, "sign")}
+        node: dict[str, Any] = {name: array(getattr(obj, name)) for name in ("center", *LINE_PARAMETERS, "sign")}
         node["law"] = law_record(obj.law)
         node["wavelength_range"] = [float(end) for end in obj.wavelength_range]
         species = getattr(obj, "species", None)
