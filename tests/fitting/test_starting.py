@@ -383,7 +383,7 @@ def of_another_star(seed, rv=22.9, vsini=40.0):
 def test_a_start_has_room_for_the_rotation_that_it_finds(monkeypatch):
     """From 5 km/s the model has room up to 27.5: the first fit goes on in a wider one."""
     data, star, sky = of_another_star(0)
-    monkeypatch.setattr(hypotheses, "contenders", lambda search, given: [velocity.Solution(20.0, 5.0, 1.0, 500.0)])
+    monkeypatch.setattr(hypotheses, "contenders", lambda search, given: [velocity.StartingPoint(20.0, 5.0, 1.0, 500.0)])
     start = started(data, star, telluric=sky)
     assert start["vsini"] == pytest.approx(40.0, rel=0.2) and start["rv"] == pytest.approx(22.9, abs=6.0)
 

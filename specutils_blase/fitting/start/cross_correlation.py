@@ -48,7 +48,7 @@ AROUND = torch.arange(-12, 13, 2)
 
 
 @dataclass(frozen=True)
-class Solution:
+class StartingPoint:
     """A starting point of a fit.
 
     Parameters
@@ -73,7 +73,7 @@ class VelocitySearch:
 
     Parameters
     ----------
-    solutions : tuple of Solution
+    solutions : tuple of StartingPoint
         Distinct ones, the likeliest first; at least one.
     low, high : float
         Velocities [km/s] between which was searched; equal where the velocity was given.
@@ -83,7 +83,7 @@ class VelocitySearch:
         Transmission on the pixels of each order, with the amounts of these data as if there were no star.
     """
 
-    solutions: tuple[Solution, ...]
+    solutions: tuple[StartingPoint, ...]
     low: float
     high: float
     at_edge: bool
@@ -92,7 +92,7 @@ class VelocitySearch:
     @classmethod
     def given(cls, rv: float, vsini: float, n_order: int) -> VelocitySearch:
         """What needs no search."""
-        return cls((Solution(rv, vsini, 1.0, 0.0),), rv, rv, False, (None,) * n_order)
+        return cls((StartingPoint(rv, vsini, 1.0, 0.0),), rv, rv, False, (None,) * n_order)
 
     @property
     def rv(self) -> float:
@@ -283,10 +283,10 @@ def _distinct(trials: list[_Trial], resolution: float) -> list[_Trial]:
     return sorted(chosen, key=lambda trial: -trial.gain)
 
 
-def _refined(seen: list[OrderCorrelation], trial: _Trial, rv: float | None, shifts: Tensor) -> Solution:
+def _refined(seen: list[OrderCorrelation], trial: _Trial, rv: float | None, shifts: Tensor) -> StartingPoint:
     """The velocity where most pixels agree, between the steps of the grid by a parabola."""
     if rv is not None:
-        return Solution(rv, trial.vsini, trial.strength, trial.gain)
+        return StartingPoint(rv, trial.vsini, trial.strength, trial.gain)
     around = trial.shift + AROUND
     around = around[(around >= shifts[0]) & (around <= shifts[-1])]
     work = [(order, order.depth(trial.vsini)) for order in seen]
@@ -298,7 +298,7 @@ def _refined(seen: list[OrderCorrelation], trial: _Trial, rv: float | None, shif
         fraction = 0.5 * (left - right) / bend if bend < 0 else 0.0
         fraction *= float(around[best + 1] - around[best])
     found = _velocity(float(around[best]) + fraction)
-    return Solution(found, trial.vsini, float(strengths[best]), float(gains[best]))
+    return StartingPoint(found, trial.vsini, float(strengths[best]), float(gains[best]))
 
 
 def _steps(rv: float) -> int:

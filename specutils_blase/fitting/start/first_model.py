@@ -22,7 +22,7 @@ from ..observation import Observation, ObservedOrder
 from ..options import FitOptions
 from ..residuals.noise import NoiseModel
 from ..residuals.rejection import impossible
-from .cross_correlation import Solution
+from .cross_correlation import StartingPoint
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def atmosphere_of(templates: Sequence[Template]) -> Template | None:
 
 
 def first_model(
-    observation: Observation, templates: Sequence[Template], options: FitOptions, start: Solution
+    observation: Observation, templates: Sequence[Template], options: FitOptions, start: StartingPoint
 ) -> FirstModel:
     """Build the model at a start, of copies of the templates' lines.
 
@@ -76,7 +76,7 @@ def first_model(
     observation : Observation
     templates : sequence of Template
     options : FitOptions
-    start : Solution
+    start : StartingPoint
     """
     target, orders = target_of(templates), list(observation.orders)
     if target is not None:

@@ -18,7 +18,7 @@ from ...model.order import ForwardModel
 from ..residuals.correlated import autocorrelation
 from ..stages import reject_pixels
 from .correlation import SKY_DOUBT
-from .cross_correlation import Solution, VelocitySearch
+from .cross_correlation import StartingPoint, VelocitySearch
 from .first_model import FirstModel
 from .star import scale_star
 from .tellurics import TelluricScale, scale_telluric
@@ -57,7 +57,7 @@ class Attempt:
 
     Parameters
     ----------
-    start : Solution
+    start : StartingPoint
     begun : FirstModel
         Its model stands at the velocities, the strength and the sky of that fit.
     held : HeldFit
@@ -66,7 +66,7 @@ class Attempt:
         Of that fit, for each order: less where the sky absorbs.
     """
 
-    start: Solution
+    start: StartingPoint
     begun: FirstModel
     held: HeldFit
     telluric_scale: TelluricScale | None
@@ -95,7 +95,7 @@ class Attempt:
 
 @torch.no_grad()
 def first_fit(
-    build: Callable[[Solution], FirstModel], start: Solution, free: tuple[str, ...], scaling: dict[str, bool]
+    build: Callable[[StartingPoint], FirstModel], start: StartingPoint, free: tuple[str, ...], scaling: dict[str, bool]
 ) -> Attempt:
     """Continua, amounts of the sky, velocities and strength of one start, all lines held.
 
@@ -105,7 +105,7 @@ def first_fit(
     ----------
     build : callable
         The model at a start.
-    start : Solution
+    start : StartingPoint
     free : tuple of str
         Global parameters that may move.
     scaling : dict
@@ -114,12 +114,12 @@ def first_fit(
     attempt = _once(build, start, free, scaling)
     while "vsini" in free and attempt.is_cramped:
         rv, vsini = attempt.velocities
-        attempt = _once(build, Solution(rv, vsini, attempt.strength, start.gain), free, scaling)
+        attempt = _once(build, StartingPoint(rv, vsini, attempt.strength, start.gain), free, scaling)
     return replace(attempt, start=start)
 
 
 def _once(
-    build: Callable[[Solution], FirstModel], start: Solution, free: tuple[str, ...], scaling: dict[str, bool]
+    build: Callable[[StartingPoint], FirstModel], start: StartingPoint, free: tuple[str, ...], scaling: dict[str, bool]
 ) -> Attempt:
     """A first fit in the room that its start gives to rotation."""
     begun = build(start)
@@ -156,20 +156,20 @@ def _beside_sky(model: ForwardModel | EchelleModel, weights: list[Tensor]) -> li
     return found
 
 
-def contenders(search: VelocitySearch, vsini_given: bool) -> list[Solution]:
+def contenders(search: VelocitySearch, vsini_given: bool) -> list[StartingPoint]:
     """Solutions worth a first fit: the likeliest, those close to it, and its slow counterpart if it turns fast."""
     best, *others = search.solutions
     if best.gain < NOBODY:
         return [best]
     chosen = [best, *(each for each in others if each.gain > best.gain - max(CLOSE, PART * best.gain))][:MOST]
     if not vsini_given and best.vsini >= TURNING:
-        chosen.append(Solution(best.rv, SLOW, best.strength, best.gain))
+        chosen.append(StartingPoint(best.rv, SLOW, best.strength, best.gain))
     return chosen
 
 
 @torch.no_grad()
 def likeliest(
-    build: Callable[[Solution], FirstModel],
+    build: Callable[[StartingPoint], FirstModel],
     search: VelocitySearch,
     free: tuple[str, ...],
     resolution: float,
