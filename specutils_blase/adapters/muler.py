@@ -106,6 +106,18 @@ def describe_order(spectrum: Spectrum, *, barycentric_velocity: u.Quantity | flo
     -----
     muler's ``rv_shift`` moves the wavelengths and records nothing. Where the sky fibre, which it leaves behind, shows a
     shift, the barycentric velocity is unknown unless given.
+
+    Examples
+    --------
+    >>> import astropy.units as u
+    >>> import numpy as np
+    >>> from specutils import Spectrum
+    >>> from specutils_blase.adapters.muler import describe_order
+    >>> header = {"INSTRUME": "HPF", "OBJECT": "GJ 699"}
+    >>> wavelength = np.linspace(8690.0, 8700.0, 50) * u.AA
+    >>> order = Spectrum(flux=np.ones(50) * u.Jy, spectral_axis=wavelength, meta={"header": header})
+    >>> describe_order(order).instrument, describe_order(order).resolving_power
+    ('HPF', 55000.0)
     """
     header = _header(spectrum)
     instrument = _instrument(spectrum)
@@ -153,6 +165,16 @@ def good_pixels(spectrum: Spectrum) -> np.ndarray:
     -------
     ndarray of bool, (n,)
         Along the object's axis.
+
+    Examples
+    --------
+    >>> import astropy.units as u
+    >>> import numpy as np
+    >>> from specutils import Spectrum
+    >>> from specutils_blase.adapters.muler import good_pixels
+    >>> flux = np.array([1.0, np.nan, 0.9]) * u.Jy
+    >>> good_pixels(Spectrum(flux=flux, spectral_axis=np.array([8690.0, 8690.1, 8690.2]) * u.AA))
+    array([ True, False,  True])
     """
     start, stop = _trim(spectrum, _instrument(spectrum))
     good = _with_light(spectrum)

@@ -40,6 +40,17 @@ def order_table(
         (those with light, inside the noisy edges), ``snr`` (median of the good ones; NaN without uncertainties),
         ``resolving_power``, ``target``, ``time`` (middle of the exposure, UTC, text), ``barycentric_velocity`` [km/s]
         and ``barycentric_source``. What is not known is masked, or NaN.
+
+    Examples
+    --------
+    >>> import astropy.units as u
+    >>> import numpy as np
+    >>> from specutils import Spectrum
+    >>> from specutils_blase.adapters.orders import order_table
+    >>> wavelength = np.linspace(8690.0, 8700.0, 50) * u.AA
+    >>> table = order_table([Spectrum(flux=np.ones(50) * u.Jy, spectral_axis=wavelength)])
+    >>> print(table["low"][0], table["high"][0], table["pixels"][0], table["good"][0])
+    8690.0 Angstrom 8700.0 Angstrom 50 50
     """
     infos = [describe_order(spectrum, barycentric_velocity=barycentric_velocity) for spectrum in spectra]
     wavelengths = [vacuum_wavelength(spectrum.spectral_axis, medium) for spectrum in spectra]

@@ -52,6 +52,12 @@ def normalise_species(name: str) -> str:
     ------
     ValueError
         If it is none of these.
+
+    Examples
+    --------
+    >>> import specutils_blase as sb
+    >>> [sb.line_lists.normalise_species(name) for name in ("FE 1", "26.1", "607.0")]
+    ['Fe I', 'Fe II', 'CN']
     """
     text = re.sub(r"\(\d+\)", "", str(name).strip().strip("'\"")).strip()
     if re.fullmatch(r"\d{1,8}(\.\d*)?", text):

@@ -83,6 +83,17 @@ def predicted_strength(line_list, *, temperature=None, gas_pressure=None, abunda
     ------
     ValueError
         If the list has neither set of columns.
+
+    Examples
+    --------
+    >>> import astropy.units as u
+    >>> from astropy.table import QTable
+    >>> import specutils_blase as sb
+    >>> known = {"wavelength": [8690.0, 8695.5] * u.AA, "species": ["Fe I", "Fe I"]}
+    >>> line_list = QTable({**known, "log_gf": [-1.0, -1.0], "excitation": [1.0, 4.0] * u.eV})
+    >>> low, high = sb.line_lists.predicted_strength(line_list, temperature=5000 * u.K)
+    >>> float((low / high).round(0))
+    1056.0
     """
     wavelength = line_list["wavelength"].to_value(u.AA)
     if {"log_gf", "excitation"} <= set(line_list.colnames):

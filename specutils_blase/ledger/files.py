@@ -61,6 +61,20 @@ def write_ledger(ledger: Table, path, *, overwrite: bool = False) -> None:
         If the format needs a package that is not installed: h5py for HDF5, pyarrow for Parquet.
     OSError
         If there is a file already, or the place cannot be written to.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> import astropy.units as u
+    >>> from astropy.table import QTable
+    >>> import specutils_blase as sb
+    >>> numbers = {"center": 8690.0, "area": 0.03, "sigma": 0.05, "gamma": 0.01}
+    >>> ledger = QTable({name: [value] * u.AA for name, value in numbers.items()})
+    >>> with TemporaryDirectory() as folder:
+    ...     sb.write_ledger(ledger, Path(folder) / "lines.fits")
+    ...     sb.read_ledger(Path(folder) / "lines.fits")["area"]
+    <Quantity [0.03] Angstrom>
     """
     path, form = Path(path), _format(path)
     _check(ledger, "the table")
@@ -95,6 +109,20 @@ def read_ledger(path) -> QTable:
         If the format needs a package that is not installed.
     OSError
         If there is no such file, or it may not be read.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> import astropy.units as u
+    >>> from astropy.table import QTable
+    >>> import specutils_blase as sb
+    >>> numbers = {"center": 8690.0, "area": 0.03, "sigma": 0.05, "gamma": 0.01}
+    >>> with TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "lines.ecsv"
+    ...     QTable({name: [value] * u.AA for name, value in numbers.items()}).write(path)
+    ...     sb.read_ledger(path)["sigma"]
+    <Quantity [0.05] Angstrom>
     """
     path = Path(path)
     form = _format(path)

@@ -67,6 +67,17 @@ def select_lines(
     ValueError
         If the ledger lacks a column that a condition needs, or a condition has no meaning. `~astropy.units.UnitsError`
         (one of them) for a region in pixels or velocities.
+
+    Examples
+    --------
+    >>> import astropy.units as u
+    >>> from astropy.table import QTable
+    >>> import specutils_blase as sb
+    >>> ledger = QTable({"species": ["Fe I", "Ti I"], "center": [8690.0, 8695.5] * u.AA, "snr": [40.0, 6.0]})
+    >>> sb.select_lines(ledger, species="Ti I")["center"]
+    <Quantity [8695.5] Angstrom>
+    >>> len(sb.select_lines(ledger, region=(8680.0 * u.AA, 8700.0 * u.AA)))
+    2
     """
     keep = np.ones(len(ledger), dtype=bool)
     if component is not None:
@@ -118,6 +129,15 @@ def change_significance(ledger: Table) -> QTable:
     ------
     ValueError
         If a column is missing.
+
+    Examples
+    --------
+    >>> from astropy.table import QTable
+    >>> import specutils_blase as sb
+    >>> area = {"delta_ln_area": [0.3], "area": [0.05], "area_err": [0.005]}
+    >>> ledger = QTable({**area, "rv_offset": [0.4], "rv_offset_err": [0.1]})
+    >>> float(sb.change_significance(ledger)["total"][0])
+    5.0
     """
     _need(ledger, "delta_ln_area", "area", "area_err", "rv_offset", "rv_offset_err")
     area, area_err = (column_values(ledger, name, u.AA) for name in ("area", "area_err"))

@@ -49,6 +49,15 @@ def ledger_to_line_list(ledger: Table, *, unit=u.AA, medium: str = "vacuum", rv=
     ------
     ValueError
         If center is missing or not positive, or `unit` is not spectral, or one of frequency is asked for in air.
+
+    Examples
+    --------
+    >>> import astropy.units as u
+    >>> from astropy.table import QTable
+    >>> import specutils_blase as sb
+    >>> ledger = QTable({"center": [8690.0] * u.AA, "species": ["Fe I"], "component": ["star"], "depth": [0.4]})
+    >>> sb.ledger_to_line_list(ledger, unit=u.nm, rv=30.0)["rest"].round(4)
+    <Quantity [869.087] nm>
     """
     if "center" not in ledger.colnames:
         raise ValueError(f"expected a ledger with the column center, got {', '.join(ledger.colnames) or 'none'}")

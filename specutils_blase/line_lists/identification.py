@@ -114,6 +114,18 @@ def identify(
     ------
     ValueError
         If a table lacks a column, or an option has no meaning.
+
+    Examples
+    --------
+    >>> import astropy.units as u
+    >>> from astropy.table import QTable
+    >>> import specutils_blase as sb
+    >>> ledger = QTable({"center": [8690.01] * u.AA, "area": [0.05] * u.AA, "fwhm": [0.15] * u.AA})
+    >>> known = {"wavelength": [8690.0, 8690.3] * u.AA, "species": ["Fe I", "Ti I"], "strength": [1.0, 0.5]}
+    >>> line_list = sb.read_line_list(QTable(known), medium="vacuum")
+    >>> identified = sb.identify(ledger, line_list)
+    >>> print(identified["species"][0], identified["species_probability"][0].round(2))
+    Fe I 0.95
     """
     for name, value in (
         ("blend_shift", blend_shift),

@@ -92,6 +92,17 @@ def to_ledger(
     ------
     ValueError
         If the list lacks a column, or no line is left.
+
+    Examples
+    --------
+    >>> import astropy.units as u
+    >>> from astropy.table import QTable
+    >>> import specutils_blase as sb
+    >>> known = {"wavelength": [8690.0, 8695.5] * u.AA, "species": ["Fe I", "Ti I"]}
+    >>> line_list = QTable({**known, "log_gf": [-4.1, -2.6], "excitation": [2.2, 0.8] * u.eV})
+    >>> ledger = sb.line_lists.to_ledger(line_list, temperature=4800 * u.K)
+    >>> print(ledger["depth"].round(2))
+    [0.71 0.29]
     """
     columns = set(line_list.colnames)
     if not {"wavelength", "species"} <= columns:

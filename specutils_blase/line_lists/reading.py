@@ -80,6 +80,15 @@ def read_line_list(
         If the file is not of the format, or damaged: names file, line and reason. It is a `ValueError`.
     OSError
         If there is no such file, or it may not be read.
+
+    Examples
+    --------
+    >>> import astropy.units as u
+    >>> from astropy.table import QTable
+    >>> import specutils_blase as sb
+    >>> table = QTable({"wavelength": [6562.8, 6564.6] * u.AA, "species": ["H 1", "H 1"]})
+    >>> sb.read_line_list(table, medium="air")["wavelength"].round(2)
+    <Quantity [6564.61, 6566.41] Angstrom>
     """
     if format is not None and format not in LIST_FORMATS:
         raise ValueError(f"format must be one of {', '.join(LIST_FORMATS)}, got {format!r}")

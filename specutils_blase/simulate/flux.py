@@ -112,6 +112,19 @@ def simulate_flux(
     - ``minnaert``: S = 1 − τ R_c/(τ + R_c), τ = Σ_j a_j V_j (Minnaert 1935);
 
     each multiplied by 1 + Σ_k e_k V_k. The line spread is that of the wavelength where the light is recorded (gather).
+
+    Examples
+    --------
+    >>> import astropy.units as u
+    >>> import numpy as np
+    >>> from astropy.table import QTable
+    >>> import specutils_blase as sb
+    >>> numbers = {"center": 8690.0, "area": 0.1, "sigma": 0.05, "gamma": 0.02}
+    >>> star = QTable({name: [value] * u.AA for name, value in numbers.items()})
+    >>> edges = sb.simulate.pixel_edges(np.linspace(8688.0, 8692.0, 61))
+    >>> flux = sb.simulate.simulate_flux(edges, star, resolving_power=55_000)
+    >>> float(flux.min().round(3))
+    0.689
     """
     edges = checked_edges(edges)
     rv, vsini = number(rv, u.km / u.s, "rv"), number(vsini, u.km / u.s, "vsini")
@@ -242,6 +255,12 @@ def voigt(offset, sigma, gamma):
     -------
     numpy.ndarray
         In 1/Å.
+
+    Examples
+    --------
+    >>> import specutils_blase as sb
+    >>> float(sb.simulate.voigt(0.0, 0.1, 0.05).round(4))
+    2.7896
     """
     return wofz((offset + 1j * gamma) / (sigma * np.sqrt(2.0))).real / (sigma * np.sqrt(2.0 * np.pi))
 
@@ -267,6 +286,13 @@ def rotation_kernel(x, u1=0.0, u2=0.0):
     ------
     ValueError
         If the disc has no light.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import specutils_blase as sb
+    >>> sb.simulate.rotation_kernel(np.array([0.0, 0.5, 1.0])).round(4)
+    array([0.6366, 0.5513, 0.    ])
     """
     total = np.pi * (1.0 - u1 / 3.0 - u2 / 6.0)
     if not total > 0:

@@ -27,6 +27,12 @@ def pixel_edges(wavelength):
     -------
     numpy.ndarray, shape (n_pix, 2)
         Lower and upper edge [Å].
+
+    Examples
+    --------
+    >>> import specutils_blase as sb
+    >>> sb.simulate.pixel_edges([10000.0, 10000.1, 10000.2])[0].round(2)
+    array([ 9999.95, 10000.05])
     """
     wavelength = in_unit(wavelength, u.AA, "wavelength")
     if wavelength.ndim != 1 or wavelength.size < 2:

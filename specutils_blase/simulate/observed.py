@@ -82,6 +82,21 @@ def simulate(
         ``star`` and ``telluric`` (`~astropy.table.QTable`, the source of a template in words, or None) with their laws
         ``flux_scale``, ``limiting_depth``, ``telluric_flux_scale``, ``telluric_limiting_depth``, and the noise-free
         ``flux``, shape (n_pix,). What may depend on wavelength has one value a pixel.
+
+    Examples
+    --------
+    >>> import astropy.units as u
+    >>> import numpy as np
+    >>> from astropy.table import QTable
+    >>> import specutils_blase as sb
+    >>> numbers = {"center": 8690.0, "area": 0.1, "sigma": 0.05, "gamma": 0.02}
+    >>> star = QTable({name: [value] * u.AA for name, value in numbers.items()})
+    >>> pixels = np.linspace(8688.0, 8692.0, 60)
+    >>> data = sb.simulate.simulate(pixels, star, rv=12.0, resolving_power=55_000, snr=100, seed=1)
+    >>> data.spectral_axis[data.flux.argmin()].round(1)
+    <SpectralAxis 8690.4 Angstrom>
+    >>> data.meta["truth"]["rv"]
+    12.0
     """
     if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool) or seed < 0:
         raise ValueError(f"seed must be an integer from 0 on, so that the noise can be made again; got {seed!r}")
@@ -217,6 +232,18 @@ def perturbed(
     astropy.table.QTable
         Same rows, same order: ``center, area, sigma, gamma`` [Å], ``sign``, ``rv_offset`` [km/s]; the
         centres include the offsets.
+
+    Examples
+    --------
+    >>> import astropy.units as u
+    >>> import numpy as np
+    >>> from astropy.table import QTable
+    >>> import specutils_blase as sb
+    >>> numbers = {"center": 8690.0, "area": 0.1, "sigma": 0.05, "gamma": 0.02}
+    >>> lines = QTable({name: np.full(1000, value) * u.AA for name, value in numbers.items()})
+    >>> true = sb.simulate.perturbed(lines, 0, scatter_ln_area=0.2)
+    >>> float(np.log(true["area"] / lines["area"]).std().round(2))
+    0.2
     """
     table = line_table(lines)
     if not degrees_of_freedom > 0:

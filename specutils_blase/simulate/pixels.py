@@ -121,6 +121,13 @@ def hpf_wavelengths(order):
     -------
     numpy.ndarray, shape (2048,)
         Vacuum wavelengths [Å], ascending.
+
+    Examples
+    --------
+    >>> import specutils_blase as sb
+    >>> wavelength = sb.simulate.hpf_wavelengths(5)
+    >>> len(wavelength), float(wavelength[0].round(1)), float(wavelength[-1].round(1))
+    (2048, 8656.2, 8768.0)
     """
     return order_wavelengths("HPF", order)
 
@@ -141,6 +148,13 @@ def igrins_wavelengths(band, order):
     -------
     numpy.ndarray, shape (2048,)
         Vacuum wavelengths [Å], ascending.
+
+    Examples
+    --------
+    >>> import specutils_blase as sb
+    >>> wavelength = sb.simulate.igrins_wavelengths("H", 10)
+    >>> len(wavelength), float(wavelength[0].round(1)), float(wavelength[-1].round(1))
+    (2048, 16461.5, 16692.7)
     """
     if band not in IGRINS_LEGENDRE:
         raise ValueError(f"band={band!r}: IGRINS has the bands H and K")

@@ -41,6 +41,13 @@ def arcturus():
     -----
     The file stores the flux as uint16 (flux × 60000), twice differenced modulo 2**16 and split into high and low bytes,
     which deflates to 388 kB; two cumulative sums restore the very same integers.
+
+    Examples
+    --------
+    >>> import specutils_blase as sb
+    >>> star = sb.templates.arcturus()
+    >>> len(star.flux), star.spectral_axis[0].round(2)
+    (480000, <SpectralAxis 8042.21 Angstrom>)
     """
     with np.load(Path(__file__).parent / "arcturus.npz", allow_pickle=False) as store:
         difference = store["difference_high"].astype(np.uint16) << 8 | store["difference_low"]
@@ -74,6 +81,13 @@ def telfit_hpf():
     ------
     ModuleNotFoundError, FileNotFoundError
         If muler is not installed, or installed without the file.
+
+    Examples
+    --------
+    >>> import specutils_blase as sb
+    >>> sky = sb.templates.telfit_hpf()
+    >>> len(sky.flux), sky.meta["resolving_power"]
+    (57344, 55000.0)
     """
     wavelength, transmission = _csv("telfit_HPFtemplate_temp286_hum050.csv")
     order = np.argsort(wavelength)
@@ -109,6 +123,13 @@ def psg_hk(molecule=None):
         If muler is not installed, or installed without the file.
     ValueError
         If the file has no column ``molecule``.
+
+    Examples
+    --------
+    >>> import specutils_blase as sb
+    >>> water = sb.templates.psg_hk("H2O")
+    >>> float(water.flux.value.mean().round(2))
+    0.55
     """
     return next(iter(_psg(["Total" if molecule is None else molecule]).values()))
 
@@ -128,6 +149,12 @@ def psg_hk_species():
     ------
     ModuleNotFoundError, FileNotFoundError
         If muler is not installed, or installed without the file.
+
+    Examples
+    --------
+    >>> import specutils_blase as sb
+    >>> list(sb.templates.psg_hk_species())
+    ['H2O', 'CO2', 'O3', 'N2O', 'CO', 'CH4', 'O2']
     """
     return _psg(["H2O", "CO2", "O3", "N2O", "CO", "CH4", "O2"])
 
@@ -146,6 +173,13 @@ def phoenix_10000K():
     ------
     ModuleNotFoundError, FileNotFoundError
         If muler is not installed, or installed without the file.
+
+    Examples
+    --------
+    >>> import specutils_blase as sb
+    >>> star = sb.templates.phoenix_10000K()
+    >>> star.spectral_axis[0].round(2), star.meta["resolving_power"]
+    (<SpectralAxis 8038.01 Angstrom>, None)
     """
     wavelength, flux = _csv("PHOENIX_10kK_hpf_template.csv")
     return _spectrum(
