@@ -1,6 +1,7 @@
 """The documentation leads somewhere: links of Markdown resolve, and the reference describes every public name."""
 
 import importlib.util
+import inspect
 import re
 from pathlib import Path
 
@@ -95,3 +96,26 @@ def test_reference_has_a_page_for_every_folder():
     assert len(folders) > 20
     section = REFERENCE.partition("\nFolders\n")[2]
     assert set(re.findall(r"^   ([\w.]+)$", section, re.MULTILINE)) == folders | modules
+
+
+# What these take is a file of an instrument or of blasé, or minutes; the tests of their folders have such files.
+WITHOUT_EXAMPLE = {"clone_species", "cross_validate", "from_hpf", "from_igrins", "from_nirspec", "read_blase_state"}
+
+
+def public_functions():
+    """Every public function, and those of the public modules."""
+    modules = (specutils_blase, specutils_blase.line_lists, specutils_blase.simulate, specutils_blase.templates)
+    named = {name: getattr(module, name) for module in modules for name in module.__all__}
+    return {name: thing for name, thing in named.items() if inspect.isfunction(thing)}
+
+
+@pytest.mark.parametrize("name", sorted(public_functions()))
+def test_public_functions_have_examples(name):
+    """Which pytest runs, the options of `[tool.pytest.ini_options]` say so."""
+    has_example = ">>> " in (inspect.getdoc(public_functions()[name]) or "").partition("Examples\n-----")[2]
+    assert has_example == (name not in WITHOUT_EXAMPLE)
+
+
+def test_examples_run(pytestconfig):
+    assert pytestconfig.getini("doctest_plus") == "enabled"
+    assert "specutils_blase" in pytestconfig.getini("testpaths")

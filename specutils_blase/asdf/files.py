@@ -104,6 +104,22 @@ def read(path):
     ValueError
         If the file is not ours, damaged, or of a version that this package does not know; the message names the file
         and the reason. No part of it is returned then.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> import astropy.units as u
+    >>> import numpy as np
+    >>> from specutils import Spectrum
+    >>> import specutils_blase as sb
+    >>> wavelength = np.arange(8680.0, 8700.0, 0.02) * u.AA
+    >>> dip = 0.4 * np.exp(-0.5 * ((wavelength.value - 8688.0) / 0.1) ** 2)
+    >>> template = Spectrum(flux=(1.0 - dip) * u.one, spectral_axis=wavelength)
+    >>> with TemporaryDirectory() as folder:
+    ...     sb.clone(template).write(Path(folder) / "star.asdf")
+    ...     len(sb.read(Path(folder) / "star.asdf").ledger)
+    1
     """
     with open(os.fspath(path), "rb") as stream:
         start = stream.read(len(ASDF_MAGIC))

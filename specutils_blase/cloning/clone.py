@@ -236,6 +236,19 @@ def clone(
     ValueError
         For options out of range, or a template that cannot be cloned; the message says what was expected. A template
         without lines raises `NoLinesError`, one of them.
+
+    Examples
+    --------
+    >>> import astropy.units as u
+    >>> import numpy as np
+    >>> from specutils import Spectrum
+    >>> import specutils_blase as sb
+    >>> wavelength = np.arange(8680.0, 8700.0, 0.02) * u.AA
+    >>> dip = 0.4 * np.exp(-0.5 * ((wavelength.value - 8688.0) / 0.1) ** 2)
+    >>> template = Spectrum(flux=(1.0 - dip) * u.one, spectral_axis=wavelength)
+    >>> star = sb.clone(template)
+    >>> star.ledger["center"].round(2), star.rms < 0.003
+    (<Quantity [8688.] Angstrom>, True)
     """
     options = CloneOptions.of(
         prominence=prominence,

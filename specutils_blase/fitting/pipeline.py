@@ -158,6 +158,23 @@ def fit(
         For input that cannot be fitted; the message says what was expected, what came, and what to do.
     TypeError
         Likewise for arguments of another kind, such as priors that are no `LinePriors`.
+
+    Examples
+    --------
+    >>> import astropy.units as u
+    >>> import numpy as np
+    >>> from specutils import Spectrum
+    >>> import specutils_blase as sb
+    >>> wavelength = np.arange(8680.0, 8700.0, 0.02) * u.AA
+    >>> dip = 0.4 * np.exp(-0.5 * ((wavelength.value - 8688.0) / 0.1) ** 2)
+    >>> template = Spectrum(flux=(1.0 - dip) * u.one, spectral_axis=wavelength)
+    >>> star = sb.clone(template)
+    >>> pixels = np.arange(8682.0, 8698.0, 0.06)
+    >>> data = sb.simulate.simulate(pixels, star.emulator, rv=12.0, resolving_power=55_000, snr=100, seed=0)
+    >>> held = {"vsini": 0.0, "resolving_power": 55_000, "free": ("rv", "continuum"), "continuum": 1}
+    >>> fit = sb.fit(data, star, rv=10.0, **held, progress=False)
+    >>> print(f"{fit.value('rv'):.0f} ± {fit.error('rv'):.1f} km/s")
+    12 ± 0.2 km/s
     """
     further = [parameter.name for component in components for parameter in _parameters_of(component)]
     partly = [part for part in components if isinstance(part, Component) and part.free_lines is not None]
