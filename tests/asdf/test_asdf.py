@@ -314,18 +314,6 @@ def python(code, *arguments):
     return done.stdout
 
 
-def test_entry_points_import_nothing_heavy():
-    code = """
-import sys, asdf
-from specutils_blase.asdf.integration import get_extensions, get_resource_mappings
-get_extensions(), get_resource_mappings()
-assert [e for e in asdf.get_config().extensions if e.package_name == "specutils-blase"]
-heavy = {"torch", "muler", "specutils_blase.asdf.records"} & set(sys.modules)
-assert not heavy, heavy
-"""
-    python(code)
-
-
 NOT_INSTALLED = """
 import sys
 

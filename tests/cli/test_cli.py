@@ -128,9 +128,10 @@ def test_fit_from_clones_ledgers_or_templates(files, star, telluric, tmp_path, c
     printed = capsys.readouterr()
     assert code == 0 and printed.err == ""
     rv, error = value(printed.out, "rv")
-    assert abs(rv - RV) < 4 * error < 1.0
+    # Errors by dense algebra: see error_bars.py.
+    assert abs(rv - RV) < 4 * error and error == pytest.approx(0.0561, rel=0.1)
     vsini, error = value(printed.out, "vsini")
-    assert abs(vsini - VSINI) < 4 * error < 4.0
+    assert abs(vsini - VSINI) < 4 * error and error == pytest.approx(0.157, rel=0.1)
     assert "rv is in the frame of the data's wavelengths" in printed.out
     assert f"wrote {out}, {ledger}, {plot}" in printed.out
     fit = sb.read(out)
@@ -519,9 +520,10 @@ class TestFitOfManyOrders:
         assert printed.err == ""
         assert printed.out.startswith("FitResult of 3 orders: converged")
         rv, error = value(printed.out, "rv")
-        assert abs(rv - TRUTH["rv"]) < 4 * error < 0.2
+        # Errors by dense algebra: see error_bars.py.
+        assert abs(rv - TRUTH["rv"]) < 4 * error and error == pytest.approx(0.0205, rel=0.1)
         vsini, error = value(printed.out, "vsini")
-        assert abs(vsini - TRUTH["vsini"]) < 4 * error < 1.0
+        assert abs(vsini - TRUTH["vsini"]) < 4 * error and error == pytest.approx(0.0659, rel=0.1)
         barycentric, _ = value(printed.out, "rv_barycentric")
         assert barycentric == pytest.approx(rv + BARYCENTRIC, abs=2e-3)  # the product of the two over c is 0.6 m/s
         left_out = re.findall(r"^  order (\d+) left out: .*no finite flux", printed.out, re.MULTILINE)
@@ -549,7 +551,7 @@ class TestFitOfManyOrders:
         printed = capsys.readouterr().out
         assert printed.startswith("FitResult: converged")
         rv, error = value(printed, "rv")
-        assert abs(rv - TRUTH["rv"]) < 4 * error < 0.4
+        assert abs(rv - TRUTH["rv"]) < 4 * error and error == pytest.approx(0.0374, rel=0.1)  # by dense algebra
         assert value(printed, "rv_barycentric")[0] == pytest.approx(rv + BARYCENTRIC, rel=1e-3)
 
     def test_not_converged(self, night, tmp_path, capsys):
@@ -634,9 +636,9 @@ class TestDemo:
 
     def test_velocities_are_recovered(self, shown):
         fit = sb.read(shown[2] / "demo.asdf")
-        for name in ("rv", "vsini"):
+        for name, dense in (("rv", 0.0449), ("vsini", 0.0620)):  # errors by dense algebra: see error_bars.py
             assert abs(fit.value(name) - demo.TRUTH[name]) < 3 * fit.error(name)
-        assert fit.error("rv") < 0.1 and fit.error("vsini") < 0.2
+            assert fit.error(name) == pytest.approx(dense, rel=0.1)
         assert fit.success and 0.85 < fit.reduced_chi2 < 1.15
         assert fit.settings["start_rv"] != demo.TRUTH["rv"]  # by cross-correlation
 

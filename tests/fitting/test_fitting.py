@@ -9,6 +9,7 @@ import pytest
 import torch
 from astropy.nddata import InverseVariance, StdDevUncertainty
 from astropy.table import QTable
+from error_bars import assert_bars
 from small_order import RESOLVING_POWER, SKY, STAR, TRUTH, observed
 from specutils import Spectrum, SpectrumList
 
@@ -42,6 +43,7 @@ def test_recovers_truth_from_perturbed_lines(recovered):
     assert result.success, result.message
     assert abs(result.value("rv") - TRUTH["rv"]) < 3.0 * result.error("rv")
     assert abs(result.value("vsini") - TRUTH["vsini"]) < 3.0 * result.error("vsini")
+    assert_bars(result, "rv", "vsini", "continuum_0", "continuum_1", "continuum_2")
     assert 0.8 < result.reduced_chi2 < 1.2
     for name, truth in (("star", star), ("telluric", sky)):
         rows = result.ledger[result.ledger["component"] == name]
@@ -50,14 +52,14 @@ def test_recovers_truth_from_perturbed_lines(recovered):
         true_area = np.asarray(truth["area"], dtype=float)[np.argsort(np.asarray(truth["center"], dtype=float))]
         nearest = np.abs(rows["center"].value[:, None] - true_center).argmin(1)
         pulls = (rows["area"].value - true_area[nearest]) / rows["area_err"].value
-        assert np.sqrt(np.mean(pulls**2)) < 1.6, name
+        assert len(pulls) > 8
+        assert 0.3 < np.sqrt(np.mean(pulls**2)) < 1.6, name  # their priors are twice as wide as their scatter
 
 
 def test_continuum_comes_back_in_the_unit_of_the_flux(recovered):
     result = recovered[2]
     for degree, truth in enumerate((3.0, 0.06, -0.03)):
-        error = result.error(f"continuum_{degree}")
-        assert 0.0 < error < 0.1
+        error = result.error(f"continuum_{degree}")  # the bar itself: see the test above
         assert abs(result.value(f"continuum_{degree}") - truth) < 4.0 * error
 
 
@@ -135,6 +137,7 @@ def test_spectra_are_written_by_specutils(recovered, tmp_path):
 def test_five_percent_quadratic_continuum_is_recovered():
     result = quick(observed(continuum=(1.0, 0.0, 0.05)), star_lines=(), telluric_lines=())
     assert abs(result.value("continuum_2") - 0.05) < 4.0 * result.error("continuum_2")
+    assert_bars(result, "continuum_0", "continuum_2")
     assert result.value("continuum_2") == pytest.approx(0.05, abs=2e-3)
 
 
@@ -251,6 +254,7 @@ def test_a_pixel_that_claims_to_know_everything_is_left_out():
     assert not bool(result.data.good[100]) and int((~result.data.good).sum()) == 1
     clean = quick(data, star_lines=(), telluric_lines=())
     assert abs(result.value("rv") - clean.value("rv")) < 0.3 * clean.error("rv")
+    assert_bars(clean, "rv")
 
 
 def test_bare_component_combinations():
@@ -320,7 +324,7 @@ def test_two_dimensional_flux_says_how_to_loop():
         quick(stacked)
 
 
-def test_a_template_spectrum_is_cloned_first_unless_it_is_too_coarse():
+def test_a_template_spectrum_is_cloned_first_unless_it_is_too_coarse(recovered):
     wavelength = np.linspace(10480.0, 10550.0, 7001)
     edges = sb.simulate.pixel_edges(wavelength)
     flux = sb.simulate.simulate_flux(edges, STAR, step=0.2)
@@ -328,18 +332,20 @@ def test_a_template_spectrum_is_cloned_first_unless_it_is_too_coarse():
     coarse = Spectrum(flux=flux[::100] * u.one, spectral_axis=wavelength[::100] * u.AA)
     result = quick(observed(), fine)
     assert abs(result.value("rv") - TRUTH["rv"]) < 3.5 * result.error("rv")
+    assert result.error("rv") == pytest.approx(recovered[2].error("rv"), rel=0.25)  # as many lines in as much noise
     assert result.reduced_chi2 < 1.5
     with pytest.raises(ValueError, match=r"sampled every 1 Å, coarser than the data's resolution element"):
         quick(observed(), coarse)
 
 
-def test_further_iterations_change_nothing(monkeypatch):
+def test_further_iterations_change_nothing(recovered, monkeypatch):
     """Where the model is right, no parameter is 0.05 of its error from where ever more iterations would take it."""
     usual = quick(observed())
     monkeypatch.setattr("specutils_blase.fitting.stages.TOLERANCE", 1e-10)
     further = quick(observed())
     assert usual.success and further.success and len(further.history) > len(usual.history)
     for name in ("rv", "vsini", "continuum_0"):
+        assert usual.error(name) == pytest.approx(recovered[2].error(name), rel=0.25)  # whose bars are known
         assert abs(further.value(name) - usual.value(name)) < 0.05 * usual.error(name)
     for name in ("area", "sigma", "gamma", "rv_offset"):
         error = usual.ledger[f"{name}_err"]

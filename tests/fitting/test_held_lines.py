@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from astropy.table import QTable
+from error_bars import assert_bars
 from scipy.special import voigt_profile
 
 import specutils_blase as sb
@@ -100,6 +101,7 @@ def test_more_lines_than_pixels_can_tell_are_held_weakest_first():
     free, held = np.asarray(fit.ledger["free"]), fit.settings["held_lines"]["star"]
     assert free.sum() == int(MOST_LINES_PER_PIXEL * pixels.size) and held > 100
     assert fit.value("rv") == pytest.approx(RV, abs=4.0 * fit.error("rv"))
+    assert_bars(fit, "rv")
     # By the centres that they started from, the template's line of each row.
     start = fit.ledger["center"].value / (1.0 + fit.ledger["rv_offset"].value / SPEED_OF_LIGHT)
     template = np.abs(start[:, None] - np.array(many["center"])).argmin(1)
@@ -146,6 +148,7 @@ def test_a_fit_is_a_template_of_another_epoch(few, fitted):
     fit = sb.fit(other, fitted, **OPTIONS | {"rv": 9.5})
     assert fit.success and fit.settings["from_fit"] == {"star": False}
     assert fit.value("rv") == pytest.approx(9.5, abs=4.0 * fit.error("rv"))
+    assert_bars(fit, "rv", "vsini")
     held = sb.fit(other, fitted, star_lines=(), **OPTIONS | {"rv": 9.5})
     strong = fitted.ledger[fitted.ledger["snr"] > 5]
     near = np.abs(held.ledger["center"].value[:, None] - strong["center"].value).argmin(0)

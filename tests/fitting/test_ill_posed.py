@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from astropy.nddata import StdDevUncertainty
+from error_bars import assert_bars
 from specutils import Spectrum
 
 import specutils_blase as sb
@@ -51,7 +52,8 @@ def result():
 
 def test_it_converges(result):
     assert result.success, result.message
-    assert abs(result.value("rv") - 12.0) < 5.0 * result.error("rv")
+    assert abs(result.value("rv") - 12.0) < 4.0 * result.error("rv")
+    assert_bars(result, "rv", "vsini")
     assert 0.7 < result.reduced_chi2 < 1.3
     assert np.isfinite(result.line_covariance["star"]).all()
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from astropy import units as u
 from astropy.nddata import StdDevUncertainty
+from error_bars import assert_bars
 from specutils import Spectrum
 
 import specutils_blase as sb
@@ -59,6 +60,7 @@ def test_orders_agree_with_the_joint_fit(star):
     assert fit.quality.reason("order_scatter_rv") is None
     assert np.sum(weights * values) / np.sum(weights) == pytest.approx(fit.value("rv"), abs=0.1 * fit.error("rv"))
     assert np.sum(weights) ** -0.5 == pytest.approx(fit.error("rv"), rel=0.05)
+    assert_bars(fit, "rv", "vsini")
 
 
 def test_orders_that_disagree_widen_the_error(star):
@@ -131,4 +133,5 @@ def test_a_line_at_its_bound_stays_there_when_an_order_is_asked_alone(star):
     assert fit.ledger["at_limit"].sum() == 1
     values = fit.orders["rv"].to_value("km/s")
     assert values.min() < fit.value("rv") < values.max()
+    assert_bars(fit, "rv", "vsini")
     assert abs(fit.value("rv") - 12.0) < 2.0 * fit.error("rv")

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from astropy.nddata import StdDevUncertainty
+from error_bars import assert_bars
 from specutils import Spectrum
 
 import specutils_blase as sb
@@ -138,6 +139,7 @@ def test_a_fit_leaves_them_out_and_tells(star, hit):
     options = {"resolving_power": 40_000, "star_lines": (), "progress": False}
     before, after = sb.fit(clean, star, **options), sb.fit(bad, star, **options)
     assert len(before.rejected) == 0
+    assert_bars(before, "rv", "vsini")
     assert after.rejected["index"].tolist() == wrong
     assert set(after.rejected["reason"]) == {"negative", "spike", "sharp", "zeros"} == set(REASONS[1:])
     assert (np.abs(after.rejected["deviation"]) > 6.0).all()

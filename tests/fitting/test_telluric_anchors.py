@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from error_bars import forward_jacobian
 from scipy.optimize import minimize_scalar
 
 from specutils_blase.fitting import stages as solving
@@ -95,19 +96,41 @@ def cost(problem, means, change):
     return total
 
 
+@torch.no_grad()
+def information(problem, means, vector, bend):
+    """Dense: what ψ bends by along each common change, all lines following, with priors that bend by `bend`."""
+    problem.write(vector)
+    jacobian = forward_jacobian(problem.free, torch.full_like(vector, 1e-4))
+    bend = torch.where(problem.priors.freedom.isfinite(), bend, problem.priors.precision)  # the continuum's prior is Gaussian
+    held = bend.unsqueeze(1) * means.design
+    curvature = jacobian.T @ (problem.weight.unsqueeze(1) * jacobian) + torch.diag(bend)
+    return torch.diag(means.precision) + means.design.T @ held - held.T @ torch.linalg.solve(curvature, held)
+
+
 @pytest.mark.parametrize("freedom", [4.0, np.inf])
 def test_anchors_stand_where_the_posterior_is_highest(freedom):
-    """Parabolas through the least cost over all lines: their summits within `STILL`, their widths the errors told."""
+    """Parabolas through the least cost over all lines: their summits within `STILL`, their widths by dense algebra.
+
+    The cost bends as Student's t does where the lines are. The errors told are those that it bends by on average over
+    its scatter, which is (ν + 1)/(ν + 3) of the Gaussian of its width.
+    """
     problem, scale = sky_problem(1, freedom=freedom)
-    problem, _, means, _ = settled(problem, scale)
+    problem, _, means, vector = settled(problem, scale)
+    precision, square = problem.priors.precision, problem.priors.precision * (vector - problem.priors.mean).square()
+    told, bend = precision, precision
+    if freedom < np.inf:
+        told = precision * (freedom + 1.0) / (freedom + 3.0)
+        bend = precision * (freedom + 1.0) * (freedom - square) / (freedom + square).square()
+    expected = torch.linalg.inv(information(problem, means, vector, told)).diagonal().sqrt()
+    torch.testing.assert_close(means.error, expected, rtol=0.02, atol=0.0)
+    here = information(problem, means, vector, bend).diagonal()
     for k, error in enumerate(means.error.tolist()):
         change = np.zeros(3)
         change[k] = error
-        here, low, high = (cost(problem, means, side * change) for side in (0.0, -1.0, 1.0))
-        turn = high + low - 2.0 * here
+        low, middle, high = (cost(problem, means, side * change) for side in (-1.0, 0.0, 1.0))
+        turn = high + low - 2.0 * middle
         assert abs(0.5 * (low - high) / turn) < STILL, k
-        # Student's t bends less than the Gaussian that touches it.
-        assert (2.0 / turn) ** 0.5 == pytest.approx(1.0, rel=0.05 if freedom == np.inf else 0.35), k
+        assert turn == pytest.approx(2.0 * error**2 * float(here[k]), rel=0.05), k
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])

