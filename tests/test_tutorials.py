@@ -173,8 +173,9 @@ def test_example_of_the_readme_runs(tmp_path, monkeypatch):
     assert time.process_time() - start < 60.0
     fit, truth = given["fit"], given["data"].meta["truth"]
     assert fit.success and 0.8 < fit.reduced_chi2 < 1.2
-    for name in ("rv", "vsini"):
-        assert abs(fit.value(name) - truth[name]) < 4.0 * fit.error(name) < 1.2
+    for name, dense in (("rv", 0.0745), ("vsini", 0.1938)):  # errors by dense algebra: see error_bars.py
+        assert abs(fit.value(name) - truth[name]) < 4.0 * fit.error(name)
+        assert fit.error(name) == pytest.approx(dense, rel=0.1)
     assert 0 < len(given["strong"]) < len(fit.ledger)
     assert given["clean"].flux.shape == given["pixels"].shape
     assert sb.read("order.asdf").value("rv") == fit.value("rv")
@@ -189,7 +190,8 @@ def test_example_of_the_readme_with_many_orders(tmp_path, monkeypatch, capsys):
     exec(compile(example, str(README), "exec"), given)
     fit, printed = given["fit"], capsys.readouterr().out
     assert fit.success and list(fit.orders["order"]) == ["17", "18", "20"]
-    assert abs(fit.value("rv") - nights.TRUTH["rv"]) < 4.0 * fit.error("rv") < 0.2
+    assert abs(fit.value("rv") - nights.TRUTH["rv"]) < 4.0 * fit.error("rv")
+    assert fit.error("rv") == pytest.approx(0.0205, rel=0.1)  # by dense algebra: see error_bars.py
     assert "rv_barycentric = " in printed and re.search("^ *order +fitted +reason", printed, re.MULTILINE)
     assert [len(one.flux) for one in given["clean"]] == [400] * 3
     assert all(Path(name).stat().st_size > 0 for name in ("one_order.png", "orders.png"))

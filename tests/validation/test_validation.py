@@ -41,6 +41,8 @@ ITEMS, tasks, collect = map(runpy.run_path(str(HERE / "run.py")).get, ("ITEMS", 
 
 PART = 0.3
 SEEDS = range(3)
+DENSE = {"rv": 0.0739, "vsini": 0.1558}
+"""Errors of one of these fits at a signal-to-noise ratio of 100, by `error_bars.dense_errors`."""
 
 
 def records(case, **arguments):
@@ -82,6 +84,8 @@ def test_errors_are_calibrated(calibrated):
     for name in ("rv", "vsini"):
         pulls = tables.column(results, name) / tables.column(results, f"{name}_err")
         assert np.abs(pulls).max() < 3.0 and np.sqrt(np.mean(pulls**2)) < 1.7, (name, pulls)
+        # Too few pulls to tell an error that is too large.
+        np.testing.assert_allclose(tables.column(results, f"{name}_err"), DENSE[name], rtol=0.25)
     for name in ("ln_area", "equivalent_width"):
         pulls = tables.pooled(results, name)
         assert pulls.size > 50
@@ -134,6 +138,8 @@ def test_changed_lines_come_back_and_others_stay():
     assert visible.sum() >= 5
     assert np.mean(np.abs(np.array(result["changed"])[visible]) < 2.0) >= 0.8
     assert np.mean(np.abs(result["unchanged"]) > 3.0) <= 0.05
+    # Errors three times too large pass the above. Lines that are their clones' stay nearer to them than their errors.
+    assert 0.6 < np.std(np.array(result["changed"])[visible]) and 0.4 < np.std(result["unchanged"]) < 1.0
 
 
 def test_a_wrong_resolving_power_goes_to_the_rotation():
@@ -144,6 +150,8 @@ def test_a_wrong_resolving_power_goes_to_the_rotation():
     )
     assert wrong["vsini"] - right["vsini"] > 0.5 * right["vsini_err"]
     assert abs(wrong["rv"] - right["rv"]) < 0.5 * right["rv_err"]
+    for name in ("rv", "vsini"):
+        assert right[f"{name}_err"] == pytest.approx(DENSE[name], rel=0.25)
 
 
 @pytest.mark.slow
