@@ -93,7 +93,8 @@ def stitched(star, shift: float, seed: int):
 def alone(star, shift: float, seed: int):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", sb.BlaseQualityWarning)
-        return sb.fit(stitched(star, shift, seed), star, resolving_power=40_000, star_lines=(), progress=False)
+        options = {"rv": 12.0, "vsini": 6.0, "resolving_power": 40_000, "star_lines": (), "progress": False}
+        return sb.fit(stitched(star, shift, seed), star, **options)
 
 
 def test_parts_of_an_order_that_disagree_widen_its_error(star):

@@ -111,7 +111,7 @@ def test_amounts_of_water_and_methane_are_found_apart(sky, caplog):
     rows = fit.ledger[fit.ledger["component"] == "telluric"]
     for name, amount in AMOUNTS.items():
         assert abs(scale["factors"][name] - amount) < 3.0 * scale["errors"][name]
-        # Of n lines known well: the width of their prior over √n, Student's t telling 5/7 of a Gaussian; weak ones less.
+        # Of n well-known lines the width of the prior over √n, where Student's t tells 5/7 of a Gaussian; else more.
         least = LinePriors().ln_area * np.sqrt(7.0 / 5.0 / np.sum(rows["free"] & (rows["species"] == name)))
         assert 0.98 * least < scale["errors"][name] / scale["factors"][name] < 1.3 * least
     assert set(rows["species"]) >= {"H2O", "CH4"}
