@@ -101,7 +101,9 @@ def information(problem, means, vector, bend):
     """Dense: what ψ bends by along each common change, all lines following, with priors that bend by `bend`."""
     problem.write(vector)
     jacobian = forward_jacobian(problem.free, torch.full_like(vector, 1e-4))
-    bend = torch.where(problem.priors.freedom.isfinite(), bend, problem.priors.precision)  # the continuum's prior is Gaussian
+    bend = torch.where(
+        problem.priors.freedom.isfinite(), bend, problem.priors.precision
+    )  # the continuum's prior is Gaussian
     held = bend.unsqueeze(1) * means.design
     curvature = jacobian.T @ (problem.weight.unsqueeze(1) * jacobian) + torch.diag(bend)
     return torch.diag(means.precision) + means.design.T @ held - held.T @ torch.linalg.solve(curvature, held)
