@@ -126,7 +126,7 @@ def describe_order(spectrum: Spectrum, *, barycentric_velocity: u.Quantity | flo
     if velocity is not None and abs(shift) > SKY_FIBRE_SHIFT_KMS:
         velocity, source = None, f"unknown: wavelengths shifted by {shift:+.1f} km/s against the sky fibre"
     if barycentric_velocity is not None:
-        from ..spectra.reading import to_kms
+        from ..spectra.quantities import to_kms
 
         chosen = to_kms(barycentric_velocity, "barycentric_velocity")
         if velocity is not None and abs(chosen - velocity) > 0.1:

@@ -12,7 +12,8 @@ import numpy as np
 from astropy.table import MaskedColumn, QTable
 from specutils import Spectrum
 
-from ..spectra.reading import read_spectrum, vacuum_wavelength
+from ..spectra.reading import read_spectrum
+from ..spectra.wavelengths import vacuum_wavelength
 from .muler import describe_order, good_pixels
 
 

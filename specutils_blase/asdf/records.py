@@ -26,7 +26,7 @@ from specutils import Spectrum
 from specutils.spectra.spectral_axis import SpectralAxis
 
 from ..spectra.data import SpectralData
-from ..spectra.reading import SpectrumFrame
+from ..spectra.frame import SpectrumFrame
 
 NOTED_PACKAGES = ("specutils-blase", "torch", "numpy", "scipy", "astropy", "specutils", "muler", "asdf", "asdf-astropy")
 """Packages whose versions are noted in every result."""

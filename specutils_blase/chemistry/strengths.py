@@ -20,7 +20,7 @@ import astropy.units as u
 import numpy as np
 from astropy import constants as const
 
-from ..spectra.reading import to_number, to_teff
+from ..spectra.quantities import to_number, to_teff
 from .equilibrium import Equilibrium, solar_gas
 from .species import composition
 

@@ -313,7 +313,7 @@ def _cloned(component_input, source: str, name: str, data, args):
     import specutils_blase as sb
 
     from ..physics.grids import SPEED_OF_LIGHT
-    from ..spectra.reading import vacuum_wavelength
+    from ..spectra.wavelengths import vacuum_wavelength
 
     spectrum, options = component_input
     if args.flux_scale is not None:

@@ -25,8 +25,9 @@ from ..physics.saturation import saturation_law
 from ..quality.clones import assess_clone
 from ..quality.report import Quality
 from ..spectra.data import SpectralData
-from ..spectra.quantities import is_number
-from ..spectra.reading import read_spectrum, spectrum_on, to_resolving_power, to_teff
+from ..spectra.frame import spectrum_on
+from ..spectra.quantities import is_number, to_resolving_power, to_teff
+from ..spectra.reading import read_spectrum
 from ..spectra.registry import writer
 from .continuum import gaps, template_continuum
 from .line_finding import find_lines, own_widths, share_out_areas

@@ -10,8 +10,7 @@ import numpy as np
 from astropy.modeling.models import BlackBody
 
 from ..physics.scatter import robust_sigma
-from ..spectra.quantities import is_whole
-from ..spectra.reading import to_teff
+from ..spectra.quantities import is_whole, to_teff
 
 SHORTEST_GAP = 3
 """Fewest adjacent pixels of zero flux that may be a gap."""

@@ -20,7 +20,8 @@ from specutils import Spectrum
 from ..model.emulator import LineEmulator
 from ..physics.saturation import SaturationLaw
 from ..quality.clones import assess_clone
-from ..spectra.reading import read_spectrum, spectrum_on
+from ..spectra.frame import spectrum_on
+from ..spectra.reading import read_spectrum
 from .clone import CloneResult, NoLinesError, clone, clone_ledger, clone_model
 from .refinement import Template, worst_places
 

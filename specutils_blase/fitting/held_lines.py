@@ -15,7 +15,7 @@ from astropy.table import Table
 from torch import Tensor
 
 from ..ledger.columns import KMS
-from ..ledger.table import column_values, text_column
+from ..ledger.emulator import column_values, text_column
 from ..model.emulator import LineEmulator
 from ..physics.grids import SPEED_OF_LIGHT
 from ..physics.voigt import voigt, voigt_fwhm

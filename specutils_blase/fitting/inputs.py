@@ -18,7 +18,7 @@ from specutils import Spectrum
 from torch import Tensor
 
 from ..cloning.clone import CloneResult, clone
-from ..ledger.table import emulator_from_ledger, ledger_meta
+from ..ledger.emulator import emulator_from_ledger, ledger_meta
 from ..model.component import Component
 from ..model.emulator import LineEmulator
 from ..model.extrinsic import DopplerShift, RotationalBroadening

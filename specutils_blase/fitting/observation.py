@@ -19,7 +19,9 @@ from specutils import Spectrum
 from ..inference.noise import Diagonal
 from ..physics.scatter import difference_scatter
 from ..spectra.data import SpectralData
-from ..spectra.reading import SpectrumFrame, read_spectrum, to_resolving_power
+from ..spectra.frame import SpectrumFrame
+from ..spectra.quantities import to_resolving_power
+from ..spectra.reading import read_spectrum
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,7 @@ from ..inference.prior_mean import PriorMean
 from ..inference.priors import LinePriors
 from ..model.instrument import LineSpread
 from ..model.parameters import GLOBALS, KINDS
-from ..spectra.quantities import is_number, is_whole
-from ..spectra.reading import to_kms
+from ..spectra.quantities import is_number, is_whole, to_kms
 
 HELD_VSINI = 2.0
 """Rotation velocity [km/s] where it is neither given nor fitted."""

@@ -21,4 +21,20 @@ __all__ = [
     "text_column",
 ]
 
-__getattr__, __dir__ = attach(__name__, dict.fromkeys(__all__, ".table"))
+_WHERE = {
+    "NEEDED_COLUMNS": ".emulator",
+    "PACKED_META": ".emulator",
+    "LineErrors": ".table",
+    "build_ledger": ".table",
+    "column_values": ".emulator",
+    "emulator_from_ledger": ".emulator",
+    "equivalent_width": ".equivalent_widths",
+    "equivalent_width_with_gradient": ".equivalent_widths",
+    "held_errors": ".table",
+    "law_shape": ".emulator",
+    "ledger_meta": ".emulator",
+    "observed_centers": ".emulator",
+    "text_column": ".emulator",
+}
+
+__getattr__, __dir__ = attach(__name__, _WHERE)

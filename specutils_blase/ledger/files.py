@@ -18,7 +18,7 @@ from astropy.io.registry import IORegistryError
 from astropy.table import QTable, Table
 
 from .columns import COLUMNS
-from .table import NEEDED_COLUMNS, PACKED_META, ledger_meta, text_column
+from .emulator import NEEDED_COLUMNS, PACKED_META, ledger_meta, text_column
 
 LEDGER_FORMATS = {
     ".ecsv": "ascii.ecsv",

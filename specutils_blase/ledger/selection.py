@@ -13,9 +13,10 @@ from astropy.table import QTable, Table
 from specutils import SpectralRegion
 
 from ..chemistry.species import normalise_species
-from ..spectra.reading import to_kms, vacuum_wavelength
+from ..spectra.quantities import to_kms
+from ..spectra.wavelengths import vacuum_wavelength
 from .columns import KMS
-from .table import column_values, observed_centers, text_column
+from .emulator import column_values, observed_centers, text_column
 
 DEFECT_FLAGS = ("blended", "saturated", "edge", "unconstrained", "at_limit")
 """Flags of a ledger that mark a line as unreliable."""

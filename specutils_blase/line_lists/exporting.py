@@ -9,8 +9,9 @@ import astropy.units as u
 import numpy as np
 from astropy.table import QTable, Table
 
-from ..ledger.table import column_values, observed_centers, text_column
-from ..spectra.reading import air_wavelength, to_kms
+from ..ledger.emulator import column_values, observed_centers, text_column
+from ..spectra.quantities import to_kms
+from ..spectra.wavelengths import air_wavelength
 
 EXPORT_DESCRIPTIONS = {
     "linename": "Species, or the component where it is not identified",

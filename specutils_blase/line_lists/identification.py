@@ -31,11 +31,11 @@ from astropy.table import QTable, Table
 from scipy.stats import siegelslopes
 
 from ..chemistry.strengths import STANDARD_COLUMNS
-from ..ledger.table import column_values, text_column
+from ..ledger.emulator import column_values, text_column
 from ..line_lists import predicted_strength, read_line_list
 from ..physics.grids import SPEED_OF_LIGHT
 from ..physics.voigt import voigt_fwhm
-from ..spectra.reading import to_kms, to_number
+from ..spectra.quantities import to_kms, to_number
 
 logger = logging.getLogger(__name__)
 

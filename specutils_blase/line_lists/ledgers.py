@@ -29,7 +29,7 @@ from ..chemistry.strengths import (
     STELLAR_TEMPERATURE,
     predicted_strength,
 )
-from ..spectra.reading import to_kms, to_number, to_teff
+from ..spectra.quantities import to_kms, to_number, to_teff
 
 HYDROGEN_COLUMN = 1e24
 """Default column of hydrogen nuclei [cm⁻²] above the continuum of a solar photosphere."""

@@ -12,7 +12,7 @@ import numpy as np
 from astropy.table import QTable, Table
 
 from ..chemistry.strengths import HITRAN_TEMPERATURE, STELLAR_TEMPERATURE, predicted_strength
-from ..spectra.reading import vacuum_wavelength
+from ..spectra.wavelengths import vacuum_wavelength
 from .files import LineListError, is_text, read_bytes, text_lines
 from .fixed_width import HITRAN_RECORD, read_hitran, read_linemake
 from .tables import from_table, is_arve, read_arve, read_table

@@ -13,7 +13,7 @@ import torch
 from astropy import units as u
 from astropy.table import QTable
 
-from ..ledger.table import equivalent_width
+from ..ledger.equivalent_widths import equivalent_width
 from .matched_filter import LINE, Feature
 
 

@@ -116,7 +116,7 @@ class LineEmulator(DoublePrecision):
     @classmethod
     def from_ledger(cls, table, *, component: str | None = None, law=None, wavelength_range=None) -> LineEmulator:
         """Emulator from a ledger, or any table with center, area, sigma, gamma; see `ledger.emulator_from_ledger`."""
-        from ..ledger.table import emulator_from_ledger
+        from ..ledger.emulator import emulator_from_ledger
 
         return emulator_from_ledger(table, component=component, law=law, wavelength_range=wavelength_range)
 

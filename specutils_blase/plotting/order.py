@@ -23,7 +23,7 @@ from specutils import Spectrum
 
 from ..physics.grids import SPEED_OF_LIGHT
 from ..spectra.quantities import is_whole
-from ..spectra.reading import air_wavelength
+from ..spectra.wavelengths import air_wavelength
 from .panels import crown, label_panels, legend_of, limits_around, make_panels, scale_flux_axis
 
 

@@ -23,7 +23,7 @@ from ..inference.linear.normal_equations import NormalEquations
 from ..inference.linear.windows import covariance_cut
 from ..inference.noise import Diagonal
 from ..ledger.columns import COLUMNS
-from ..ledger.table import equivalent_width
+from ..ledger.equivalent_widths import equivalent_width
 from ..model.echelle import EchelleModel
 from ..model.global_parameter import GlobalParameter
 from ..model.order import ForwardModel

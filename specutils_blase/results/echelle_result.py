@@ -14,7 +14,7 @@ from specutils import Spectrum, SpectrumList
 
 from ..model.echelle import EchelleModel
 from ..spectra.data import SpectralData
-from ..spectra.reading import SpectrumFrame, spectrum_on
+from ..spectra.frame import SpectrumFrame, spectrum_on
 from .fit_result import TEMPLATE_SOURCE, FitResult, model_spectra
 
 

@@ -20,7 +20,7 @@ from ..posterior.line_means import line_means
 from ..posterior.rv_photon_limit import RVPhotonLimit, rv_photon_limit
 from ..quality.report import Quality
 from ..spectra.data import SpectralData
-from ..spectra.reading import SpectrumFrame, spectrum_on
+from ..spectra.frame import SpectrumFrame, spectrum_on
 from ..spectra.registry import writer
 
 LEAST_TRANSMISSION = 0.02

@@ -10,7 +10,7 @@ from specutils import Spectrum
 import specutils_blase as sb
 from specutils_blase import simulate, templates
 from specutils_blase.cloning.clone import NoLinesError
-from specutils_blase.ledger.table import emulator_from_ledger
+from specutils_blase.ledger.emulator import emulator_from_ledger
 from specutils_blase.physics.grids import Sampling
 
 CARBON = (20_600 * u.AA, 20_680 * u.AA)  # CO2's band of 2.06 µm on water lines

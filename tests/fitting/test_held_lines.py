@@ -13,9 +13,9 @@ import specutils_blase as sb
 from specutils_blase.fitting.held_lines import MOST_LINES_PER_PIXEL, told_by_data
 from specutils_blase.fitting.inputs import from_fit
 from specutils_blase.fitting.observation import read_order
-from specutils_blase.ledger.table import emulator_from_ledger
+from specutils_blase.ledger.emulator import emulator_from_ledger
 from specutils_blase.physics.grids import SPEED_OF_LIGHT
-from specutils_blase.spectra.reading import spectrum_on
+from specutils_blase.spectra.frame import spectrum_on
 
 POWER, RV = 45_000.0, 7.0
 PIXELS = np.linspace(8600.0, 8612.0, 200)

@@ -19,7 +19,7 @@ from specutils_blase.fitting.start.correlation import OrderCorrelation
 from specutils_blase.fitting.start.cross_correlation import ROTATIONS, cross_correlate
 from specutils_blase.fitting.start.star import scale_star, strength_tangent
 from specutils_blase.fitting.start.velocities import start_continuum, start_velocities
-from specutils_blase.ledger.table import emulator_from_ledger
+from specutils_blase.ledger.emulator import emulator_from_ledger
 from specutils_blase.model.emulator import LineEmulator
 from specutils_blase.model.order import ForwardModel
 from specutils_blase.physics.grids import SPEED_OF_LIGHT

@@ -11,10 +11,10 @@ import torch
 from astropy.table import QTable, vstack
 
 import specutils_blase as sb
-from specutils_blase.ledger.table import emulator_from_ledger
+from specutils_blase.ledger.emulator import emulator_from_ledger
 from specutils_blase.line_lists import read_line_list, to_ledger
 from specutils_blase.physics.grids import Sampling
-from specutils_blase.spectra.reading import spectrum_on
+from specutils_blase.spectra.frame import spectrum_on
 
 
 def ledger_of(center, area=0.02, fwhm=0.1, **more):

@@ -22,11 +22,11 @@ from specutils_blase.line_lists.equilibrium import EV, K_B, Equilibrium
 from specutils_blase.line_lists.species import species_mass
 
 import specutils_blase as sb
-from specutils_blase.ledger.table import emulator_from_ledger
+from specutils_blase.ledger.emulator import emulator_from_ledger
 from specutils_blase.line_lists import LineListError, normalise_species, predicted_strength, read_line_list, to_ledger
 from specutils_blase.line_lists.ledgers import _anstee_omara
 from specutils_blase.physics.grids import Sampling
-from specutils_blase.spectra.reading import vacuum_wavelength
+from specutils_blase.spectra.wavelengths import vacuum_wavelength
 
 # --- the same two lines of Ti I and CN in all of VALD's formats: made up, in the columns that VALD writes -------------
 

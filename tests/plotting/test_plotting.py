@@ -17,7 +17,7 @@ import specutils_blase as sb
 from specutils_blase.plotting.order import RESIDUAL_LIMIT_SIGMA, plot_clone, plot_fit
 from specutils_blase.plotting.panels import label_panels, make_panels
 from specutils_blase.simulate import simulate
-from specutils_blase.spectra.reading import air_wavelength
+from specutils_blase.spectra.wavelengths import air_wavelength
 
 RV, N_PIXEL = 20.0, 240
 PIXELS = np.linspace(10500.0, 10512.0, N_PIXEL)

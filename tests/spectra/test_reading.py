@@ -22,16 +22,10 @@ import specutils_blase as sb
 from specutils_blase.adapters.files import load_spectrum
 from specutils_blase.fitting.observation import read_orders
 from specutils_blase.spectra.data import SpectralData, pixel_edges
-from specutils_blase.spectra.reading import (
-    SpectrumFrame,
-    air_wavelength,
-    read_spectrum,
-    spectrum_on,
-    to_kms,
-    to_resolving_power,
-    to_teff,
-    vacuum_wavelength,
-)
+from specutils_blase.spectra.frame import SpectrumFrame, spectrum_on
+from specutils_blase.spectra.quantities import to_kms, to_resolving_power, to_teff
+from specutils_blase.spectra.reading import read_spectrum
+from specutils_blase.spectra.wavelengths import air_wavelength, vacuum_wavelength
 
 N = 40
 WAVELENGTH = np.concatenate([8660 + 0.05 * np.arange(25), 8700 + 0.06 * np.arange(N - 25)])  # with a gap

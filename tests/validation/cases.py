@@ -27,7 +27,7 @@ import specutils_blase as sb
 from specutils_blase import simulate, templates
 from specutils_blase.inference.objective import line_bounds
 from specutils_blase.inference.priors import LinePriors
-from specutils_blase.ledger.table import equivalent_width, equivalent_width_with_gradient
+from specutils_blase.ledger.equivalent_widths import equivalent_width, equivalent_width_with_gradient
 from specutils_blase.model.parameters import KINDS
 from specutils_blase.physics.grids import SPEED_OF_LIGHT
 from specutils_blase.posterior.laplace import free_parameters, normal_equations

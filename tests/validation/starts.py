@@ -35,7 +35,7 @@ from specutils_blase.fitting.start.cross_correlation import cross_correlate
 from specutils_blase.fitting.start.first_model import first_model
 from specutils_blase.fitting.start.hypotheses import likeliest
 from specutils_blase.fitting.start.velocities import start_continuum, velocity_information
-from specutils_blase.ledger.table import emulator_from_ledger
+from specutils_blase.ledger.emulator import emulator_from_ledger
 from specutils_blase.model.order import ForwardModel
 from specutils_blase.physics.grids import SPEED_OF_LIGHT
 

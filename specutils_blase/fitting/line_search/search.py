@@ -23,7 +23,7 @@ from ...inference.minimize import minimize
 from ...inference.objective import Objective
 from ...inference.prior_mean import PriorMeans
 from ...inference.solution import Solution
-from ...ledger.table import equivalent_width_with_gradient
+from ...ledger.equivalent_widths import equivalent_width_with_gradient
 from ...missing_lines.matched_filter import HELD, Feature, Grown, search
 from ...missing_lines.table import Discovery
 from ...model.parameters import KINDS
