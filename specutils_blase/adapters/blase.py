@@ -111,8 +111,9 @@ def read_blase_state(
     area, sigma, gamma = logs.exp()
     law = saturation_law(flux_scale, (float(center.min()), float(center.max())))
     velocity = 0.0 if at_rest else scalars["radial_velocity"]
+    parts: tuple[torch.Tensor, ...]
     if profile == "exact":
-        parts: tuple[torch.Tensor, ...] = (center, area, gamma, sigma)  # the names are wrong in blasé's exact profile
+        parts = (center, area, gamma, sigma)  # the names are wrong in blasé's exact profile
     else:
         # Errors of neighbours add up where they overlap: a few lines of depth at a time.
         parameters, count, error = exact_voigts(area, sigma, gamma, law, 0.2 * tolerance)
