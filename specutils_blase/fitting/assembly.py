@@ -38,7 +38,7 @@ from .prior_means.star import StarLines
 from .residuals.correlated import correlation_factor
 from .residuals.noise import NoiseModel
 from .residuals.order_scatter import OrderScatter, order_scatter, part_scatter
-from .residuals.rejection import rejected_table
+from .residuals.rejected_pixels import rejected_table
 from .stages import degrees_of_freedom_used, reduced_chi_square
 from .start.begin import Started
 

@@ -30,8 +30,8 @@ from .held_lines import held_by_ledger
 from .observation import Observation, ObservedOrder
 from .options import FitOptions
 from .prior_means.telluric_species import by_place
-from .start.correlation import coverage
-from .start.cross_correlation import COVERED, FASTEST
+from .start.initial_velocity import COVERED, FASTEST
+from .start.order_correlation import coverage
 
 VELOCITY_MARGIN = 60.0
 """km/s beyond the starting velocity up to which a star's lines are kept that may come into the data."""

@@ -24,8 +24,8 @@ from ..model.order import ForwardModel
 from ..model.parameters import FreeParameters
 from ..physics.parallel import each
 from .residuals.noise import NoiseModel
-from .residuals.rejection import unlike_lines
-from .start.velocities import LOOSE_ITERATIONS
+from .residuals.rejected_pixels import unlike_lines
+from .start.held_line_fit import LOOSE_ITERATIONS
 
 LOOSE = {"ln_area": 3.0, "ln_sigma": 3.0, "ln_gamma": 3.0, "rv_offset": 2.0}
 """Factors on the prior widths in the first stage of a fit."""

@@ -78,7 +78,7 @@ class FitResult:
     found : QTable, optional
         Lines that the fit found and added, where it was asked to.
     rejected : QTable, optional
-        One row a pixel that was left out because no spectrum can show it; see `fitting.residuals.rejection`.
+        One row a pixel that was left out because no spectrum can show it; see `fitting.residuals.rejected_pixels`.
     quality : Quality, optional
         Assessment of the result; see `quality.assessment`.
     """

@@ -13,8 +13,21 @@ from specutils import Spectrum
 
 from .data import SpectralData
 from .flux import read_flux, read_sigma
-from .frame import SpectrumFrame, copy_axis, plain
-from .wavelengths import ascending, says_air, true_edges, vacuum_wavelength
+from .frame import SpectrumFrame, copy_axis, plain, spectrum_on
+from .quantities import to_kms, to_number, to_resolving_power, to_teff
+from .wavelengths import air_wavelength, ascending, says_air, true_edges, vacuum_wavelength
+
+__all__ = [
+    "SpectrumFrame",
+    "air_wavelength",
+    "read_spectrum",
+    "spectrum_on",
+    "to_kms",
+    "to_number",
+    "to_resolving_power",
+    "to_teff",
+    "vacuum_wavelength",
+]
 
 
 def read_spectrum(spectrum: Spectrum, *, medium: str = "vacuum") -> tuple[SpectralData, SpectrumFrame]:

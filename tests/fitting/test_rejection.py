@@ -8,7 +8,15 @@ from error_bars import assert_bars
 from specutils import Spectrum
 
 import specutils_blase as sb
-from specutils_blase.fitting.residuals.rejection import NEGATIVE, REASONS, SHARP, SPIKE, ZEROS, impossible, unlike_lines
+from specutils_blase.fitting.residuals.rejected_pixels import (
+    NEGATIVE,
+    REASONS,
+    SHARP,
+    SPIKE,
+    ZEROS,
+    impossible,
+    unlike_lines,
+)
 from specutils_blase.physics.kernels import FWHM_PER_SIGMA
 from specutils_blase.simulate import simulate
 

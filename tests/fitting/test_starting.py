@@ -13,12 +13,12 @@ from small_order import SKY, STAR, WAVELENGTH, observed
 from specutils import Spectrum
 
 from specutils_blase.fitting.pipeline import fit
-from specutils_blase.fitting.start import cross_correlation as velocity
 from specutils_blase.fitting.start import hypotheses
-from specutils_blase.fitting.start.correlation import OrderCorrelation
-from specutils_blase.fitting.start.cross_correlation import ROTATIONS, cross_correlate
+from specutils_blase.fitting.start import initial_velocity as velocity
+from specutils_blase.fitting.start.held_line_fit import start_continuum, start_velocities
+from specutils_blase.fitting.start.initial_velocity import ROTATIONS, cross_correlate
+from specutils_blase.fitting.start.order_correlation import OrderCorrelation
 from specutils_blase.fitting.start.star import scale_star, strength_tangent
-from specutils_blase.fitting.start.velocities import start_continuum, start_velocities
 from specutils_blase.ledger.emulator import emulator_from_ledger
 from specutils_blase.model.emulator import LineEmulator
 from specutils_blase.model.order import ForwardModel

@@ -31,10 +31,10 @@ from specutils_blase.cloning.clone import NoLinesError
 from specutils_blase.fitting.inputs import templates_of
 from specutils_blase.fitting.observation import Observation, read_orders
 from specutils_blase.fitting.options import FitOptions
-from specutils_blase.fitting.start.cross_correlation import cross_correlate
 from specutils_blase.fitting.start.first_model import first_model
+from specutils_blase.fitting.start.held_line_fit import start_continuum, velocity_information
 from specutils_blase.fitting.start.hypotheses import likeliest
-from specutils_blase.fitting.start.velocities import start_continuum, velocity_information
+from specutils_blase.fitting.start.initial_velocity import cross_correlate
 from specutils_blase.ledger.emulator import emulator_from_ledger
 from specutils_blase.model.order import ForwardModel
 from specutils_blase.physics.grids import SPEED_OF_LIGHT

@@ -19,7 +19,7 @@ from ...inference.priors import LinePriors, penalty, square_of_penalty
 from ...missing_lines.matched_filter import DECISIVE, LINE, Feature, Grown, with_lines
 from ...physics.grids import SPEED_OF_LIGHT
 from ..stages import ALONE_TOLERANCE, LOOSE, LOOSE_TOLERANCE
-from ..start.velocities import LOOSE_ITERATIONS
+from ..start.held_line_fit import LOOSE_ITERATIONS
 
 NEW_LINES = LinePriors(ln_area=2.0, ln_sigma=0.4, ln_gamma=0.5, rv_offset=1.0, degrees_of_freedom=float("inf"))
 """Priors of lines found, about the strength and the place where they were found, and the usual widths of their

@@ -13,11 +13,10 @@ import torch
 from scipy.optimize import brentq
 from torch import Tensor
 
+from .huber_weight import huber_weight
+
 INCOMPLETE = 1.5
 """χ² per degree of freedom from which on the model of an order counts as incomplete."""
-
-OUTLIER = 3.0
-"""Residual in standard deviations from which on Huber's weight falls as its inverse (Huber 1964, k = 3)."""
 
 SETTLED = 0.03
 """Relative change of the noise of an order below which another fit would change nothing."""
@@ -48,7 +47,7 @@ class NoiseModel:
         self.jitter = [0.0] * len(self.sigma)
         self.huber = [torch.ones_like(each) for each in self.sigma]
         self.rejected = [torch.zeros(each.shape, dtype=torch.int8) for each in self.sigma]
-        """Why each pixel was left out while fitting: an index into `rejection.REASONS`."""
+        """Why each pixel was left out while fitting: an index into `rejected_pixels.REASONS`."""
 
     @property
     def adapts(self) -> bool:
@@ -82,7 +81,7 @@ class NoiseModel:
         Parameters
         ----------
         codes : Tensor, (n,) int8
-            As of `rejection`: not 0 where a pixel goes.
+            As of `rejected_pixels`: not 0 where a pixel goes.
         """
         new = self.good[k] & (codes > 0)
         if not bool(new.any()):
@@ -115,8 +114,7 @@ class NoiseModel:
         else:
             incomplete = float((square / variance).sum()) > INCOMPLETE * freedom or self.jitter[k] > 0.0
             if incomplete and self.may_down_weight:
-                limit = OUTLIER * self.variance(k).sqrt()
-                self.huber[k] = (limit / residual.abs().clamp(min=1e-300)).clamp(max=1.0)
+                self.huber[k] = huber_weight(residual, self.variance(k).sqrt())
             if incomplete and self.may_add_jitter:
                 self.jitter[k] = _jitter(square * self.huber[k][good], variance, freedom)
         change = float((self.variance(k)[good] / before).log().abs().median())

@@ -1,6 +1,6 @@
 """The start of a fit: velocities searched, the first fits compared, and the objective that a solver takes over.
 
-Does not live here: the search (`fitting.start.cross_correlation`), the comparison (`fitting.start.hypotheses`), the
+Does not live here: the search (`fitting.start.initial_velocity`), the comparison (`fitting.start.hypotheses`), the
 solution (`fitting.stages`).
 """
 
@@ -24,10 +24,10 @@ from ..options import FitOptions
 from ..prior_means.star import StarLines
 from ..prior_means.telluric import TelluricAmounts
 from ..residuals.noise import NoiseModel
-from .cross_correlation import VelocitySearch, cross_correlate
 from .first_model import FirstModel, atmosphere_of, first_model, target_of, union, without_impossible
+from .held_line_fit import implausible
 from .hypotheses import Attempt, likeliest
-from .velocities import implausible
+from .initial_velocity import VelocitySearch, cross_correlate
 
 logger = logging.getLogger(__name__)
 

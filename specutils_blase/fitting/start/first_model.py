@@ -1,6 +1,6 @@
 """The model of an observation at a start, with the noise and the orders that it stands for.
 
-Does not live here: which start (`fitting.start.cross_correlation`, `fitting.start.hypotheses`), what is free
+Does not live here: which start (`fitting.start.initial_velocity`, `fitting.start.hypotheses`), what is free
 (`fitting.pipeline`).
 """
 
@@ -21,8 +21,8 @@ from ..inputs import Template, lines_reaching, reached
 from ..observation import Observation, ObservedOrder
 from ..options import FitOptions
 from ..residuals.noise import NoiseModel
-from ..residuals.rejection import impossible
-from .cross_correlation import StartingPoint
+from ..residuals.rejected_pixels import impossible
+from .initial_velocity import StartingPoint
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,12 @@ from ...model.echelle import EchelleModel
 from ...model.order import ForwardModel
 from ..residuals.correlated import autocorrelation
 from ..stages import reject_pixels
-from .correlation import SKY_DOUBT
-from .cross_correlation import StartingPoint, VelocitySearch
 from .first_model import FirstModel
+from .held_line_fit import CLIP, FASTEST_ROTATION, HeldFit, start_continuum, start_velocities
+from .initial_velocity import StartingPoint, VelocitySearch
+from .order_correlation import SKY_DOUBT
 from .star import scale_star
 from .tellurics import TelluricScale, scale_telluric
-from .velocities import CLIP, FASTEST_ROTATION, HeldFit, start_continuum, start_velocities
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from ...model.emulator import LineEmulator
 from ...physics.grids import SPEED_OF_LIGHT
 from ...physics.parallel import each
 from ...spectra.data import SpectralData
-from .correlation import STEP, OrderCorrelation, coverage
+from .order_correlation import STEP, OrderCorrelation, coverage
 from .star import STRENGTH_PRIOR
 from .tellurics import scaled_transmissions
 
