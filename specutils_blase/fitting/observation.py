@@ -53,7 +53,8 @@ class ObservedOrder:
     barycentric_velocity : float or None
         km/s to be added to velocities measured as observed.
     rejected : Tensor, (n,) int8, optional
-        Why each pixel was left out before the fit: an index into `rejected_pixels.REASONS`. Their fluxes stay in `data`.
+        Why each pixel was left out before the fit: an index into `rejected_pixels.REASONS`. Their
+        fluxes stay in `data`.
     """
 
     index: int
