@@ -25,7 +25,7 @@ from ..physics.saturation import saturation_law
 from ..quality.clones import assess_clone
 from ..quality.report import Quality
 from ..spectra.data import SpectralData
-from ..spectra.frame import spectrum_on
+from ..spectra.frame import spectrum_of_state, spectrum_on, spectrum_state
 from ..spectra.quantities import is_number, to_resolving_power, to_teff
 from ..spectra.reading import read_spectrum
 from ..spectra.registry import writer
@@ -100,6 +100,14 @@ class CloneResult:
     message: str
     settings: dict = field(default_factory=dict)
     quality: Quality | None = None
+
+    def __getstate__(self) -> dict:
+        spectra = {name: spectrum_state(getattr(self, name)) for name in ("template", "model_spectrum")}
+        return self.__dict__ | spectra
+
+    def __setstate__(self, state: dict) -> None:
+        spectra = {name: spectrum_of_state(state[name]) for name in ("template", "model_spectrum")}
+        self.__dict__.update(state | spectra)
 
     def __repr__(self) -> str:
         lines = [f"CloneResult: {self.message}"]

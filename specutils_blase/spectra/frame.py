@@ -149,6 +149,30 @@ def spectrum_on(
     )
 
 
+def spectrum_state(spectrum: Spectrum) -> dict[str, Any]:
+    """Axis, flux, uncertainty, mask and meta of a spectrum, which can be pickled where its WCS cannot.
+
+    specutils makes a class of its own for the WCS of every spectrum that is given by its wavelengths.
+    """
+    uncertainty = spectrum.uncertainty
+    return {
+        "spectral_axis": copy_axis(spectrum.spectral_axis),
+        "flux": spectrum.flux.copy(),
+        "uncertainty": None if uncertainty is None else (type(uncertainty), uncertainty.array, uncertainty.unit),
+        "mask": spectrum.mask,
+        "meta": dict(spectrum.meta or {}),
+    }
+
+
+def spectrum_of_state(state: dict[str, Any]) -> Spectrum:
+    """The spectrum of `spectrum_state`."""
+    options = {} if state["mask"] is None else {"mask": state["mask"]}
+    if state["uncertainty"] is not None:
+        kind, values, unit = state["uncertainty"]
+        options["uncertainty"] = kind(values, unit=unit)
+    return Spectrum(flux=state["flux"], spectral_axis=state["spectral_axis"], meta=state["meta"], **options)
+
+
 def copy_axis(axis: u.Quantity) -> u.Quantity:
     """A copy that, unlike ``axis.copy()``, still has the bin edges it was built from."""
     new = axis.copy()
