@@ -169,9 +169,9 @@ class PriorMeans:
                     f"{name} and a column a hyperparameter, got {tuple(values.shape)}"
                 )
             if follows is not None:
-                values *= follows.unsqueeze(1)
+                lines[kind] = values * follows.unsqueeze(1)  # not in place: a design may be kept by who gives it
             if kind in kinds:
-                self.design[columns[:, kinds.index(kind)], own] = values[free.lines[name]]
+                self.design[columns[:, kinds.index(kind)], own] = lines[kind][free.lines[name]]
         # Areas and widths that are not free say nothing of hyperparameters, and stay where their template has them.
         return {kind: values for kind, values in lines.items() if kind in kinds}
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from small_models import F64, lines, order
+from small_models import F64, lines
 
 from specutils_blase.model import Component, DopplerShift, GlobalParameter
 from specutils_blase.model.echelle import EchelleModel
@@ -103,7 +103,7 @@ def model():
     motion = {"doppler": DopplerShift(-11.0), "rotation": RotationalBroadening(6.0)}
     companion = Component("companion", lines(5, law="minnaert"), shines=True, amount=0.3, **motion)
     pixels = [torch.linspace(10_000.0, 10_003.5, 70, dtype=F64), torch.linspace(10_003.0, 10_006.5, 70, dtype=F64)]
-    edges = [torch.as_tensor(pixel_edges(order.numpy())) for order in pixels]
+    edges = [torch.as_tensor(pixel_edges(centres.numpy())) for centres in pixels]
     return EchelleModel.for_orders(
         pixels, edges, star=lines(), telluric=lines(4, 3), components=[companion, Glow()], rv=3.0, vsini=5.0,
         resolving_power=[50_000.0, 45_000.0], continuum_degree=1,

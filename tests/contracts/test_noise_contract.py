@@ -138,7 +138,7 @@ def test_single_precision(make):
     torch.testing.assert_close(single.double(), noise.whiten(values), rtol=1e-4, atol=1e-3)
 
 
-# --- in an objective ---------------------------------------------------------------------------------------------------
+# --- in an objective -------------------------------------------------------------------------------------------------
 
 
 def objective(noise, covariance, kinds=(), names=("continuum",)):
