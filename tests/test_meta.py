@@ -116,9 +116,10 @@ def test_conversion_touches_nothing_twice():
     model = order().float().to("cpu").double().float()
     names = {name: tensor.dtype for name, tensor in (*model.named_parameters(), *model.named_buffers())}
     single = {name for name, dtype in names.items() if dtype == torch.float32}
-    kinds = {f"{component}.{kind}" for component in ("star", "telluric") for kind in KINDS}
+    kinds = {f"parts.{component}.emulator.{kind}" for component in ("star", "telluric") for kind in KINDS}
     assert single == kinds
-    assert names["doppler.rv"] == names["sampling.wavelength"] == names["star.center"] == torch.float64
+    for name in ("parts.star.doppler.rv", "parts.star.emulator.center", "sampling.wavelength"):
+        assert names[name] == torch.float64
 
 
 def test_profile_on_meta():
