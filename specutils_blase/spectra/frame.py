@@ -33,7 +33,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, fits.Header):  # no Mapping; COMMENT and HISTORY occur many times and come joined
         value = {key: str(value[key]) if key in ("COMMENT", "HISTORY") else value[key] for key in value if key}
     if isinstance(value, Mapping):
-        return {str(key): plain for key, item in value.items() if (plain := plain(item)) is not None}
+        return {str(key): kept for key, item in value.items() if (kept := plain(item)) is not None}
     return None  # WCS objects, muler's sky spectrum
 
 
