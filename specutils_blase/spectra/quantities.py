@@ -6,15 +6,12 @@ Does not live here: units of spectra (`spectra.reading`, `spectra.flux`).
 from __future__ import annotations
 
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from astropy import units as u
 
 from .flux import WrongUnitsError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def is_number(value) -> bool:
@@ -121,5 +118,6 @@ def to_number(value: Any, unit: u.UnitBase, name: str, positive: bool = False) -
 
 def as_array(values: Any) -> Any:
     """Anything as an array on the CPU; quantities as they are."""
-    values = values.detach().cpu().numpy() if isinstance(values, Tensor) else values
+    if hasattr(values, "detach"):  # a tensor, without torch for who only reads numbers
+        values = values.detach().cpu().numpy()
     return values if isinstance(values, u.Quantity) else np.asarray(values)
