@@ -103,13 +103,13 @@ def test_windows_are_laid_out_anew_when_lines_have_changed():
     made = problem(30, 1)
     vector = made.read()
     made.linearize(vector)
-    layout = made._layout
+    layout = made._known.layout
     made.linearize(vector + 1e-3)
-    assert made._layout is layout
+    assert made._known.layout is layout
     wider = vector.clone()
     columns = made.free.columns("star")
     wider[columns[:, KINDS.index("ln_gamma")]] += 1.0
     made.linearize(wider)
-    assert made._layout is not layout
+    assert made._known.layout is not layout
     made.linearize(vector, precise=True)  # what errors come from is always laid out for the present state
-    assert made._layout is not layout
+    assert made._known.layout is not layout

@@ -329,7 +329,7 @@ def _distinct(orders: Sequence[ForwardModel], maxima: list[tuple]) -> list[tuple
 @torch.no_grad()
 def _try(free: FreeParameters, name: str, maxima: list[tuple], residual, weight, precision: Tensor):
     """z of every place as a line of one component, and centre, area, σ and γ [Å at rest] of these lines."""
-    factor = float(free.model.parts[name].doppler_factor)
+    factor = 1.0 + free.model.parts[name].velocity / SPEED_OF_LIGHT
     center = torch.tensor([maximum[0] for maximum in maxima], dtype=torch.float64) / factor
     usual = [maximum[2].get(name) or next(iter(maximum[2].values())) for maximum in maxima]
     *usual, scatter = zip(*usual, strict=True)

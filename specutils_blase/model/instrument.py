@@ -36,10 +36,9 @@ class LineSpread(DoublePrecision):
 
     Examples
     --------
-    >>> import torch
     >>> from specutils_blase.physics.grids import velocity_grid
     >>> spread = LineSpreadFunction(50_000.0, velocity_grid(8600.0, 8700.0, 1.0))
-    >>> round(float(spread.taps(spread.ln_resolving_power).sum()), 6)
+    >>> round(spread.current_taps().sum().item(), 6)
     1.0
     """
 

@@ -11,7 +11,7 @@ from scipy.special import voigt_profile
 
 import specutils_blase as sb
 from specutils_blase.fitting.held_lines import MOST_LINES_PER_PIXEL, told_by_data
-from specutils_blase.fitting.inputs import from_fit
+from specutils_blase.fitting.inputs import data_of, from_fit
 from specutils_blase.fitting.observation import read_order
 from specutils_blase.ledger.emulator import emulator_from_ledger
 from specutils_blase.physics.grids import SPEED_OF_LIGHT
@@ -178,7 +178,7 @@ def test_a_part_of_the_same_data_is_told(few, fitted):
         part = read_order(whole[PIXELS.size // 4 : 3 * PIXELS.size // 4], resolving_power=POWER)
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
-            assert from_fit({"star": fitted.ledger}, [part]) == {"star": same}
+            assert from_fit(fitted.ledger, "star", set(data_of([part], None))) == same
         assert bool(told) == same
 
 

@@ -299,7 +299,7 @@ def test_noisy_spectrum_pulls():
     error = solution.normal.factor().variance().sqrt()
     pull = ((solution.vector - truth) / error)[:-3]
     torch.testing.assert_close(
-        error, inverse(problem.free, problem.weight, problem.prior_precision(solution.vector)).diagonal().sqrt(),
+        error, inverse(problem.free, problem.weight, problem.priors.precision_at(solution.vector)).diagonal().sqrt(),
         rtol=0.02, atol=0.0,
     )  # fmt: skip
     assert 0.4 < float(pull.square().mean()) < 2.5

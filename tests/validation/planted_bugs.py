@@ -134,7 +134,7 @@ BUGS = {
     ),
     "half-a-line": Bug(
         "equivalent width of one side of a line",
-        "ledger/table.py",
+        "ledger/equivalent_widths.py",
         "return 2.0 * (depth * weight",
         "return (depth * weight",
         ("ledger/test_ledger.py",),

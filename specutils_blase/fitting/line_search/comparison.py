@@ -76,7 +76,7 @@ def as_fitted(features: list[Feature], model, grown: Grown) -> list[Feature]:
     now = []
     for one, at in zip(features, places(features, grown), strict=True):
         emulator = model.components[one.component]
-        factor = float(model.parts[one.component].doppler_factor)
+        factor = 1.0 + model.parts[one.component].velocity / SPEED_OF_LIGHT
         values = {key: float(getattr(emulator, key)[at]) for key in ("area", "sigma", "gamma")}
         center = float(emulator.shifted_center[at])
         now.append(replace(one, wavelength=center * factor, center=center, **values))
@@ -92,7 +92,7 @@ def nearby(objective: Objective, one: Feature) -> Tensor:
     """Parameters of the lines near a feature."""
     near = []
     for name, emulator in objective.free.model.components.items():
-        factor = float(objective.free.model.parts[name].doppler_factor)
+        factor = 1.0 + objective.free.model.parts[name].velocity / SPEED_OF_LIGHT
         far = emulator.center[objective.free.lines[name]] * factor - one.wavelength
         near.append(objective.free.columns(name)[far.abs() < NEAR * observed_width(one)].reshape(-1))
     return torch.cat(near)
