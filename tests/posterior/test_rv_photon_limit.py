@@ -252,7 +252,7 @@ def test_jitter_is_no_photons(flux_factor):
     assert limit.reported == jittered.error("rv") > 1.2 * limit.marginal  # lines that it lacks are wider than a pixel
     assert other.reported == other.marginal == plain.error("rv")
     assert "jitter" in repr(limit) and "jitter" not in repr(other)
-    assert "that are alike" in repr(limit) and "that are alike" not in repr(other)
+    assert "correlated residuals" in repr(limit) and "correlated residuals" not in repr(other)
 
 
 def test_orders_with_jitter_agree_with_each_alone():
